@@ -1,0 +1,37 @@
+"""The embedded checkpoints, and names for them: `builtin:NAME` stands for a folder beside this file."""
+
+from pathlib import Path
+
+_PREFIX = "builtin:"
+_ROOT = Path(__file__).parent
+
+
+def builtin_names() -> list[str]:
+    """Names of the checkpoints shipped with the package, such as `builtin:tatoeba-masked`."""
+    return sorted(_PREFIX + folder.name for folder in _ROOT.iterdir() if (folder / "README.md").is_file())
+
+
+def resolve(name: str | Path) -> str:
+    """What a `from_pretrained` of transformers or diffusers takes: a folder on this machine, or a hub id as it came.
+
+    Raises:
+        ValueError: an unknown `builtin:` name.
+        FileNotFoundError: something spelled as a path that is no folder; a hub is never asked for it.
+
+    >>> resolve("org/model")
+    'org/model'
+    """
+    name = str(name)
+    if name.startswith(_PREFIX):
+        if name not in builtin_names():
+            raise ValueError(f"`{name}` is not an embedded checkpoint; choose one of {', '.join(builtin_names())}.")
+        return str(_ROOT / name.removeprefix(_PREFIX))
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return str(path)
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or path.exists():
+        raise FileNotFoundError(
+            f"`{name}` is not a folder; expected a checkpoint folder, a hub id `organisation/model`, "
+            f"or one of {', '.join(builtin_names())}."
+        )
+    return name

@@ -1,0 +1,36 @@
+"""Where a text begins and ends in a row of token ids."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def end_token_id(tokenizer: Any) -> int | None:
+    """The end-of-text token of a tokenizer, or its separator where it has none (BERT); None where it has neither."""
+    eos: int | None = getattr(tokenizer, "eos_token_id", None)
+    return getattr(tokenizer, "sep_token_id", None) if eos is None else eos
+
+
+def text_mask(ids: Tensor, tokenizer: Any, valid: Tensor | None = None) -> Tensor:
+    """True from the first token that is not padding to the first end-of-text token, that one included.
+
+    A padding token after the text ends it too, itself not included.
+
+    Args:
+        ids: `(batch, length)` int64.
+        tokenizer: its end-of-text and padding tokens are read; None: no token is special.
+        valid: `(batch, length)` bool, False on left padding; None: a leading run of padding tokens.
+
+    Returns:
+        `(batch, length)` bool.
+    """
+    eos, pad = end_token_id(tokenizer), getattr(tokenizer, "pad_token_id", None)
+    nothing = torch.zeros_like(ids, dtype=torch.bool)
+    is_eos = nothing if eos is None else ids == eos
+    is_pad = nothing if pad is None else ids == pad
+    text = ~is_pad.cumprod(-1).bool() if valid is None else valid
+    ends = (is_eos & text).int()
+    after_end = ends.cumsum(-1) > ends  # True strictly after the first end-of-text token
+    padded = (is_pad & ~is_eos & text).cumsum(-1) > 0
+    return text & ~after_end & ~padded

@@ -1,0 +1,154 @@
+"""Update rules: how the factorised distribution q of the free positions climbs the guidance objective.
+
+All rules maximise, for every sequence, `scale * E_q[r] - KL(q || p)`. They see the free positions of the whole batch as
+rows: `log_p` and `log_q` are `(rows, S)`, normalised log-probabilities in nats.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+RewardGradient = Callable[[Tensor], Tensor]
+
+
+class Ascent(Protocol):
+    """Where an update rule gets reward gradients from: drawn at `log_q`, averaged over the samples, never scaled."""
+
+    scale: float
+
+    def grad_logits(self, log_q: Tensor) -> Tensor:
+        """`(rows, S)`, estimate of the gradient of E_q[r] with respect to the logits of q."""
+
+    def grad_sample(self, log_q: Tensor, damping: float) -> Tensor:
+        """`(rows, S)`, G with `grad_logits = q * (G - <q, G>)`: the gradient with respect to the sample itself."""
+
+
+class Update(Protocol):
+    """Anything that turns `log_p` into an improved `log_q`."""
+
+    def __call__(self, log_p: Tensor, ascent: Any, project: Callable[[Tensor], Tensor]) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Natural:
+    """Natural-gradient ascent: `log q <- (1 - eta) log q + eta (log p + scale * G) + const`.
+
+    G is the gradient of the reward with respect to the one-hot sample. The fixed point `q = p exp(scale * G) / Z` is
+    the exact maximiser for a reward that is linear in each token; with `eta = 1` one update reaches it.
+
+    For straight-through G is the reward's own gradient at the drawn tokens. Other estimators are carried to the same
+    coordinates, `G = g / (q + damping)` with g their gradient with respect to the logits: for straight-through and
+    damping 0 the two agree up to a constant, and the damping holds back tokens that q hardly ever draws.
+
+    Attributes:
+        num_updates: updates at every denoising step, each with fresh samples.
+        step_size: eta, in (0, 1].
+        damping: probability, >= 0; not used by straight-through.
+    """
+
+    num_updates: int = 1
+    step_size: float = 1.0
+    damping: float = 1e-3
+
+    def __post_init__(self) -> None:
+        _check_positive_integer("num_updates", self.num_updates)
+        if not 0 < self.step_size <= 1:
+            raise ValueError(f"`step_size` must lie in (0, 1], got {self.step_size!r}; 1 jumps to the tilted p.")
+        if not 0 <= self.damping < float("inf"):
+            raise ValueError(f"`damping` must be >= 0, got {self.damping!r}.")
+
+    def __call__(self, log_p: Tensor, ascent: Ascent, project: Callable[[Tensor], Tensor]) -> Tensor:
+        log_q = log_p
+        for _ in range(self.num_updates):
+            tilt = ascent.scale * ascent.grad_sample(log_q, self.damping)
+            mixed = log_p + self.step_size * tilt + (1 - self.step_size) * (log_q - log_p)
+            log_q = project(mixed.masked_fill(log_p == -torch.inf, -torch.inf).log_softmax(-1))
+        return log_q
+
+
+@dataclass(frozen=True)
+class Adam:
+    """Adam on the logits of q, the rule of the ReDGE paper (arXiv 2601.00781, section 5).
+
+    Attributes:
+        num_updates: updates at every denoising step, each with fresh samples.
+        learning_rate: nats that a logit moves in one update, about.
+    """
+
+    num_updates: int = 10
+    learning_rate: float = 0.5
+
+    def __post_init__(self) -> None:
+        _check_positive_integer("num_updates", self.num_updates)
+        if not 0 < self.learning_rate < float("inf"):
+            raise ValueError(f"`learning_rate` must be > 0, got {self.learning_rate!r}.")
+
+    def __call__(self, log_p: Tensor, ascent: Ascent, project: Callable[[Tensor], Tensor]) -> Tensor:
+        logits = log_p.clone()
+        adam = torch.optim.Adam([logits], lr=self.learning_rate)
+        for _ in range(self.num_updates):
+            log_q = logits.log_softmax(-1)
+            logits.grad = kl_gradient(log_q, log_p) - ascent.scale * ascent.grad_logits(log_q)
+            adam.step()
+            logits.copy_(project(logits.log_softmax(-1)))
+        return logits
+
+
+UPDATES: dict[str, Any] = {"adam": Adam, "natural": Natural}
+
+
+def log_ratio(log_q: Tensor, log_p: Tensor) -> Tensor:
+    """`log q - log p`, 0 where both are -inf."""
+    return (log_q - log_p).masked_fill(log_q == -torch.inf, 0.0)
+
+
+def kl(log_q: Tensor, log_p: Tensor) -> Tensor:
+    """`KL(q || p) = sum_v q(v) (log q(v) - log p(v))` in nats; `(..., S)` to `(...)`. Where q is 0 the term is 0.
+
+    >>> kl(torch.tensor([0.0, float("-inf")]), torch.tensor([0.5, 0.5]).log())
+    tensor(0.6931)
+    """
+    return (log_q.exp() * log_ratio(log_q, log_p)).sum(-1)
+
+
+def kl_gradient(log_q: Tensor, log_p: Tensor) -> Tensor:
+    """Gradient of KL(q || p) with respect to the logits of q: `q (log q - log p - KL)`; `(..., S)` to `(..., S)`."""
+    return log_q.exp() * (log_ratio(log_q, log_p) - kl(log_q, log_p)[..., None])
+
+
+def project_to_budget(log_q: Tensor, log_p: Tensor, budget: Tensor, groups: Tensor, weights: Tensor) -> Tensor:
+    """Move q back along `log q_s = (1 - s) log p + s log q + const` until every group's KL(q_s || p) is within budget.
+
+    The KL grows with s, so s is found by bisection, from below: the result never exceeds the budget.
+
+    Args:
+        log_q, log_p: `(rows, S)` normalised log-probabilities in nats.
+        budget: `(groups,)`, the most that `sum_rows weight * KL` may be in a group, in nats.
+        groups: `(rows,)` int64, the group (sequence) of a row.
+        weights: `(rows,)`, what a row's KL counts.
+
+    Returns:
+        `(rows, S)`; groups within their budget come back as they were.
+    """
+
+    def path(s: Tensor) -> Tensor:
+        return (log_p + s[groups, None] * log_ratio(log_q, log_p)).log_softmax(-1)
+
+    def total_kl(candidate: Tensor) -> Tensor:
+        return torch.zeros_like(budget).index_add_(0, groups, weights * kl(candidate, log_p))
+
+    inside = total_kl(log_q) <= budget
+    low, high = inside.to(log_q.dtype), torch.ones_like(budget, dtype=log_q.dtype)
+    for _ in range(20):
+        middle = (low + high) / 2
+        fits = total_kl(path(middle)) <= budget
+        low, high = torch.where(fits, middle, low), torch.where(fits, high, middle)
+    return torch.where(inside[groups, None], log_q, path(low))
+
+
+def _check_positive_integer(name: str, value: Any) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"`{name}` must be an integer >= 1, got {value!r}.")

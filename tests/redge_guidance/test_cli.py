@@ -1,0 +1,143 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from redge_guidance.cli import main
+
+FAST = ["--num-samples", "2", "--num-inference-steps", "3", "--label", "negative"]
+
+
+def run(*arguments, **kwargs):
+    """The command in a process of its own: `(exit code, stdout, stderr)`."""
+    process = subprocess.run(
+        [sys.executable, "-m", "redge_guidance.cli", *arguments], capture_output=True, text=True, check=False, **kwargs
+    )
+    return process.returncode, process.stdout, process.stderr
+
+
+def test_texts_on_stdout_nothing_on_stderr_in_a_pipe():
+    code, out, err = run("generate", *FAST)
+    assert (code, err) == (0, "")
+    assert len(out.splitlines()) == 2
+
+
+def test_same_seed_same_texts(capsys):
+    outputs = []
+    for seed in ("1", "1", "2"):
+        assert main(["generate", *FAST, "--seed", seed]) == 0
+        outputs.append(capsys.readouterr().out)
+    assert outputs[0] == outputs[1] != outputs[2]
+
+
+def test_json_has_one_object_a_text(tmp_path, capsys):
+    file = tmp_path / "out.jsonl"
+    arguments = ["generate", *FAST, "--prompt", "Tom", "--prompt", "I [MASK] it.", "--json", str(file), "--baseline"]
+    assert main([*arguments, "--scale", "3", "--estimator", "redge"]) == 0
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    assert len(lines) == 8
+    assert [line["settings"]["guided"] for line in lines] == [False] * 4 + [True] * 4
+    assert {line["settings"]["scale"] for line in lines} == {0.0, 3.0}
+    assert lines[0]["settings"]["config"]["estimator"] == {"name": "redge", "num_steps": 4, "t1": 0.7}
+    assert set(lines[0]) == {"prompt", "text", "reward", "nll", "settings"}
+    assert all(line["text"].startswith("Tom") for line in lines if line["prompt"] == "Tom")
+    assert all(line["reward"] <= 0 < line["nll"] for line in lines)
+    out = capsys.readouterr().out
+    assert all(line["text"] in out for line in lines)
+    assert "unguided" in out
+    assert "nats/token" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--label", "angry"], "`label` must be one of negative (0), neutral (1), positive (2), got 'angry'"),
+        (["--estimator", "gumbel"], "`estimator` must be one of redge, straight_through or an object, got 'gumbel'"),
+        (["--update", "sgd"], "`update` must be one of adam, natural"),
+        (["--scale", "-1"], "`scale` must be a finite number >= 0, got -1.0"),
+        (["--model", "builtin:nope"], "`builtin:nope` is not an embedded checkpoint; choose one of builtin:"),
+        (["--model", "./nope"], "`./nope` is not a folder"),
+        (["--reward", "/no/such/folder"], "`/no/such/folder` is not a folder"),
+        (["--model", "organisation/unknown"], "organisation/unknown"),
+        (["--json", "no/such/folder/out.jsonl"], "`--json` must name a file in an existing folder"),
+        (["--prompt", "a [EOS]"], "`prompt` must not contain reserved tokens, got '[EOS]'"),
+        (["--prompt", "word " * 80], "shorten `prompt`"),
+        (["--device", "abacus"], "`--device` must be a device of this machine, got 'abacus'"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(capsys, arguments, message):
+    assert main(["generate", *FAST, *arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert captured.err.startswith("redge-guidance: error: ")
+    assert message in captured.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "required: COMMAND"),
+        (["generate", "--num-samples", "0"], "argument --num-samples: must be >= 1, got 0"),
+        (["generate", "--nope"], "unrecognized arguments: --nope"),
+        (["generate", "--seed", "x"], "argument --seed: invalid int value: 'x'"),
+        (["generate", "--dtype", "int8"], "argument --dtype: invalid choice"),
+    ],
+)
+def test_bad_arguments_are_one_line_and_exit_code_2(capsys, arguments, message):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    captured = capsys.readouterr()
+    assert stop.value.code == 2
+    assert captured.err.count("\n") == 1
+    assert message in captured.err
+
+
+def test_missing_folder_is_found_before_any_work(tmp_path):
+    started = time.perf_counter()
+    assert main(["generate", "--model", "builtin:nope", "--json", str(tmp_path / "no" / "out")]) == 2
+    assert time.perf_counter() - started < 1
+
+
+def test_a_failure_while_writing_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    file = tmp_path / "out.jsonl"
+    file.write_text("old\n")
+
+    def full(*args, **kwargs):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("redge_guidance.cli.os.replace", full)
+    assert main(["generate", *FAST, "--json", str(file)]) == 2
+    assert file.read_text() == "old\n"
+    assert os.listdir(tmp_path) == ["out.jsonl"]
+
+
+def test_control_c_is_one_line_exit_code_130_and_no_file(tmp_path):
+    file = tmp_path / "out.jsonl"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "redge_guidance.cli", "generate", *FAST, "--num-samples", "100000", "--json", str(file)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    time.sleep(8)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (130, "")
+    assert err.strip().endswith("interrupted, nothing was written")
+    assert err.count("\n") == 1
+    assert os.listdir(tmp_path) == []
+
+
+def test_version_and_help():
+    code, out, _ = run("--version")
+    assert code == 0
+    assert out.startswith("redge-guidance 0.")
+    code, out, _ = run("generate", "--help")
+    assert code == 0
+    for option in ("--model", "--reward", "--label", "--scale", "--json", "--baseline", "--trust-remote-code"):
+        assert option in out

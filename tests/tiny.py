@@ -1,0 +1,75 @@
+"""The real classes, tiny."""
+
+import functools
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    ModernBertConfig,
+    ModernBertForMaskedLM,
+    ModernBertForSequenceClassification,
+    PreTrainedTokenizerFast,
+)
+
+from redge_guidance.pipelines import MaskedDiffusionScheduler, MaskedTextPipeline
+from redge_guidance.rewards import SequenceClassifierReward
+
+WORDS = ["[PAD]", "[EOS]", "[MASK]", "a", "b", "c", "d", "e"]
+
+
+def word_tokenizer(words=WORDS):
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[PAD]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", eos_token="[EOS]", mask_token="[MASK]", padding_side="left"
+    )
+
+
+def tiny_config(**kwargs):
+    return ModernBertConfig(
+        vocab_size=len(WORDS),
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=24,
+        global_attn_every_n_layers=1,
+        pad_token_id=0,
+        eos_token_id=1,
+        bos_token_id=None,
+        cls_token_id=None,
+        sep_token_id=None,
+        initializer_range=0.5,
+        attn_implementation="eager",
+        **kwargs,
+    )
+
+
+def tiny_pipeline(length=6, **scheduler):
+    torch.manual_seed(0)
+    model = ModernBertForMaskedLM(tiny_config()).eval()
+    pipe = MaskedTextPipeline(model, word_tokenizer(), MaskedDiffusionScheduler(**scheduler), length=length)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@functools.cache
+def _trained_classifier():
+    """Learns whether a text has more a's than b's; guidance needs a reward whose gradient means something."""
+    torch.manual_seed(1)
+    labels = {0: "bad", 1: "good"}
+    config = tiny_config(num_labels=2, classifier_pooling="mean", id2label=labels, label2id={"bad": 0, "good": 1})
+    config.initializer_range = 0.1
+    model = ModernBertForSequenceClassification(config)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(150):
+        ids = torch.randint(1, len(WORDS), (64, 8)).clamp(min=3)
+        target = ((ids == 3).sum(-1) > (ids == 4).sum(-1)).long()
+        torch.nn.functional.cross_entropy(model(input_ids=ids).logits, target).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model
+
+
+def tiny_reward(label="good"):
+    return SequenceClassifierReward(_trained_classifier(), word_tokenizer(), label)
