@@ -13,8 +13,9 @@ test: lint
 lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	rm -rf build/typing && mkdir -p build/typing/redge_guidance
-	cp -r redge_guidance/. pipelines rewards checkpoints build/typing/redge_guidance/
+	rm -rf build/typing && mkdir -p build/typing/redge_guidance/checkpoints  # the package as it is when installed
+	cp -r redge_guidance/. pipelines rewards build/typing/redge_guidance/
+	cp checkpoints/__init__.py build/typing/redge_guidance/checkpoints/
 	$(BIN)/mypy build/typing/redge_guidance
 
 benchmark: .venv/ready

@@ -1,5 +1,7 @@
 """The embedded checkpoints, and names for them: `builtin:NAME` stands for a folder beside this file."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 _PREFIX = "builtin:"
@@ -16,7 +18,7 @@ def resolve(name: str | Path) -> str:
 
     Raises:
         ValueError: an unknown `builtin:` name.
-        FileNotFoundError: something spelled as a path that is no folder; a hub is never asked for it.
+        FileNotFoundError: neither a folder nor spelled like a hub id; a hub is never asked for it.
 
     >>> resolve("org/model")
     'org/model'
@@ -29,9 +31,19 @@ def resolve(name: str | Path) -> str:
     path = Path(name).expanduser()
     if path.is_dir():
         return str(path)
-    if name.startswith((".", "/", "~")) or name.count("/") > 1 or path.exists():
+    is_hub_id = name.count("/") == 1 and not name.startswith((".", "/", "~")) and not path.parent.is_dir()
+    if not is_hub_id:
         raise FileNotFoundError(
             f"`{name}` is not a folder; expected a checkpoint folder, a hub id `organisation/model`, "
             f"or one of {', '.join(builtin_names())}."
         )
     return name
+
+
+@contextmanager
+def loading(name: str | Path) -> Iterator[None]:
+    """Turn an OSError of a hub library, which may not name what was asked for, into one that does."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(f"`{name}` could not be loaded: {error}") from error

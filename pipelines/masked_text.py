@@ -11,10 +11,12 @@ from typing import Any, ClassVar
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import BaseOutput
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
 from torch import Tensor
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-from redge_guidance.checkpoints import resolve
+from redge_guidance.checkpoints import loading, resolve
 from redge_guidance.pipelines.masked_scheduler import MaskedDiffusionScheduler
 from redge_guidance.text import end_token_id, text_mask
 
@@ -64,7 +66,6 @@ class MaskedTextPipeline(DiffusionPipeline):
         temperature: float = 1.0,
         top_p: float | None = None,
         suppress_tokens: list[int] | None = None,
-        keep_length: bool = True,
     ):
         super().__init__()
         for name in ("mask_token_id", "eos_token_id"):
@@ -72,7 +73,6 @@ class MaskedTextPipeline(DiffusionPipeline):
                 raise ValueError(f"`tokenizer` must have a `{name}`, got None; set it on the tokenizer.")
         self.register_modules(model=model, tokenizer=tokenizer, scheduler=scheduler)
         self.register_to_config(length=length, temperature=temperature, top_p=top_p, suppress_tokens=suppress_tokens)
-        self.register_to_config(keep_length=keep_length)
 
     @classmethod
     def from_pretrained(
@@ -91,16 +91,15 @@ class MaskedTextPipeline(DiffusionPipeline):
             OSError: `name` is a hub id that cannot be loaded.
         """
         path = resolve(os.fspath(name))
-        if not os.path.isdir(path) or (Path(path) / "model_index.json").is_file():
-            try:
+        remote = {key: kwargs[key] for key in ("revision", "token", "cache_dir") if key in kwargs}
+        with loading(name):
+            if _is_pipeline(path, remote):
                 pipe: MaskedTextPipeline = super().from_pretrained(path, dtype=dtype, **kwargs)
                 return pipe
-            except OSError:
-                if os.path.isdir(path):
-                    raise
-        model = AutoModelForMaskedLM.from_pretrained(path, dtype=dtype, **kwargs)
-        remote = {key: kwargs[key] for key in ("trust_remote_code", "revision", "token") if key in kwargs}
-        tokenizer = AutoTokenizer.from_pretrained(path, **remote)
+            model = AutoModelForMaskedLM.from_pretrained(path, dtype=dtype, **kwargs)
+            if "trust_remote_code" in kwargs:
+                remote["trust_remote_code"] = kwargs["trust_remote_code"]
+            tokenizer = AutoTokenizer.from_pretrained(path, **remote)
         length = min(64, _longest(model) or 64)
         return cls(model.eval(), tokenizer, MaskedDiffusionScheduler(), length=length)
 
@@ -162,8 +161,6 @@ class MaskedTextPipeline(DiffusionPipeline):
                 unconditional = self._logits(torch.where(frozen, hidden_prompt, sample), attention_mask)
                 logits = unconditional + guidance_scale * (logits - unconditional)
             logits[..., self._suppressed(logits.shape[-1])] = -torch.inf
-            if temperature not in (0, 1) and self.config.keep_length:
-                self._keep_end_probability(logits, temperature)
             sample, _ = self.scheduler.step(
                 logits,
                 t,
@@ -259,17 +256,6 @@ class MaskedTextPipeline(DiffusionPipeline):
         logits: Tensor = output if isinstance(output, Tensor) else getattr(output, "logits", output[0])
         return logits
 
-    def _keep_end_probability(self, logits: Tensor, temperature: float) -> None:
-        """Make `softmax(logits / temperature)` end the text as often as `softmax(logits)` does; in place.
-
-        The end is one token and the words are many, so a temperature below 1 favours the end and shortens texts.
-        """
-        end = end_token_id(self.tokenizer)
-        words = logits.clone()
-        words[..., end] = -torch.inf
-        log_odds = logits[..., end] - words.logsumexp(-1)
-        logits[..., end] = temperature * (log_odds + (words / temperature).logsumexp(-1))
-
     def _suppressed(self, vocabulary: int) -> list[int]:
         """Ids that are never generated, in ascending order."""
         tokenizer = self.tokenizer
@@ -357,6 +343,17 @@ class MaskedTextPipeline(DiffusionPipeline):
                 "`callback_on_step_end_tensor_inputs` must be of "
                 f"{self._callback_tensor_inputs}, got {sorted(unknown)}."
             )
+
+
+def _is_pipeline(path: str, remote: dict[str, Any]) -> bool:
+    """Whether a folder or a hub repository holds a pipeline rather than a single model."""
+    if os.path.isdir(path):
+        return (Path(path) / "model_index.json").is_file()
+    try:
+        hf_hub_download(path, "model_index.json", **remote)
+    except EntryNotFoundError:  # not in the repository; or no network and not in the cache
+        return False
+    return True
 
 
 def _longest(model: Any) -> int | None:

@@ -114,9 +114,12 @@ def _generate(args: argparse.Namespace) -> None:
 
 def _load(args: argparse.Namespace) -> tuple[Any, Any]:
     import diffusers
+    import huggingface_hub
     import torch
     import transformers
 
+    for library in (diffusers.utils.logging, transformers.utils.logging, huggingface_hub.utils.logging):
+        library.set_verbosity_error()  # what matters comes back as an exception
     if not sys.stderr.isatty():
         diffusers.utils.logging.disable_progress_bar()
         transformers.utils.logging.disable_progress_bar()

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from redge_guidance.checkpoints import resolve
+from redge_guidance.checkpoints import loading, resolve
 from redge_guidance.relaxed import RelaxedTokens
 from redge_guidance.text import end_token_id, text_mask
 
@@ -57,9 +57,11 @@ class SequenceClassifierReward:
             OSError: `name` is a hub id that cannot be loaded.
         """
         path = resolve(os.fspath(name))
-        model = AutoModelForSequenceClassification.from_pretrained(path, dtype=dtype, **kwargs).to(device)
         remote = {key: kwargs[key] for key in ("trust_remote_code", "revision", "token") if key in kwargs}
-        return cls(model, AutoTokenizer.from_pretrained(path, **remote), label)
+        with loading(name):
+            model = AutoModelForSequenceClassification.from_pretrained(path, dtype=dtype, **kwargs)
+            tokenizer = AutoTokenizer.from_pretrained(path, **remote)
+        return cls(model.to(device), tokenizer, label)
 
     def __call__(self, tokens: RelaxedTokens) -> Tensor:
         """Rewards `(batch,)` of a batch of relaxed texts, differentiable in `tokens.weights`.

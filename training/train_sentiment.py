@@ -1,7 +1,11 @@
-"""Distil VADER (MIT licence) into a small classifier that gradients can flow through: negative, neutral, positive.
+"""Distil VADER (MIT licence) into a small classifier whose gradients mean something: negative, neutral, positive.
 
 VADER scores any string, so it also labels what guidance meets on the way: a third of each batch are sentences with some
 tokens replaced at random, a third are bags of random tokens. Without them the classifier is easily fooled.
+
+A classifier trained on labels alone saturates: exchanging one word may change its logits by 5 while its gradient says
+0.1. Guidance lives on that gradient. So the logits are also made to change along straight lines: halfway between the
+embeddings of two texts that differ in some words they shall be halfway between the logits of those texts.
 
     python training/train_sentiment.py --data tatoeba-english.txt --tokenizer tokenizer --output sentiment
 """
@@ -65,6 +69,29 @@ def corrupt(rows: list[list[int]], pool: Tensor, generator: torch.Generator) -> 
     return result
 
 
+def exchange(ids: Tensor, mask: Tensor, vocabulary: int, generator: torch.Generator) -> Tensor:
+    """`ids` with some words of the text replaced by words drawn uniformly from the vocabulary: one to all of them."""
+    share = torch.rand(len(ids), 1, generator=generator) ** 3
+    words = mask & (torch.arange(ids.shape[1]) > 0) & (torch.arange(ids.shape[1]) < mask.sum(-1, keepdim=True) - 1)
+    chance = torch.rand(ids.shape, generator=generator).masked_fill(~words, 2.0)
+    chosen = words & ((chance < share) | (chance == chance.min(-1, keepdim=True).values))
+    return torch.where(chosen, torch.randint(3, vocabulary - 1, ids.shape, generator=generator), ids)
+
+
+def straightness(model, ids: Tensor, mask: Tensor, logits: Tensor, generator: torch.Generator) -> Tensor:
+    """Mean squared distance of the logits from the straight line between two texts, relative to the way gone."""
+    table = model.get_input_embeddings().weight
+    other = exchange(ids, mask, len(table), generator)
+    way = torch.rand(len(ids), 1, generator=generator) ** 2  # guidance asks for the slope at the beginning
+    mixed = torch.lerp(table[ids], table[other], way[..., None])
+    inputs = {"attention_mask": mask.long()}
+    with torch.no_grad():
+        end = model(input_ids=other, **inputs).logits.float()
+    expected = torch.lerp(logits.detach().float(), end, way)
+    found = model(inputs_embeds=mixed, **inputs).logits.float()
+    return ((found - expected).square() / (way + 0.1)).mean()
+
+
 def pack(rows: list[list[int]], eos: int) -> tuple[Tensor, Tensor]:
     """Ids and attention mask `(batch, length)`, every row ended by `[EOS]`."""
     length = max(map(len, rows)) + 1
@@ -120,7 +147,8 @@ def main() -> None:
         ids, mask = pack(rows, tokenizer.eos_token_id)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             logits = model(input_ids=ids, attention_mask=mask.long()).logits
-        loss = torch.nn.functional.cross_entropy(logits.float(), targets, label_smoothing=0.02)
+            bend = straightness(model, ids, mask, logits, generator)
+        loss = torch.nn.functional.cross_entropy(logits.float(), targets, label_smoothing=0.02) + bend
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -131,7 +159,7 @@ def main() -> None:
                 "accuracy": round(accuracy(model, valid_rows, valid_labels, tokenizer.eos_token_id), 4),
                 "accuracy_corrupted": round(accuracy(model, noisy_rows, noisy_labels, tokenizer.eos_token_id), 4),
             }
-            print(f"loss {loss.item():.3f} {figures}", flush=True)
+            print(f"loss {loss.item():.3f} bend {bend.item():.3f} {figures}", flush=True)
     model.to(torch.float16).save_pretrained(args.output)
     tokenizer.save_pretrained(args.output)
     (Path(args.output) / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")

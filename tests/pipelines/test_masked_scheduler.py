@@ -4,7 +4,7 @@ import torch
 from redge_guidance.pipelines import MaskedDiffusionScheduler
 
 MASK = 4
-ORDERS = ["ancestral", "random", "confidence", "remasking"]
+ORDERS = ["ancestral", "random", "left_to_right", "confidence", "remasking"]
 
 
 def seeded(seed=0):
@@ -69,7 +69,7 @@ def test_remasking_hides_visible_tokens_at_the_rate_of_the_paper_and_never_froze
     assert torch.equal(kept.prev_sample, visible)
 
 
-@pytest.mark.parametrize("order", ["random", "confidence"])
+@pytest.mark.parametrize("order", ["random", "left_to_right", "confidence"])
 def test_one_token_a_step_when_there_are_as_many_steps(order):
     scheduler = prepared(18, unmasking_order=order)
     hidden = torch.full((5, 18), MASK)
@@ -85,6 +85,13 @@ def test_confidence_reveals_where_the_drawn_token_is_likeliest():
     samples = list(denoise(scheduler, logits, hidden, seeded(), temperature=0.0))
     revealed = [(sample[0] != MASK).nonzero()[:, 0].tolist() for sample in samples]
     assert revealed == [[1], [1, 3], [1, 2, 3], [0, 1, 2, 3]]
+
+
+def test_left_to_right_reveals_the_first_ones():
+    samples = denoise(
+        prepared(2, unmasking_order="left_to_right"), torch.zeros(3, 4, 5), torch.full((3, 4), MASK), seeded()
+    )
+    assert (next(samples) != MASK).tolist() == [[True, True, False, False]] * 3
 
 
 def test_choice_temperature_makes_the_confidence_order_random():
@@ -155,7 +162,9 @@ def test_config_round_trip(tmp_path):
 
 
 def test_bad_settings():
-    with pytest.raises(ValueError, match="`unmasking_order` must be one of ancestral, random, confidence, remasking"):
+    with pytest.raises(
+        ValueError, match="`unmasking_order` must be one of ancestral, random, left_to_right, confidence"
+    ):
         MaskedDiffusionScheduler(unmasking_order="left")
     with pytest.raises(ValueError, match="`schedule` must be one of linear, cosine"):
         MaskedDiffusionScheduler(schedule="square")

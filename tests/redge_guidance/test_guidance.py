@@ -44,7 +44,7 @@ def step_of(logits, free=None, temperature=1.0):
 # ---- invariant 1: off means off ----
 
 
-@pytest.mark.parametrize("order", ["ancestral", "random", "confidence", "remasking"])
+@pytest.mark.parametrize("order", ["ancestral", "random", "left_to_right", "confidence", "remasking"])
 def test_scale_zero_gives_the_tokens_of_the_bare_pipeline(order, reward):
     pipe = tiny_pipeline(unmasking_order=order)
     bare = sample(pipe, temperature=0.9)

@@ -47,7 +47,9 @@ def test_left_padding_does_not_count_with_absolute_positions():
 
 def test_gradient_reaches_the_logits_and_the_model_is_frozen():
     reward = tiny_reward()
-    logits = torch.zeros(2, len(WORDS), requires_grad=True)
+    logits = torch.zeros(2, len(WORDS))
+    logits[:, :3] = -torch.inf  # words only
+    logits.requires_grad_()
     free = torch.tensor([[False, True, True, False]])
     weights = straight_through(logits, generator=torch.Generator().manual_seed(3))
     ids = torch.tensor([[3, 0, 0, EOS]]).masked_scatter(free, weights.argmax(-1))

@@ -1,0 +1,68 @@
+"""The embedded checkpoints do what their cards say, on a few samples; `benchmarks/` has the figures."""
+
+import math
+import os
+
+import pytest
+import torch
+
+from redge_guidance import checkpoints, guide
+from redge_guidance.rewards import SequenceClassifierReward
+
+SENTENCES = [
+    "The children were playing in the garden when it began to rain.",
+    "I forgot to buy milk on my way home.",
+    "Could you tell me where the nearest bank is?",
+    "My sister has never been to Australia.",
+    "They sold their house and moved to the city.",
+]
+
+
+def test_bits_per_character_of_ordinary_sentences(embedded):
+    bits = embedded.nll(SENTENCES).sum().item() / math.log(2) / sum(map(len, SENTENCES))
+    assert bits < 1.6
+    shuffled = [" ".join(sorted(sentence.split())) for sentence in SENTENCES]
+    assert embedded.nll(shuffled).sum() > 1.5 * embedded.nll(SENTENCES).sum()
+
+
+def test_any_text_round_trips_through_the_tokenizer(embedded):
+    for text in [*SENTENCES, "Ünïcode € 5,000", "don't you'd  two spaces", ""]:
+        ids = embedded.tokenizer(text).input_ids
+        assert embedded.tokenizer.decode(ids, skip_special_tokens=True) == text
+
+
+@pytest.mark.parametrize("label", ["negative", "positive"])
+def test_guidance_reaches_the_label(embedded, label):
+    reward = SequenceClassifierReward.from_pretrained("builtin:sentiment", label=label)
+
+    def hits(texts):
+        return sum(found == label for found in reward.predict(texts)) / len(texts)
+
+    prompts = [""] * 32
+    bare = embedded(prompts, generator=torch.Generator().manual_seed(0)).texts
+    with guide(embedded, reward):
+        guided = embedded(prompts, generator=torch.Generator().manual_seed(0)).texts
+    assert hits(bare) < 0.5
+    assert hits(guided) > 0.8
+    assert len(set(guided)) >= 30
+
+
+def test_infilling_keeps_what_is_given(embedded):
+    texts = embedded(["Tom [MASK] to [MASK] home."] * 4, generator=torch.Generator().manual_seed(0)).texts
+    for text in texts:
+        assert text.startswith("Tom ")
+        assert text.endswith(" home.")
+        assert " to " in text
+
+
+def test_both_checkpoints_are_there_with_cards_and_small():
+    assert checkpoints.builtin_names() == ["builtin:sentiment", "builtin:tatoeba-masked"]
+    total = 0
+    for name in checkpoints.builtin_names():
+        folder = checkpoints.resolve(name)
+        total += sum(os.path.getsize(os.path.join(root, f)) for root, _, files in os.walk(folder) for f in files)
+        with open(os.path.join(folder, "README.md"), encoding="utf-8") as card:
+            text = card.read()
+        assert "license:" in text
+        assert "Tatoeba" in text
+    assert total < 25e6
