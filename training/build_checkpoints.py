@@ -56,7 +56,8 @@ The model knows sentences of up to some 20 words about Tom, Mary and daily life,
 `training/train_tokenizer.py`, `training/train_masked_lm.py`, `training/build_checkpoints.py`, on 2 CPU cores in about
 90 minutes. The run was resumed several times with another end of the schedule, as the table shows. Its first 4,000
 steps had no `[BOS]` token; without one the model could not tell positions apart in a row of masks, and samples were
-poor. A run of the scripts from the start has `[BOS]` throughout.
+poor. A run of the scripts from the start has `[BOS]` throughout. The run that made this file ended at step 6,800
+(`--steps 6800 --cooldown 4534` at the last resumption).
 
 Sampling defaults: {sampling}.
 
@@ -73,7 +74,8 @@ Agreement with VADER on {validation} held-out sentences: **{accuracy:.1%}**; on 
 at random: {accuracy_corrupted:.1%}.
 
 It was trained not only to give VADER's labels but also to change its logits along straight lines between texts, so
-that its gradient says what an exchange of words would do (`training/train_sentiment.py`). It copies VADER's faults: it
+that its gradient says what an exchange of words would do (`training/train_sentiment.py`, 1,500 steps of
+256 sentences). It copies VADER's faults: it
 judges by words, and is easily misled by irony, names and negation at a distance.
 
 {data}"""
@@ -86,8 +88,8 @@ def main() -> None:
     parser.add_argument("--sentiment", required=True, help="folder of train_sentiment.py")
     parser.add_argument("--output", required=True)
     parser.add_argument("--unmasking-order", default="confidence")
-    parser.add_argument("--choice-temperature", type=float, default=2.0)
-    parser.add_argument("--temperature", type=float, default=0.5)
+    parser.add_argument("--choice-temperature", type=float, default=8.0)
+    parser.add_argument("--temperature", type=float, default=0.55)
     args = parser.parse_args()
     output, source = Path(args.output), Path(args.masked_lm)
     common = {

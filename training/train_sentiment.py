@@ -118,8 +118,8 @@ def main() -> None:
     parser.add_argument("--output", required=True)
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--layers", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=1600)
-    parser.add_argument("--batch-size", type=int, default=384)
+    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--lr", type=float, default=2e-3)
     args = parser.parse_args()
     torch.manual_seed(0)
@@ -148,12 +148,13 @@ def main() -> None:
         with torch.autocast("cpu", dtype=torch.bfloat16):
             logits = model(input_ids=ids, attention_mask=mask.long()).logits
             bend = straightness(model, ids, mask, logits, generator)
-        loss = torch.nn.functional.cross_entropy(logits.float(), targets, label_smoothing=0.02) + bend
+        loss = torch.nn.functional.cross_entropy(logits.float(), targets, label_smoothing=0.02)
+        loss = loss + bend
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
-        if (step + 1) % 250 == 0:
+        if (step + 1) % 250 == 0 or step + 1 == args.steps:
             figures = {
                 "step": step + 1,
                 "accuracy": round(accuracy(model, valid_rows, valid_labels, tokenizer.eos_token_id), 4),
