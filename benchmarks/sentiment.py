@@ -32,7 +32,7 @@ METHODS = {
     "natural, full vocabulary": GuidanceConfig(support=None),
     "natural, support 64": GuidanceConfig(support=64),
     "natural, 1 draw": GuidanceConfig(num_samples=1),
-    "natural, 4 draws": GuidanceConfig(num_samples=4),
+    "natural, 8 draws": GuidanceConfig(num_samples=8),
     "natural, redge": GuidanceConfig(estimator=ReDGE()),
     "natural, 2 half steps": GuidanceConfig(update=Natural(num_updates=2, step_size=0.5)),
     "adam x 10": GuidanceConfig(update=Adam(), num_samples=1),
@@ -82,7 +82,7 @@ class Bench:
         return {
             "vader": statistics.mean(sign * c > 0.2 for c in compounds),
             "classifier": statistics.mean(found == self.label for found in self.reward.predict(texts)),
-            "nll_per_token": self.pipe.nll(texts).sum().item() / tokens,
+            "nll_per_token": self.pipe.nll(texts, num_samples=8).sum().item() / tokens,
             "tokens": tokens / len(texts),
             "distinct": len(set(texts)) / len(texts),
         }

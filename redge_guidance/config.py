@@ -29,13 +29,13 @@ class GuidanceConfig:
         ValueError: a value out of range or an unknown name.
 
     >>> GuidanceConfig(scale=2.0).num_samples
-    8
+    4
     """
 
     scale: float = 12.0
     estimator: str | Estimator = field(default_factory=StraightThrough)
     update: str | Update = field(default_factory=Natural)
-    num_samples: int = 8
+    num_samples: int = 4
     start: float = 0.0
     stop: float = 1.0
     kl_budget: float | None = None

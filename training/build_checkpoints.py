@@ -88,8 +88,8 @@ def main() -> None:
     parser.add_argument("--sentiment", required=True, help="folder of train_sentiment.py")
     parser.add_argument("--output", required=True)
     parser.add_argument("--unmasking-order", default="confidence")
-    parser.add_argument("--choice-temperature", type=float, default=8.0)
-    parser.add_argument("--temperature", type=float, default=0.55)
+    parser.add_argument("--choice-temperature", type=float, default=6.0)
+    parser.add_argument("--temperature", type=float, default=0.7)
     args = parser.parse_args()
     output, source = Path(args.output), Path(args.masked_lm)
     common = {
