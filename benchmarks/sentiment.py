@@ -32,13 +32,11 @@ METHODS = {
     "natural, full vocabulary": GuidanceConfig(support=None),
     "natural, support 64": GuidanceConfig(support=64),
     "natural, 1 draw": GuidanceConfig(num_samples=1),
-    "natural, 8 draws": GuidanceConfig(num_samples=8),
     "natural, redge": GuidanceConfig(estimator=ReDGE()),
     "natural, 2 half steps": GuidanceConfig(update=Natural(num_updates=2, step_size=0.5)),
     "adam x 10": GuidanceConfig(update=Adam(), num_samples=1),
     "adam x 10, redge": GuidanceConfig(estimator=ReDGE(), update=Adam(), num_samples=1),
     "scale 6": GuidanceConfig(scale=6.0),
-    "scale 20": GuidanceConfig(scale=20.0),
     "kl budget 0.5": GuidanceConfig(kl_budget=0.5),
 }
 BATCH = 64
