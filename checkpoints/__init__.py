@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from os import PathLike, fspath
 from pathlib import Path
 
 _PREFIX = "builtin:"
@@ -13,7 +14,7 @@ def builtin_names() -> list[str]:
     return sorted(_PREFIX + folder.name for folder in _ROOT.iterdir() if (folder / "README.md").is_file())
 
 
-def resolve(name: str | Path) -> str:
+def resolve(name: str | PathLike[str]) -> str:
     """What a `from_pretrained` of transformers or diffusers takes: a folder on this machine, or a hub id as it came.
 
     Raises:
@@ -23,7 +24,7 @@ def resolve(name: str | Path) -> str:
     >>> resolve("org/model")
     'org/model'
     """
-    name = str(name)
+    name = fspath(name)
     if name.startswith(_PREFIX):
         if name not in builtin_names():
             raise ValueError(f"`{name}` is not an embedded checkpoint; choose one of {', '.join(builtin_names())}.")
@@ -41,7 +42,7 @@ def resolve(name: str | Path) -> str:
 
 
 @contextmanager
-def loading(name: str | Path) -> Iterator[None]:
+def loading(name: str | PathLike[str]) -> Iterator[None]:
     """Turn an OSError of a hub library, which may not name what was asked for, into one that does."""
     try:
         yield

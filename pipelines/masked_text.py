@@ -90,8 +90,8 @@ class MaskedTextPipeline(DiffusionPipeline):
             ValueError, FileNotFoundError: `name` is unknown.
             OSError: `name` is a hub id that cannot be loaded.
         """
-        path = resolve(os.fspath(name))
-        remote = {key: kwargs[key] for key in ("revision", "token", "cache_dir") if key in kwargs}
+        path = resolve(name)
+        remote: dict[str, Any] = {key: kwargs[key] for key in ("revision", "token", "cache_dir") if key in kwargs}
         with loading(name):
             if _is_pipeline(path, remote):
                 pipe: MaskedTextPipeline = super().from_pretrained(path, dtype=dtype, **kwargs)

@@ -56,7 +56,7 @@ class SequenceClassifierReward:
             ValueError, FileNotFoundError: `name` or `label` is unknown.
             OSError: `name` is a hub id that cannot be loaded.
         """
-        path = resolve(os.fspath(name))
+        path = resolve(name)
         remote = {key: kwargs[key] for key in ("trust_remote_code", "revision", "token") if key in kwargs}
         with loading(name):
             model = AutoModelForSequenceClassification.from_pretrained(path, dtype=dtype, **kwargs)
