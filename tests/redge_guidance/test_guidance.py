@@ -282,7 +282,7 @@ def test_the_straight_through_gradient_at_the_sample_agrees_with_the_one_at_the_
 def test_support_leaves_the_other_tokens_as_the_model_gave_them():
     torch.manual_seed(0)
     logits, table = torch.randn(2, 3, 8), torch.randn(8)
-    new, figures = guided_logits(step_of(logits), table_reward(table), GuidanceConfig(support=4), seeded())
+    new, figures = guided_logits(step_of(logits), table_reward(table), GuidanceConfig(scale=4.0, support=4), seeded())
     p, q = logits.view(6, 8).softmax(-1), new.softmax(-1)
     kept = torch.zeros_like(p).scatter(-1, p.topk(4).indices, 1).bool()
     torch.testing.assert_close(q[~kept], p[~kept])
