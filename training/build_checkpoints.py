@@ -34,8 +34,8 @@ LANGUAGE_MODEL = """{header}
 # tatoeba-masked
 
 A masked diffusion language model (MDLM) of short everyday English sentences, the default model of redge-guidance:
-ModernBERT, {layers} layers, {width} wide, {parameters:.1f} M parameters, byte-level BPE of {vocabulary} tokens, nearly
-all of them whole words; a canvas of {canvas} positions, trained on up to 32.
+ModernBERT, {layers} layers, {width} wide, {parameters:.1f} M parameters, byte-level BPE of {vocabulary} tokens, three
+quarters of them with a leading space; a canvas of {canvas} positions, trained on up to 32.
 
 ## Figures
 
