@@ -59,7 +59,10 @@ def _build_parser() -> argparse.ArgumentParser:
         "--num-inference-steps", type=_positive, metavar="N", help="denoising steps; one a hidden token if not given"
     )
     generate.add_argument("--scale", type=float, help="strength of guidance in nats a unit of reward, 0 is off")
-    generate.add_argument("--estimator", help="straight_through or redge")
+    generate.add_argument(
+        "--estimator",
+        help="straight_through, redge, redge_cov, reindge, reinmax, gumbel_softmax, entropy_mix, soft or reinforce_loo",
+    )
     generate.add_argument("--update", help="natural or adam")
     generate.add_argument("--seed", type=int, default=0, help="of the sampler and of guidance")
     generate.add_argument("--device", default="cpu", help="such as cpu or cuda:0")

@@ -17,7 +17,8 @@ class GuidanceConfig:
 
     Attributes:
         scale: nats of log-probability that one unit of reward is worth; 0 switches guidance off.
-        estimator: how a differentiable sample is drawn, by name (`"straight_through"`, `"redge"`) or as an object.
+        estimator: how a differentiable sample is drawn, by a name of `ESTIMATORS` or as an object. `"reinforce_loo"`
+            takes rewards without gradient, and many samples.
         update: how q is improved, by name (`"natural"`, `"adam"`) or as an object with its own step size and count.
         num_samples: relaxed samples drawn for every update, over which the gradient is averaged.
         start, stop: guide while `start <= progress < stop`, progress the share of denoising steps done, in [0, 1).
@@ -59,6 +60,11 @@ class GuidanceConfig:
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < lowest:
                 raise ValueError(f"`{name}` must be an integer >= {lowest}, got {value!r}.")
+        if hasattr(self.estimator, "gradient") and self.num_samples < 2:
+            raise ValueError(
+                f"`num_samples` must be >= 2 for {type(self.estimator).__name__}, got {self.num_samples}; each draw is "
+                "compared with the mean of the others."
+            )
 
     def to_json(self) -> str:
         """One line of JSON; `GuidanceConfig.from_json` gives an equal config back."""

@@ -129,7 +129,8 @@ def guide(pipe: Any, reward: Reward, config: GuidanceConfig | None = None, *, se
 
     Args:
         pipe: a pipeline with a discrete scheduler.
-        reward: any callable from `RelaxedTokens` to a differentiable tensor `(batch,)`, higher is better.
+        reward: any callable from `RelaxedTokens` to a differentiable tensor `(batch,)`, higher is better. It need not
+            be differentiable for the estimator `reinforce_loo`.
         config: `GuidanceConfig()` when None.
         seed: of guidance's own generator, which runs on through all calls of the pipeline.
 
@@ -230,6 +231,8 @@ class _Ascent:
 
     def _gradient(self, log_q: Tensor, at_sample: bool) -> Tensor:
         """Gradient of the summed reward, averaged over the draws, by the sample or by the logits: `(rows, S)`."""
+        if hasattr(self._config.estimator, "gradient"):
+            return self._score_gradient(log_q)
         draws = self._config.num_samples
         with torch.enable_grad():
             logits = log_q.detach().requires_grad_()
@@ -243,11 +246,22 @@ class _Ascent:
         if grad is None:
             raise ValueError(
                 "`reward` has no gradient with respect to the tokens: it must be computed from `tokens.embed(table)` "
-                "or `tokens.weights`; hard ids and strings carry no gradient."
+                "or `tokens.weights`; hard ids and strings carry no gradient and need the estimator `reinforce_loo`."
             )
         grad = grad.sum(0) if at_sample else grad
         if not grad.isfinite().all():
             raise ValueError("`reward` has a gradient that is NaN or infinite; look for a log or a division at 0.")
+        return self._noted(rewards, grad)
+
+    def _score_gradient(self, log_q: Tensor) -> Tensor:
+        """The same by the logits, from rewards alone: the estimator has a `gradient` of its own."""
+        draws, estimator = self._config.num_samples, self._config.estimator
+        sample = estimator(log_q.expand(draws, *log_q.shape), generator=self._generator)  # type: ignore[operator]
+        rewards = self._call_reward(self._relax(sample), differentiable=False)
+        by_row = rewards.float().view(draws, -1)[:, self._step.free.nonzero()[:, 0]]
+        return self._noted(rewards, estimator.gradient(log_q, by_row, sample))  # type: ignore[union-attr]
+
+    def _noted(self, rewards: Tensor, grad: Tensor) -> Tensor:
         self._rewards.append(rewards.detach().float().mean())
         self._grad_norms.append(grad.square().sum(-1).mean().sqrt())
         return grad
@@ -262,9 +276,10 @@ class _Ascent:
         drawn = index if support is None else support.gather(-1, index)
         ids = step.ids.repeat(draws, 1).masked_scatter(free, drawn)
         mask = text_mask(ids, step.tokenizer, step.attention_mask.repeat(draws, 1))
-        return RelaxedTokens(ids, free, weights, support, True, mask, step.tokenizer)
+        one_hot = getattr(self._config.estimator, "one_hot", True)
+        return RelaxedTokens(ids, free, weights, support, one_hot, mask, step.tokenizer)
 
-    def _call_reward(self, tokens: RelaxedTokens) -> Tensor:
+    def _call_reward(self, tokens: RelaxedTokens, differentiable: bool = True) -> Tensor:
         rewards = self._reward(tokens)
         if not isinstance(rewards, Tensor) or not torch.is_floating_point(rewards):
             raise ValueError(f"`reward` must return a floating point tensor, got {_kind(rewards)}.")
@@ -273,10 +288,11 @@ class _Ascent:
             raise ValueError(f"`reward` must return shape ({len(tokens)},), got {tuple(rewards.shape)}; {hint}.")
         if not rewards.isfinite().all():
             raise ValueError("`reward` returned NaN or infinity; make it finite for every sequence.")
-        if not rewards.requires_grad:
+        if differentiable and not rewards.requires_grad:
             raise ValueError(
                 "`reward` returned a tensor without gradient: compute it from `tokens.embed(table)` or "
-                "`tokens.weights`, and do not detach it or use `torch.no_grad()`."
+                "`tokens.weights`, and do not detach it or use `torch.no_grad()`; a reward that has none needs "
+                "the estimator `reinforce_loo`."
             )
         return rewards
 

@@ -8,6 +8,7 @@ import time
 import pytest
 
 from redge_guidance.cli import main
+from redge_guidance.estimators import ESTIMATORS
 
 FAST = ["--num-samples", "2", "--num-inference-steps", "3", "--label", "negative"]
 
@@ -56,7 +57,7 @@ def test_json_has_one_object_a_text(tmp_path, capsys):
     ("arguments", "message"),
     [
         (["--label", "angry"], "`label` must be one of negative (0), neutral (1), positive (2), got 'angry'"),
-        (["--estimator", "gumbel"], "`estimator` must be one of redge, straight_through or an object, got 'gumbel'"),
+        (["--estimator", "gumbel"], "straight_through or an object, got 'gumbel'"),
         (["--update", "sgd"], "`update` must be one of adam, natural"),
         (["--scale", "-1"], "`scale` must be a finite number >= 0, got -1.0"),
         (["--model", "builtin:nope"], "`builtin:nope` is not an embedded checkpoint; choose one of builtin:"),
@@ -141,3 +142,4 @@ def test_version_and_help():
     assert code == 0
     for option in ("--model", "--reward", "--label", "--scale", "--json", "--baseline", "--trust-remote-code"):
         assert option in out
+    assert set(ESTIMATORS) <= set(out.replace(",", " ").split())

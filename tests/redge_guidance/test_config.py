@@ -3,6 +3,7 @@ import dataclasses
 import pytest
 
 from redge_guidance import GuidanceConfig, ReDGE, StraightThrough
+from redge_guidance.estimators import ESTIMATORS
 from redge_guidance.updates import Adam, Natural
 
 CONFIGS = [
@@ -10,6 +11,7 @@ CONFIGS = [
     GuidanceConfig(scale=0.5, estimator="redge", update="adam", support=None, kl_budget=0.1),
     GuidanceConfig(estimator=ReDGE(3, 0.6), update=Adam(5, 0.1), num_samples=2, start=0.1, stop=0.9, support=64),
     GuidanceConfig(update=Natural(2, 0.5, 0.1)),
+    *[GuidanceConfig(estimator=name) for name in ESTIMATORS],
 ]
 
 
@@ -34,8 +36,12 @@ def test_names_and_objects_are_the_same_thing():
         ({"start": 0.5, "stop": 0.5}, "got start=0.5, stop=0.5"),
         ({"start": 0.6, "stop": 0.5}, "0 <= start < stop <= 1"),
         ({"stop": 1.5}, "0 <= start < stop <= 1"),
-        ({"estimator": "gumbel"}, "`estimator` must be one of redge, straight_through or an object, got 'gumbel'"),
+        (
+            {"estimator": "gumbel"},
+            "`estimator` must be one of entropy_mix, gumbel_softmax, .*straight_through or an object, got 'gumbel'",
+        ),
         ({"update": "sgd"}, "`update` must be one of adam, natural or an object, got 'sgd'"),
+        ({"estimator": "reinforce_loo", "num_samples": 1}, "`num_samples` must be >= 2 for ReinforceLOO, got 1"),
         ({"num_samples": 0}, "`num_samples` must be an integer >= 1, got 0"),
         ({"support": 1}, "`support` must be an integer >= 2, got 1"),
         ({"kl_budget": 0.0}, "`kl_budget` must be > 0 nats"),

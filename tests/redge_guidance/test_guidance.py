@@ -15,6 +15,9 @@ CONFIGS = {
     "default": GuidanceConfig(),
     "support": GuidanceConfig(support=3),
     "redge": GuidanceConfig(estimator="redge"),
+    "mixed": GuidanceConfig(estimator="entropy_mix"),
+    "soft": GuidanceConfig(estimator="soft", num_samples=1),
+    "black box": GuidanceConfig(estimator="reinforce_loo", num_samples=32),
     "adam": GuidanceConfig(update=Adam(num_updates=3)),
     "budget": GuidanceConfig(scale=50.0, kl_budget=0.2, update=Natural(num_updates=2)),
 }
@@ -279,6 +282,42 @@ def test_the_straight_through_gradient_at_the_sample_agrees_with_the_one_at_the_
     torch.testing.assert_close(*results, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["redge_cov", "reindge", "reinmax", "reinforce_loo"])
+def test_every_estimator_finds_the_tilt_of_a_linear_reward(name):
+    torch.manual_seed(0)
+    logits, table = torch.randn(1, 2, 5), torch.randn(5)
+    config = GuidanceConfig(1.5, name, Natural(damping=0.0), num_samples=40000, support=None)
+    new, _ = guided_logits(step_of(logits), table_reward(table), config, seeded())
+    expected = (logits.view(2, 5) + 1.5 * table).softmax(-1)
+    torch.testing.assert_close(new.softmax(-1), expected, atol=0.05, rtol=0)
+
+
+def test_a_reward_on_strings_guides_by_the_score_function(pipe):
+    def counts(tokens):
+        return torch.tensor([float(text.count("a")) for text in tokens.texts()])
+
+    config = GuidanceConfig(scale=4.0, estimator="reinforce_loo", num_samples=64)
+    bare = sum(text.count("a") for text in pipe([""] * 50, generator=seeded()).texts)
+    with guide(pipe, counts, config):
+        guided = sum(text.count("a") for text in pipe([""] * 50, generator=seeded()).texts)
+    assert guided > 1.5 * bare
+    with guide(pipe, counts), pytest.raises(ValueError, match="without gradient.*the estimator `reinforce_loo`"):
+        sample(pipe)
+
+
+def test_a_mixed_sample_is_embedded_as_a_mixture():
+    logits, table, seen = torch.randn(1, 3, 5, generator=seeded()), torch.randn(5), []
+
+    def reward(tokens):
+        seen.append(tokens)
+        return table_reward(table)(tokens)
+
+    guided_logits(step_of(logits), reward, GuidanceConfig(estimator="soft", num_samples=1, support=None), seeded())
+    assert not seen[0].hard
+    torch.testing.assert_close(table_reward(table)(seen[0]), (logits.softmax(-1) * table).sum()[None])
+    assert torch.equal(seen[0].ids, logits.argmax(-1))
+
+
 def test_support_leaves_the_other_tokens_as_the_model_gave_them():
     torch.manual_seed(0)
     logits, table = torch.randn(2, 3, 8), torch.randn(8)
@@ -309,9 +348,10 @@ def test_kl_budget_holds_for_every_sequence(support):
 def test_guidance_raises_the_reward(config, reward):
     pipe = tiny_pipeline(length=8)
     prompts = [""] * 300
-    bare = reward.score(pipe(prompts, generator=seeded()).texts)
+    # The model is random and very sure of itself; a high temperature gives guidance something to choose from.
+    bare = reward.score(pipe(prompts, generator=seeded(), temperature=3.0).texts)
     with guide(pipe, reward, config):
-        guided = reward.score(pipe(prompts, generator=seeded()).texts)
+        guided = reward.score(pipe(prompts, generator=seeded(), temperature=3.0).texts)
     error = (bare.var() / 300 + guided.var() / 300).sqrt()
     assert guided.mean() > bare.mean() + 3 * error
 

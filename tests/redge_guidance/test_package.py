@@ -7,6 +7,7 @@ from importlib.resources import files
 import pytest
 
 import redge_guidance
+from redge_guidance import estimators
 
 
 def test_public_names_are_sorted_and_there():
@@ -21,7 +22,7 @@ def test_public_names_are_sorted_and_there():
     [
         ("redge_guidance.pipelines", ["MaskedDiffusionScheduler", "MaskedTextPipeline"]),
         ("redge_guidance.rewards", ["SequenceClassifierReward"]),
-        ("redge_guidance.estimators", ["ESTIMATORS", "redge", "straight_through"]),
+        ("redge_guidance.estimators", [*estimators.ESTIMATORS, "ESTIMATORS", "OneHotCategoricalReDGE"]),
     ],
 )
 def test_names_of_the_rooms(module, names):
@@ -45,7 +46,19 @@ def test_package_is_typed():
 
 
 @pytest.mark.parametrize(
-    "module", ["estimators", "updates", "config", "guidance", "relaxed", "text", "checkpoints", "pipelines.masked_text"]
+    "module",
+    [
+        "estimators.categorical",
+        "estimators.diffusion",
+        "estimators.distribution",
+        "updates",
+        "config",
+        "guidance",
+        "relaxed",
+        "text",
+        "checkpoints",
+        "pipelines.masked_text",
+    ],
 )
 def test_docstring_examples(module):
     module = importlib.import_module(f"redge_guidance.{module}")

@@ -1,0 +1,259 @@
+"""Estimators that write a categorical sample as the end of a Gaussian diffusion (arXiv 2601.00781)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from redge_guidance.estimators._sampling import Transport, reinmax_vjp, sample, softmax_vjp
+
+_LOWEST_VARIANCE = 0.1  # of the matched noise of redge_cov
+
+
+def redge(
+    logits: Tensor,
+    num_steps: int = 4,
+    t1: float | None = None,
+    hard: bool = True,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Sample `x_0 ~ Cat(softmax(logits))` as the end of a Gaussian diffusion that is differentiable in the logits.
+
+    With `x_t = (1 - t) x_0 + t z`, `z ~ N(0, I)`, the denoiser is known in closed form,
+
+        D(x, t) = E[x_0 | x_t = x] = softmax(logits + (1 - t) / t^2 * x),
+
+    and deterministic DDIM steps `x_s = (1 - s) D + (s / t) (x_t - (1 - t) D)` lead from `x_1 = z` along the evenly
+    spaced grid `1 = t_n > ... > t_1` to the soft sample `D(x_{t_1}, t_1)`. The hard sample is a one-hot drawn from the
+    soft one, with the gradient of the soft one (straight-through).
+
+    Use it where the reward is far from linear in the sample: its gradient is taken at a sample that has nearly
+    decided, not at the mean. It costs `2 num_steps` softmaxes and keeps one number a logit, however many the steps.
+    The samples follow softmax(logits) up to a total variation of 0.001 at the defaults, 0.006 at `t1 = 0.5`, 0.04 at
+    0.3 and 0.12 at 0.1; with 16 steps it is 0.015 at 0.1 (worst seen for K = 2, 10, 50).
+
+    Args:
+        logits: `(..., K)`, unnormalised log-probabilities in nats; -inf is a category of probability zero.
+        num_steps: n, the number of denoiser evaluations. 1 is `straight_through` exactly.
+        t1: the last noise level, in (0, 1]; small is less biased in the gradient and noisier, and needs more steps for
+            the samples to follow softmax(logits). Default 0.7; 1 is `straight_through`, the only choice for one step.
+        hard: return one-hot samples instead of soft ones.
+        generator: source of all randomness; the global one when None.
+
+    Returns:
+        `(..., K)`, rows on the simplex, of the dtype of `logits` (computed in float32, float64 for float64 logits).
+
+    Raises:
+        ValueError: logits that are integers, NaN, +inf, without categories or with a row of -inf only; settings out of
+            range; a generator on another device.
+
+    Source: arXiv 2601.00781, section 3.
+
+    >>> _ = torch.manual_seed(0)
+    >>> redge(torch.tensor([[0.0, float("-inf"), 9.0]])).shape
+    torch.Size([1, 3])
+    """
+    return sample(_Diffusion(_time_grid(num_steps, t1)), logits, hard, generator)
+
+
+def reindge(
+    logits: Tensor,
+    num_steps: int = 4,
+    t1: float | None = None,
+    hard: bool = True,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """`redge` with ReinMax's second-order gradient for the last draw `x_0 ~ Cat(D(x_{t_1}, t_1))`.
+
+    The samples are those of `redge`. Of the gradient, the dependence of D on the logits at fixed `x_{t_1}` gets
+    ReinMax's Jacobian `1/2 [diag(D) - D D^T + (d - D)(d - D)^T]`, d the drawn one-hot; the dependence through `x_{t_1}`
+    gets that of the softmax, as in `redge`. With `num_steps=1` it is `reinmax` exactly. Costs as much as `redge`.
+
+    Args, returns, raises: as `redge`; `hard=False` is `redge(hard=False)`, there being no draw.
+
+    Source: arXiv 2601.00781, section 3; Liu et al., arXiv 2304.08612, for the Jacobian.
+
+    >>> _ = torch.manual_seed(0)
+    >>> reindge(torch.tensor([[0.0, float("-inf"), 9.0]])).sum()
+    tensor(1.)
+    """
+    return sample(_SecondOrderDiffusion(_time_grid(num_steps, t1)), logits, hard, generator)
+
+
+def redge_cov(
+    logits: Tensor,
+    num_steps: int = 4,
+    t1: float | None = None,
+    hard: bool = True,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """`redge` with noise matched to `pi = softmax(logits)` in mean and, elementwise, in variance.
+
+    The diffusion starts from `x_1 = pi + sqrt(v) z`, `v = max(pi (1 - pi), 0.1)`, and its denoiser is
+
+        D(x, t) = softmax(logits + (a x - a s pi - a^2 / 2) / (v s^2)),    a = 1 - t, s = t,
+
+    with the DDIM steps of `redge`. The gradient includes that of pi and v.
+
+    Its samples follow softmax(logits) less closely than those of `redge`: up to a total variation of 0.008 at the
+    defaults, 0.06 at `t1 = 0.5`, 0.12 at 0.3, 0.17 at 0.1; with 16 steps it is 0.03 at 0.1. It keeps as little as
+    `redge` and costs more.
+
+    Args, returns, raises: as `redge`.
+
+    Source: arXiv 2601.00781, section 3 (ReDGE-COV).
+
+    >>> _ = torch.manual_seed(0)
+    >>> redge_cov(torch.tensor([[0.0, float("-inf"), 9.0]])).shape
+    torch.Size([1, 3])
+    """
+    return sample(_MatchedDiffusion(_time_grid(num_steps, t1)), logits, hard, generator)
+
+
+@dataclass(frozen=True)
+class ReDGE:
+    """`redge` with its settings. `t1=None` becomes 0.7, or 1 when `num_steps=1`."""
+
+    num_steps: int = 4
+    t1: float | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "t1", _time_grid(self.num_steps, self.t1)[0])
+
+    def __call__(self, logits: Tensor, *, hard: bool = True, generator: torch.Generator | None = None) -> Tensor:
+        return redge(logits, self.num_steps, self.t1, hard, generator)
+
+
+@dataclass(frozen=True)
+class ReinDGE(ReDGE):
+    """`reindge` with its settings. `t1=None` becomes 0.7, or 1 when `num_steps=1`."""
+
+    def __call__(self, logits: Tensor, *, hard: bool = True, generator: torch.Generator | None = None) -> Tensor:
+        return reindge(logits, self.num_steps, self.t1, hard, generator)
+
+
+@dataclass(frozen=True)
+class ReDGECov(ReDGE):
+    """`redge_cov` with its settings. `t1=None` becomes 0.7, or 1 when `num_steps=1`."""
+
+    def __call__(self, logits: Tensor, *, hard: bool = True, generator: torch.Generator | None = None) -> Tensor:
+        return redge_cov(logits, self.num_steps, self.t1, hard, generator)
+
+
+def _time_grid(num_steps: int, t1: float | None) -> tuple[float, ...]:
+    """`(t_1, ..., t_n)`, ascending, `t_n = 1`; `t_1 = 1` needs one denoiser evaluation, however many are asked for."""
+    if not isinstance(num_steps, int) or isinstance(num_steps, bool) or num_steps < 1:
+        raise ValueError(f"`num_steps` must be an integer >= 1, got {num_steps!r}; 4 is the default.")
+    t1 = (1.0 if num_steps == 1 else 0.7) if t1 is None else t1
+    if not isinstance(t1, float | int) or isinstance(t1, bool) or not 0 < t1 <= 1:
+        raise ValueError(f"`t1` must lie in (0, 1], got {t1!r}; 0.7 is the default, 1 is straight-through.")
+    if num_steps == 1 and t1 < 1:
+        raise ValueError(f"`t1` must be 1 when `num_steps=1`, got {t1!r}; leave it out, or take more steps.")
+    if t1 == 1:
+        return (1.0,)
+    return (*(float(t1 + (1 - t1) * i / (num_steps - 1)) for i in range(num_steps - 1)), 1.0)
+
+
+@dataclass(frozen=True)
+class _Diffusion(Transport):
+    """The chain of `redge`; alpha_t = 1 - t, sigma_t = t."""
+
+    grid: tuple[float, ...]
+
+    @property
+    def noise(self) -> str | None:
+        return "normal" if len(self.grid) > 1 else None
+
+    def soft(self, logits: Tensor, noise: Tensor | None) -> Tensor:
+        return self._chain(logits, noise)[-1]
+
+    def vjp(self, logits: Tensor, noise: Tensor | None, drawn: Tensor | None, grad: Tensor) -> Tensor:
+        return self._chain_vjp(self._chain(logits, noise), grad)
+
+    def _chain(self, logits: Tensor, noise: Tensor | None) -> list[Tensor]:
+        """Denoiser outputs `[D(x_{t_n}, t_n), ..., D(x_{t_1}, t_1)]`, each `(rows, K)`."""
+        denoised = [logits.softmax(-1)]  # at t = 1 alpha is 0: no noise enters
+        x, t = noise, 1.0
+        for s in reversed(self.grid[:-1]):
+            assert x is not None
+            # x_s = (1 - s) D + (s / t) (x_t - (1 - t) D)
+            x = (x * (s / t)).add_(denoised[-1], alpha=1 - s - s / t * (1 - t))
+            denoised.append(torch.add(logits, x, alpha=(1 - s) / s**2).softmax(-1))
+            t = s
+        return denoised
+
+    def _chain_vjp(self, denoised: list[Tensor], grad: Tensor, direct: Tensor | None = None) -> Tensor:
+        """Gradient of `<grad, denoised[-1]>` with respect to the logits, walking the DDIM chain backwards.
+
+        At t the softmax has the input `logits + (1 - t) / t^2 x_t`. `direct` replaces what the last softmax sends
+        straight to the logits.
+        """
+        grad_logits = grad_x = torch.zeros(())
+        for k, t in enumerate(self.grid):  # t_1 first
+            u = softmax_vjp(denoised[-1 - k], grad)
+            if k == 0:
+                grad_logits = u.clone() if direct is None else direct
+                grad_x = torch.zeros_like(u) if t < 1 else grad_x
+            else:
+                grad_logits += u
+            if t == 1:
+                break
+            grad_x = grad_x.add_(u, alpha=(1 - t) / t**2)
+            ratio = t / self.grid[k + 1]  # x_t = (1 - t - ratio (1 - t')) D(x_t', t') + ratio x_t', t' the time before
+            grad = grad_x * (1 - t - ratio * (1 - self.grid[k + 1]))
+            grad_x *= ratio
+        return grad_logits
+
+
+class _SecondOrderDiffusion(_Diffusion):
+    """The chain of `redge` with ReinMax's Jacobian for the last draw."""
+
+    def vjp(self, logits: Tensor, noise: Tensor | None, drawn: Tensor | None, grad: Tensor) -> Tensor:
+        denoised = self._chain(logits, noise)
+        direct = None if drawn is None else reinmax_vjp(denoised[-1], drawn, grad)
+        return self._chain_vjp(denoised, grad, direct)
+
+
+class _MatchedDiffusion(_Diffusion):
+    """The chain of `redge_cov`."""
+
+    def _chain(self, logits: Tensor, noise: Tensor | None) -> list[Tensor]:
+        return self._matched_chain(logits, noise)[0]
+
+    def _matched_chain(self, logits: Tensor, noise: Tensor | None) -> tuple[list[Tensor], list[Tensor], Tensor]:
+        """Denoiser outputs, likelihood terms `(a x - a s pi - a^2 / 2) / (v s^2)` of all steps but the first, and v."""
+        pi = logits.softmax(-1)
+        variance = (pi * (1 - pi)).clamp(min=_LOWEST_VARIANCE)
+        denoised, likelihoods = [pi], []
+        x, t = pi if noise is None else torch.addcmul(pi, variance.sqrt(), noise), 1.0
+        for s in reversed(self.grid[:-1]):
+            x = (x * (s / t)).add_(denoised[-1], alpha=1 - s - s / t * (1 - t))
+            a = 1 - s
+            likelihoods.append(torch.add(x, pi, alpha=-s).sub_(a / 2).mul_(a / s**2).div_(variance))
+            denoised.append((logits + likelihoods[-1]).softmax(-1))
+            t = s
+        return denoised, likelihoods, variance
+
+    def vjp(self, logits: Tensor, noise: Tensor | None, drawn: Tensor | None, grad: Tensor) -> Tensor:
+        denoised, likelihoods, variance = self._matched_chain(logits, noise)
+        pi = denoised[0]
+        if noise is None:
+            return softmax_vjp(pi, grad)
+        grad_logits, grad_pi, grad_variance, grad_x = (torch.zeros_like(pi) for _ in range(4))
+        for k, t in enumerate(self.grid):  # t_1 first
+            if t == 1:  # where D = pi
+                grad_pi += grad
+                break
+            u = softmax_vjp(denoised[-1 - k], grad)
+            grad_logits += u
+            grad_variance -= u * likelihoods[-1 - k] / variance
+            u /= variance
+            grad_x.add_(u, alpha=(1 - t) / t**2)
+            grad_pi.sub_(u, alpha=(1 - t) / t)
+            ratio = t / self.grid[k + 1]
+            grad = grad_x * (1 - t - ratio * (1 - self.grid[k + 1]))
+            grad_x *= ratio
+        grad_pi += grad_x  # x_1 = pi + sqrt(v) noise
+        grad_variance += grad_x * noise / (2 * variance.sqrt())
+        grad_pi += grad_variance * (1 - 2 * pi) * (variance > _LOWEST_VARIANCE)
+        return grad_logits + softmax_vjp(pi, grad_pi)
