@@ -11,33 +11,34 @@ smallest number whose measured time is no less than that of guidance at its defa
 import argparse
 import json
 import math
-import platform
 import statistics
-import subprocess
 import time
-from datetime import date
-from importlib.metadata import version
-from pathlib import Path
 
 import torch
+from report import environment, save
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
-from redge_guidance import GuidanceConfig, ReDGE, guide
+from redge_guidance import GuidanceConfig, guide
 from redge_guidance.pipelines import MaskedTextPipeline
 from redge_guidance.rewards import SequenceClassifierReward
 from redge_guidance.updates import Adam, Natural
 
 METHODS = {
     "default": GuidanceConfig(),
-    "natural, full vocabulary": GuidanceConfig(support=None),
-    "natural, support 64": GuidanceConfig(support=64),
-    "natural, 1 draw": GuidanceConfig(num_samples=1),
-    "natural, redge": GuidanceConfig(estimator=ReDGE()),
-    "natural, 2 half steps": GuidanceConfig(update=Natural(num_updates=2, step_size=0.5)),
-    "adam x 10": GuidanceConfig(update=Adam(), num_samples=1),
-    "adam x 10, redge": GuidanceConfig(estimator=ReDGE(), update=Adam(), num_samples=1),
-    "scale 6": GuidanceConfig(scale=6.0),
-    "kl budget 0.5": GuidanceConfig(kl_budget=0.5),
+    "scale 0.9": GuidanceConfig(scale=0.9),
+    "scale 3.6": GuidanceConfig(scale=3.6),
+    "kl budget 0.3": GuidanceConfig(kl_budget=0.3),
+    "full vocabulary": GuidanceConfig(support=None),
+    "support 32": GuidanceConfig(support=32),
+    "1 draw": GuidanceConfig(num_samples=1),
+    "1 full step": GuidanceConfig(scale=1.25, update=Natural(1, 1.0)),
+    **{
+        name: GuidanceConfig(estimator=name)
+        for name in ("straight_through", "redge", "reinmax", "gumbel_softmax", "soft")
+    },
+    "adam x 10, 1 draw": GuidanceConfig(update=Adam(), num_samples=1),
+    "adam x 10, 1 draw, redge": GuidanceConfig(estimator="redge", update=Adam(), num_samples=1),
+    "reinforce_loo, 32 draws": GuidanceConfig(estimator="reinforce_loo", num_samples=32),
 }
 BATCH = 64
 
@@ -125,22 +126,6 @@ def table(results: dict[str, dict[str, list[dict[str, float]]]]) -> str:
     return "\n".join(lines)
 
 
-def environment() -> dict[str, object]:
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    model = [line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")]
-    return {
-        "date": date.today().isoformat(),
-        "commit": commit,
-        "hardware": f"{model[0] if model else platform.machine()}, {torch.get_num_threads()} threads",
-        "versions": {name: version(name) for name in ("redge-guidance", "torch", "transformers", "diffusers")},
-    }
-
-
-def _cpuinfo() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text().splitlines() if path.is_file() else []
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=int, default=256)
@@ -153,10 +138,7 @@ def main() -> None:
     results = {label: run(label, args.seeds, args.samples, methods) for label in args.labels}
     settings = {"samples": args.samples, "seeds": args.seeds}
     settings["methods"] = {name: json.loads(METHODS[name].to_json()) for name in methods}
-    output = Path(args.output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    report = environment() | {"settings": settings, "results": results}
-    output.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    save(args.output, environment("transformers", "diffusers") | {"settings": settings, "results": results})
     print(table(results))
 
 

@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
-from redge_guidance.estimators import ESTIMATORS, Estimator, StraightThrough
+from redge_guidance.estimators import ESTIMATORS, EntropyMix, Estimator
 from redge_guidance.updates import UPDATES, Natural, Update
 
 
@@ -29,18 +29,18 @@ class GuidanceConfig:
     Raises:
         ValueError: a value out of range or an unknown name.
 
-    >>> GuidanceConfig(scale=2.0).num_samples
+    >>> GuidanceConfig(scale=1.5).num_samples
     4
     """
 
-    scale: float = 12.0
-    estimator: str | Estimator = field(default_factory=StraightThrough)
+    scale: float = 1.8
+    estimator: str | Estimator = field(default_factory=EntropyMix)
     update: str | Update = field(default_factory=Natural)
     num_samples: int = 4
     start: float = 0.0
     stop: float = 1.0
     kl_budget: float | None = None
-    support: int | None = 256
+    support: int | None = 128
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "estimator", _by_name("estimator", self.estimator, ESTIMATORS))

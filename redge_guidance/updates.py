@@ -37,7 +37,9 @@ class Natural:
     """Natural-gradient ascent: `log q <- (1 - eta) log q + eta (log p + scale * G) + const`.
 
     G is the gradient of the reward with respect to the one-hot sample. The fixed point `q = p exp(scale * G) / Z` is
-    the exact maximiser for a reward that is linear in each token; with `eta = 1` one update reaches it.
+    the exact maximiser for a reward that is linear in each token; with `eta = 1` one update reaches it. Several
+    smaller updates follow a reward that is not linear, each with fresh samples of the q so far; from p they go
+    `1 - (1 - eta)^num_updates` of the way, 70 % at the defaults.
 
     For straight-through G is the reward's own gradient at the drawn tokens. Other estimators are carried to the same
     coordinates, `G = g / (q + damping)` with g their gradient with respect to the logits: for straight-through and
@@ -49,8 +51,8 @@ class Natural:
         damping: probability, >= 0; not used by straight-through.
     """
 
-    num_updates: int = 1
-    step_size: float = 1.0
+    num_updates: int = 3
+    step_size: float = 1 / 3
     damping: float = 1e-3
 
     def __post_init__(self) -> None:

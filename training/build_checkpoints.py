@@ -73,10 +73,13 @@ tokenizer of `tatoeba-masked`. Labels: compound score below -0.2, between, above
 Agreement with VADER on {validation} held-out sentences: **{accuracy:.1%}**; on the same sentences with words replaced
 at random: {accuracy_corrupted:.1%}.
 
-It was trained not only to give VADER's labels but also to change its logits along straight lines between texts, so
-that its gradient says what an exchange of words would do (`training/train_sentiment.py`, 1,500 steps of
-256 sentences). It copies VADER's faults: it
-judges by words, and is easily misled by irony, names and negation at a distance.
+VADER adds up the valences of words to a sum s. The logits are trained on `8 s / sqrt(s^2 + 1)` for positive, its
+negative for negative and a constant for neutral, so that one mild word counts nearly as much as two strong ones, and
+not on the logits alone: the change that the gradient predicts for an exchange of one word is trained on the change in
+VADER's sum. Guidance reads that gradient. Trained for {steps:,} steps of {batch_size} texts with {exchanges} exchanges
+each, a third of the texts sentences, a third sentences with words replaced, a third random words
+(`training/train_sentiment.py`, half an hour on 2 CPU cores). It copies VADER's faults: it judges by words, and is easily
+misled by irony, names and negation at a distance.
 
 {data}"""
 

@@ -11,6 +11,7 @@ from redge_guidance.updates import Adam, Natural, kl
 from tests.tiny import tiny_pipeline, word_tokenizer
 
 PROMPTS = ["", "a b", "c [MASK] [MASK] d", "e"]
+JUMP = Natural(num_updates=1, step_size=1.0, damping=0.0)  # one update to the tilted p
 CONFIGS = {
     "default": GuidanceConfig(),
     "support": GuidanceConfig(support=3),
@@ -236,9 +237,9 @@ def test_bad_calls(pipe, reward):
 def test_a_linear_reward_gives_the_exact_tilt(config, temperature):
     torch.manual_seed(0)
     logits, table = torch.randn(2, 3, 5), torch.randn(5)
-    settings = {"scale": 1.5, "support": None, "num_samples": 1}
+    settings = {"scale": 1.5, "support": None, "num_samples": 1, "update": JUMP}
     if config == "redge":  # its gradient is exact for a linear reward only on average, and without damping
-        settings |= {"estimator": ReDGE(), "num_samples": 20000, "update": Natural(damping=0.0)}
+        settings |= {"estimator": ReDGE(), "num_samples": 20000}
     new, _ = guided_logits(
         step_of(logits, temperature=temperature), table_reward(table), GuidanceConfig(**settings), seeded()
     )
@@ -256,7 +257,7 @@ def test_samples_of_the_pipeline_follow_the_tilted_distribution():
         logits = pipe._logits(start, mask)[0]
     logits[:, [0, 2]] = -torch.inf
     # The reward counts all positions, whatever the text's end, so that it is linear in the one-hots.
-    with guide(pipe, table_reward(table), GuidanceConfig(scale=0.8, num_samples=1, support=None)):
+    with guide(pipe, table_reward(table), GuidanceConfig(scale=0.8, update=JUMP, num_samples=1, support=None)):
         drawn = sample(pipe, prompt=[""] * texts, num_inference_steps=1)
     frequency = torch.nn.functional.one_hot(drawn, 8).float().mean(0)
     expected = (logits + 0.8 * table).softmax(-1)
@@ -276,7 +277,7 @@ def test_the_straight_through_gradient_at_the_sample_agrees_with_the_one_at_the_
         return straight_through(logits, hard, generator)
 
     results = [
-        guided_logits(step, reward, GuidanceConfig(estimator=e, update=Natural(damping=0.0)), seeded())[0].softmax(-1)
+        guided_logits(step, reward, GuidanceConfig(estimator=e, update=JUMP), seeded())[0].softmax(-1)
         for e in ("straight_through", through_logits)
     ]
     torch.testing.assert_close(*results, atol=1e-5, rtol=1e-4)
@@ -286,7 +287,7 @@ def test_the_straight_through_gradient_at_the_sample_agrees_with_the_one_at_the_
 def test_every_estimator_finds_the_tilt_of_a_linear_reward(name):
     torch.manual_seed(0)
     logits, table = torch.randn(1, 2, 5), torch.randn(5)
-    config = GuidanceConfig(1.5, name, Natural(damping=0.0), num_samples=40000, support=None)
+    config = GuidanceConfig(1.5, name, JUMP, num_samples=40000, support=None)
     new, _ = guided_logits(step_of(logits), table_reward(table), config, seeded())
     expected = (logits.view(2, 5) + 1.5 * table).softmax(-1)
     torch.testing.assert_close(new.softmax(-1), expected, atol=0.05, rtol=0)
@@ -321,7 +322,9 @@ def test_a_mixed_sample_is_embedded_as_a_mixture():
 def test_support_leaves_the_other_tokens_as_the_model_gave_them():
     torch.manual_seed(0)
     logits, table = torch.randn(2, 3, 8), torch.randn(8)
-    new, figures = guided_logits(step_of(logits), table_reward(table), GuidanceConfig(scale=4.0, support=4), seeded())
+    new, figures = guided_logits(
+        step_of(logits), table_reward(table), GuidanceConfig(4.0, update=JUMP, support=4), seeded()
+    )
     p, q = logits.view(6, 8).softmax(-1), new.softmax(-1)
     kept = torch.zeros_like(p).scatter(-1, p.topk(4).indices, 1).bool()
     torch.testing.assert_close(q[~kept], p[~kept])
@@ -336,7 +339,7 @@ def test_kl_budget_holds_for_every_sequence(support):
     torch.manual_seed(0)
     logits, table = torch.randn(3, 4, 8), torch.randn(8)
     free = torch.tensor([[1, 1, 1, 1], [0, 1, 0, 0], [0, 1, 1, 0]]).bool()
-    config = GuidanceConfig(scale=20.0, kl_budget=0.3, support=support)
+    config = GuidanceConfig(scale=20.0, update=JUMP, kl_budget=0.3, support=support)
     new, _ = guided_logits(step_of(logits, free), table_reward(table), config, seeded())
     spent = kl(new.log_softmax(-1), logits[free].log_softmax(-1))
     for rows in (slice(0, 4), slice(4, 5), slice(5, 7)):

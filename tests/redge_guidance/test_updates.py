@@ -46,7 +46,7 @@ def test_kl_and_its_gradient_equal_autograd():
 
 def test_one_natural_update_maximises_the_objective_of_a_linear_reward():
     log_p, ascent = problem()
-    log_q = Natural()(log_p, ascent, identity)
+    log_q = Natural(num_updates=1, step_size=1.0)(log_p, ascent, identity)
     torch.testing.assert_close(log_q, tilted(log_p, ascent))
     logits = log_q.clone().requires_grad_()
     q = logits.log_softmax(-1)
