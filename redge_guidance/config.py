@@ -17,8 +17,10 @@ class GuidanceConfig:
 
     Attributes:
         scale: nats of log-probability that one unit of reward is worth; 0 switches guidance off.
-        estimator: how a differentiable sample is drawn, by a name of `ESTIMATORS` or as an object. `"reinforce_loo"`
-            takes rewards without gradient, and many samples.
+        estimator: how a differentiable sample is drawn, by a name of `ESTIMATORS` or as an object. The default,
+            `"entropy_mix"`, shows the reward a mixture of tokens where the model is sure and a token where it is not;
+            take `"straight_through"` for a reward that needs one-hot samples, `"reinforce_loo"`, with many samples, for
+            a reward without gradient.
         update: how q is improved, by name (`"natural"`, `"adam"`) or as an object with its own step size and count.
         num_samples: relaxed samples drawn for every update, over which the gradient is averaged.
         start, stop: guide while `start <= progress < stop`, progress the share of denoising steps done, in [0, 1).

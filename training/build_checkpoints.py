@@ -78,8 +78,8 @@ negative for negative and a constant for neutral, so that one mild word counts n
 not on the logits alone: the change that the gradient predicts for an exchange of one word is trained on the change in
 VADER's sum. Guidance reads that gradient. Trained for {steps:,} steps of {batch_size} texts with {exchanges} exchanges
 each, a third of the texts sentences, a third sentences with words replaced, a third random words
-(`training/train_sentiment.py`, half an hour on 2 CPU cores). It copies VADER's faults: it judges by words, and is easily
-misled by irony, names and negation at a distance.
+(`training/train_sentiment.py`, half an hour on 2 CPU cores). It copies VADER's faults: it judges by words, and is
+easily misled by irony, names and negation at a distance.
 
 {data}"""
 

@@ -15,8 +15,8 @@ JUMP = Natural(num_updates=1, step_size=1.0, damping=0.0)  # one update to the t
 CONFIGS = {
     "default": GuidanceConfig(),
     "support": GuidanceConfig(support=3),
+    "straight_through": GuidanceConfig(estimator="straight_through"),
     "redge": GuidanceConfig(estimator="redge"),
-    "mixed": GuidanceConfig(estimator="entropy_mix"),
     "soft": GuidanceConfig(estimator="soft", num_samples=1),
     "black box": GuidanceConfig(estimator="reinforce_loo", num_samples=32),
     "adam": GuidanceConfig(update=Adam(num_updates=3)),
@@ -233,11 +233,13 @@ def test_bad_calls(pipe, reward):
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
-@pytest.mark.parametrize("config", ["default", "redge"])
+@pytest.mark.parametrize("config", ["default", "straight_through", "redge"])
 def test_a_linear_reward_gives_the_exact_tilt(config, temperature):
     torch.manual_seed(0)
     logits, table = torch.randn(2, 3, 5), torch.randn(5)
     settings = {"scale": 1.5, "support": None, "num_samples": 1, "update": JUMP}
+    if config == "straight_through":
+        settings |= {"estimator": "straight_through"}
     if config == "redge":  # its gradient is exact for a linear reward only on average, and without damping
         settings |= {"estimator": ReDGE(), "num_samples": 20000}
     new, _ = guided_logits(
