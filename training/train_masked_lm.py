@@ -6,7 +6,8 @@ negative ELBO of the absorbing diffusion, `E_k[(C / k) sum_hidden -log p(x_i | x
 batches use the default canvas; the others draw one of 8 to 32 positions, so that other lengths and prompts work too.
 
 Hidden matrices are trained with Muon, the rest with AdamW; the learning rate is constant, then falls linearly to zero.
-A run that was stopped goes on with `--resume`, where `--steps` may differ from before.
+A run that was stopped goes on with `--resume`, where `--steps` may differ from before; `--init` starts a new run, with
+fresh optimizers, from the weights of a finished one.
 
     python training/train_masked_lm.py --data tatoeba-english.txt --tokenizer tokenizer --output masked-lm
 
@@ -153,6 +154,8 @@ def main() -> None:
     parser.add_argument("--tokenizer", required=True, help="folder of train_tokenizer.py")
     parser.add_argument("--output", required=True, help="folder for the model, the curve and the state to resume from")
     parser.add_argument("--resume", action="store_true", help="go on from the state in --output")
+    parser.add_argument("--init", help="folder of a finished model to start from")
+    parser.add_argument("--seed", type=int, default=1, help="of the order of the sentences and of what is hidden")
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--batch-size", type=int, default=256)
@@ -172,20 +175,23 @@ def main() -> None:
     characters = sum(map(len, validation[:1024]))
 
     model = build_model(tokenizer, args.width, args.layers)
+    if args.init:
+        model = ModernBertForMaskedLM.from_pretrained(args.init, dtype=torch.float32, attn_implementation="eager")
+        model.train()
     hidden = [p for n, p in model.model.layers.named_parameters() if p.ndim == 2]
     others = [p for p in model.parameters() if all(p is not h for h in hidden)]
     optimizers = [
         torch.optim.Muon(hidden, lr=args.muon_lr, weight_decay=0.01, momentum=0.95),
         torch.optim.AdamW(others, lr=args.adam_lr, weight_decay=0.0, betas=(0.9, 0.98), fused=True),
     ]
-    first, curve, generator = 0, [], torch.Generator().manual_seed(1)
+    first, curve, generator = 0, [], torch.Generator().manual_seed(args.seed)
     if args.resume:
         state = torch.load(output / "state.pt")
         model.load_state_dict(state["model"])
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         first, curve = state["step"], state["curve"]
-        generator.manual_seed(1 + first)
+        generator.manual_seed(args.seed + first)
     batches = Batches(train_ids, args.batch_size, tokenizer.eos_token_id, generator)
     peaks = (args.muon_lr, args.adam_lr)
     start, running = time.time(), None

@@ -1,12 +1,17 @@
 """What all estimators share: one autograd function, which draws and differentiates row by row in closed form."""
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 _CHUNK_ELEMENTS = 2**18  # on a CPU, rows are worked through in chunks of about this many numbers, to stay in the cache
+# glibc gives free memory at the end of its heap back to the kernel when it is more than twice the largest block freed
+# so far. Freeing one untouched block of this many bytes raises that limit above a chunk's intermediate results; without
+# it every chunk would fault its pages anew, which took two thirds of the time of a backward.
+_RESERVE = 2**24
+_NOISE_BLOCK = 2**20  # numbers that one thread draws at a time; torch draws them on one core
 
 
 class Estimator(Protocol):
@@ -60,9 +65,11 @@ def sample(transport: Transport, logits: Tensor, hard: bool, generator: torch.Ge
     return drawn
 
 
-def softmax_vjp(probs: Tensor, grad: Tensor) -> Tensor:
+def softmax_vjp(probs: Tensor, grad: Tensor, out: Tensor | None = None) -> Tensor:
     """`probs * (grad - <probs, grad>)`: the vector-Jacobian product of a softmax; all `(rows, K)`."""
-    return probs * (grad - (probs * grad).sum(-1, keepdim=True))
+    out = torch.empty_like(probs) if out is None else out
+    torch.ops.aten._softmax_backward_data.out(grad, probs, -1, probs.dtype, grad_input=out)  # one pass over the memory
+    return out
 
 
 def reinmax_vjp(probs: Tensor, drawn: Tensor, grad: Tensor) -> Tensor:
@@ -126,6 +133,7 @@ class _Sample(torch.autograd.Function):
                 result[rows].scatter_(-1, drawn[rows], 1.0)
             else:
                 result[rows] = value
+            del soft, value  # before the next chunk needs their memory
         return result.view(logits.shape), noise, drawn
 
     @staticmethod
@@ -133,21 +141,14 @@ class _Sample(torch.autograd.Function):
         logits, ctx.transport, _, _ = inputs
         _, noise, drawn = output
         ctx.mark_non_differentiable(*(x for x in (noise, drawn) if x is not None))
+        ctx.set_materialize_grads(False)  # else the noise gets a gradient of zeros, as large as the logits
         ctx.save_for_backward(logits, noise, drawn)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_sample: Tensor, *_: Any) -> tuple[Tensor, None, None, None]:
-        logits, noise, drawn = ctx.saved_tensors
-        flat, grad_flat = (x.reshape(-1, logits.shape[-1]) for x in (logits, grad_sample))
-        work = _work_dtype(flat)
-        grad_logits = torch.empty_like(flat, memory_format=torch.contiguous_format)
-        for rows in _chunks(flat):
-            chunk_noise, chunk_drawn = (None if x is None else x[rows] for x in (noise, drawn))
-            grad_logits[rows] = ctx.transport.vjp(
-                flat[rows].to(work), chunk_noise, chunk_drawn, grad_flat[rows].to(work)
-            )
-        return grad_logits.view(logits.shape), None, None, None
+    def backward(ctx: Any, grad_sample: Tensor | None, *_: Any) -> tuple[Tensor | None, None, None, None]:
+        if grad_sample is None:
+            return None, None, None, None
+        return _Gradient.apply(*ctx.saved_tensors, grad_sample, ctx.transport), None, None, None
 
     @staticmethod
     def vmap(
@@ -160,6 +161,44 @@ class _Sample(torch.autograd.Function):
         return (drawn, *kept), (0, *(None if x is None else 0 for x in kept))
 
 
+class _Gradient(torch.autograd.Function):
+    """The gradient of `_Sample` with respect to the logits; it has no derivative itself."""
+
+    @staticmethod
+    def forward(
+        logits: Tensor, noise: Tensor | None, drawn: Tensor | None, grad_sample: Tensor, transport: Transport
+    ) -> Tensor:
+        flat, grad_flat = (x.reshape(-1, logits.shape[-1]) for x in (logits, grad_sample))
+        work = _work_dtype(flat)
+        grad_logits = torch.empty_like(flat, memory_format=torch.contiguous_format)
+        for rows in _chunks(flat):
+            chunk_noise, chunk_drawn = (None if x is None else x[rows] for x in (noise, drawn))
+            grad_logits[rows] = transport.vjp(flat[rows].to(work), chunk_noise, chunk_drawn, grad_flat[rows].to(work))
+        return grad_logits.view(logits.shape)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> Any:
+        raise RuntimeError(
+            "the gradient of a sample has no derivative: an estimator defines a first derivative only; call "
+            "`torch.autograd.grad` or `backward` without `create_graph=True`, or detach the gradient."
+        )
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Tensor, int]:
+        *tensors, transport = inputs
+        moved = [
+            x if x is None else x.expand(info.batch_size, *x.shape) if dim is None else x.movedim(dim, 0)
+            for x, dim in zip(tensors, in_dims, strict=False)
+        ]
+        logits, noise, drawn, grad_sample = moved
+        noise, drawn = (None if x is None else x.flatten(0, 1) for x in (noise, drawn))
+        return _Gradient.apply(logits, noise, drawn, grad_sample, transport), 0
+
+
 def _work_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
@@ -167,12 +206,30 @@ def _work_dtype(x: Tensor) -> torch.dtype:
 def _chunks(flat: Tensor) -> list[slice]:
     if flat.device.type != "cpu" or torch.compiler.is_compiling():
         return [slice(None)]
+    torch.empty(_RESERVE, dtype=torch.uint8)
     size = max(torch.get_num_threads(), _CHUNK_ELEMENTS // flat.shape[1])
     return [slice(i, i + size) for i in range(0, len(flat), size)]
 
 
 def _noise(kind: str | None, like: Tensor, generator: torch.Generator | None) -> Tensor | None:
+    """One number for every number of `like`. On a CPU large noise is drawn by several threads, block by block.
+
+    Every block has a generator of its own, seeded from `generator`, so that the number of threads does not matter.
+    """
     if kind is None:
         return None
     noise = torch.empty(like.shape, dtype=_work_dtype(like), device=like.device)
-    return noise.normal_(generator=generator) if kind == "normal" else noise.exponential_(generator=generator)
+    draw = Tensor.normal_ if kind == "normal" else Tensor.exponential_
+    if noise.device.type != "cpu" or torch.compiler.is_compiling() or noise.numel() <= _NOISE_BLOCK:
+        return draw(noise, generator=generator)
+    blocks = noise.view(-1).split(_NOISE_BLOCK)
+    seeds = torch.randint(2**62, (len(blocks),), generator=generator).tolist()
+    inference = torch.is_inference_mode_enabled()  # a thread does not inherit it
+
+    def fill(block: Tensor, seed: int) -> None:
+        with torch.inference_mode(inference):
+            draw(block, generator=torch.Generator().manual_seed(seed))
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        list(pool.map(fill, blocks, seeds))
+    return noise

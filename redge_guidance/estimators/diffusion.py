@@ -165,43 +165,51 @@ class _Diffusion(Transport):
         return "normal" if len(self.grid) > 1 else None
 
     def soft(self, logits: Tensor, noise: Tensor | None) -> Tensor:
-        return self._chain(logits, noise)[-1]
+        return self._chain(logits, noise, keep=1)[0]
 
     def vjp(self, logits: Tensor, noise: Tensor | None, drawn: Tensor | None, grad: Tensor) -> Tensor:
-        return self._chain_vjp(self._chain(logits, noise), grad)
+        return self._chain_vjp(self._chain(logits, noise, keep=len(self.grid)), grad)
 
-    def _chain(self, logits: Tensor, noise: Tensor | None) -> list[Tensor]:
-        """Denoiser outputs `[D(x_{t_n}, t_n), ..., D(x_{t_1}, t_1)]`, each `(rows, K)`."""
-        denoised = [logits.softmax(-1)]  # at t = 1 alpha is 0: no noise enters
-        x, t = noise, 1.0
-        for s in reversed(self.grid[:-1]):
-            assert x is not None
-            # x_s = (1 - s) D + (s / t) (x_t - (1 - t) D)
-            x = (x * (s / t)).add_(denoised[-1], alpha=1 - s - s / t * (1 - t))
-            denoised.append(torch.add(logits, x, alpha=(1 - s) / s**2).softmax(-1))
-            t = s
-        return denoised
+    def _chain(self, logits: Tensor, noise: Tensor | None, keep: int) -> Tensor:
+        """The last `keep` (1 or all) of the outputs `D(x_{t_n}, t_n), ..., D(x_{t_1}, t_1)`, and two rooms to work in.
 
-    def _chain_vjp(self, denoised: list[Tensor], grad: Tensor, direct: Tensor | None = None) -> Tensor:
-        """Gradient of `<grad, denoised[-1]>` with respect to the logits, walking the DDIM chain backwards.
-
-        At t the softmax has the input `logits + (1 - t) / t^2 x_t`. `direct` replaces what the last softmax sends
-        straight to the logits.
+        `(keep + 2, rows, K)`, one block: the allocator then hands the same pages to every chunk of rows.
         """
-        grad_logits = grad_x = torch.zeros(())
-        for k, t in enumerate(self.grid):  # t_1 first
-            u = softmax_vjp(denoised[-1 - k], grad)
-            if k == 0:
-                grad_logits = u.clone() if direct is None else direct
-                grad_x = torch.zeros_like(u) if t < 1 else grad_x
+        block = logits.new_empty(keep + 2, *logits.shape)
+        x, shifted = block[keep:]
+        torch.softmax(logits, -1, out=block[0])  # at t = 1 alpha is 0: no noise enters
+        t = 1.0
+        for k, s in enumerate(reversed(self.grid[:-1])):
+            # x_s = (1 - s) D + (s / t) (x_t - (1 - t) D)
+            torch.mul(noise if k == 0 else x, s / t, out=x)
+            x.add_(block[k % keep], alpha=1 - s - s / t * (1 - t))
+            torch.add(logits, x, alpha=(1 - s) / s**2, out=shifted)
+            torch.softmax(shifted, -1, out=block[(k + 1) % keep])
+            t = s
+        return block
+
+    def _chain_vjp(self, block: Tensor, grad: Tensor, direct: Tensor | None = None) -> Tensor:
+        """Gradient of `<grad, D(x_{t_1}, t_1)>` with respect to the logits, walking the DDIM chain backwards.
+
+        `block` is the whole chain as `_chain` gives it, and is used up. At t the softmax has the input
+        `logits + (1 - t) / t^2 x_t`. `direct` replaces what the last softmax sends straight to the logits.
+        """
+        *denoised, grad_x, grad_d = block
+        d = denoised.pop()
+        u = softmax_vjp(d, grad, out=grad_x)
+        grad_logits = u.clone() if direct is None else direct
+        for t, before in zip(self.grid, self.grid[1:], strict=False):  # t_1 first
+            if u is grad_x:
+                grad_x *= (1 - t) / t**2
             else:
-                grad_logits += u
-            if t == 1:
-                break
-            grad_x = grad_x.add_(u, alpha=(1 - t) / t**2)
-            ratio = t / self.grid[k + 1]  # x_t = (1 - t - ratio (1 - t')) D(x_t', t') + ratio x_t', t' the time before
-            grad = grad_x * (1 - t - ratio * (1 - self.grid[k + 1]))
+                grad_x.add_(u, alpha=(1 - t) / t**2)
+            # x_t = (1 - t - ratio (1 - before)) D(x_before, before) + ratio x_before
+            ratio = t / before
+            torch.mul(grad_x, 1 - t - ratio * (1 - before), out=grad_d)
             grad_x *= ratio
+            used, d = d, denoised.pop()
+            u = softmax_vjp(d, grad_d, out=used)
+            grad_logits += u
         return grad_logits
 
 
@@ -209,16 +217,16 @@ class _SecondOrderDiffusion(_Diffusion):
     """The chain of `redge` with ReinMax's Jacobian for the last draw."""
 
     def vjp(self, logits: Tensor, noise: Tensor | None, drawn: Tensor | None, grad: Tensor) -> Tensor:
-        denoised = self._chain(logits, noise)
-        direct = None if drawn is None else reinmax_vjp(denoised[-1], drawn, grad)
-        return self._chain_vjp(denoised, grad, direct)
+        block = self._chain(logits, noise, keep=len(self.grid))
+        direct = None if drawn is None else reinmax_vjp(block[-3], drawn, grad)
+        return self._chain_vjp(block, grad, direct)
 
 
 class _MatchedDiffusion(_Diffusion):
     """The chain of `redge_cov`."""
 
-    def _chain(self, logits: Tensor, noise: Tensor | None) -> list[Tensor]:
-        return self._matched_chain(logits, noise)[0]
+    def soft(self, logits: Tensor, noise: Tensor | None) -> Tensor:
+        return self._matched_chain(logits, noise)[0][-1]
 
     def _matched_chain(self, logits: Tensor, noise: Tensor | None) -> tuple[list[Tensor], list[Tensor], Tensor]:
         """Denoiser outputs, likelihood terms `(a x - a s pi - a^2 / 2) / (v s^2)` of all steps but the first, and v."""
