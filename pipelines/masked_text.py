@@ -18,7 +18,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from redge_guidance.checkpoints import loading, resolve
 from redge_guidance.pipelines.masked_scheduler import MaskedDiffusionScheduler
-from redge_guidance.text import end_token_id, text_mask
+from redge_guidance.text import end_token_id, reserved_token_ids, text_mask
 
 
 @dataclass
@@ -258,10 +258,8 @@ class MaskedTextPipeline(DiffusionPipeline):
 
     def _suppressed(self, vocabulary: int) -> list[int]:
         """Ids that are never generated, in ascending order."""
-        tokenizer = self.tokenizer
-        reserved = {getattr(tokenizer, f"{name}_token_id", None) for name in ("mask", "pad", "bos", "cls", "unk")}
-        reserved |= set(range(len(tokenizer), vocabulary)) | set(self.config.suppress_tokens or [])
-        return sorted(i for i in reserved - {end_token_id(tokenizer)} if i is not None and i < vocabulary)
+        extra = {i for i in self.config.suppress_tokens or [] if i < vocabulary} - {end_token_id(self.tokenizer)}
+        return sorted(extra.union(reserved_token_ids(self.tokenizer, vocabulary)))
 
     def _encode(self, text: str, allow_mask: bool = True) -> tuple[list[int], list[int]]:
         """Ids that the tokenizer puts before a text, and those of the text; what it puts after a text is left out."""

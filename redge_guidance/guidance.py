@@ -56,36 +56,53 @@ class GuidanceHandle:
         self.config = config
         self.trace: list[StepTrace] = []
         self._pipe, self._reward, self._seed = pipe, reward, seed
-        self._host = find_host(pipe)
+        kind = find_host(pipe)
         self._scheduler = pipe.scheduler
-        self._generator: torch.Generator | None = None
-        self._attach()
-
-    def _attach(self) -> None:
-        original = self._scheduler.step
-        if hasattr(original, _MARK):
+        self._seams = [name for name in kind.seams if hasattr(self._scheduler, name)]
+        if any(hasattr(getattr(self._scheduler, name), _MARK) for name in self._seams):
             raise ValueError("`pipe` is guided already; call `remove()` on the first handle, or add up the rewards.")
-        self._previous = vars(self._scheduler).get("step")
+        self._generator: torch.Generator | None = None
+        self._host = kind(pipe)
+        self._previous = {name: vars(self._scheduler).get(name) for name in (*self._seams, "set_timesteps")}
+        for name in self._seams:
+            setattr(self._scheduler, name, self._guided(name, getattr(self._scheduler, name)))
+        self._scheduler.set_timesteps = self._beginning(self._scheduler.set_timesteps)
+
+    def _guided(self, seam: str, original: Callable[..., Any]) -> Callable[..., Any]:
         signature = inspect.signature(original)
 
         @functools.wraps(original)  # keeps the signature: some pipelines choose their arguments by it
-        def step(*args: Any, **kwargs: Any) -> Any:
+        def method(*args: Any, **kwargs: Any) -> Any:
             bound = signature.bind(*args, **kwargs)
             if self.config.scale > 0:
-                self._guide(bound.arguments)
+                self._guide(seam, bound.arguments)
             return original(*bound.args, **bound.kwargs)
 
-        setattr(step, _MARK, self)
-        self._scheduler.step = step
+        setattr(method, _MARK, self)
+        return method
+
+    def _beginning(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(original)
+        def set_timesteps(*args: Any, **kwargs: Any) -> Any:
+            self._host.begin()
+            return original(*args, **kwargs)
+
+        return set_timesteps
+
+    @property
+    def _attached(self) -> bool:
+        return getattr(vars(self._scheduler).get("step"), _MARK, None) is self
 
     def remove(self) -> None:
-        """Give the pipeline its own `scheduler.step` back. Does nothing the second time."""
-        if getattr(vars(self._scheduler).get("step"), _MARK, None) is not self:
+        """Give the pipeline its own scheduler's methods back. Does nothing the second time."""
+        if not self._attached:
             return
-        if self._previous is None:
-            del self._scheduler.step
-        else:
-            self._scheduler.step = self._previous
+        self._host.close()
+        for name, previous in self._previous.items():
+            if previous is None:
+                delattr(self._scheduler, name)
+            else:
+                setattr(self._scheduler, name, previous)
 
     def __enter__(self) -> "GuidanceHandle":
         return self
@@ -96,13 +113,14 @@ class GuidanceHandle:
         self.remove()
 
     def __repr__(self) -> str:
-        attached = getattr(vars(self._scheduler).get("step"), _MARK, None) is self
-        return f"<GuidanceHandle {'on' if attached else 'removed from'} {type(self._pipe).__name__}, {self.config}>"
+        return (
+            f"<GuidanceHandle {'on' if self._attached else 'removed from'} {type(self._pipe).__name__}, {self.config}>"
+        )
 
-    def _guide(self, arguments: dict[str, Any]) -> None:
-        """Replace the logits in the arguments of `scheduler.step` by guided ones, where this step is to be guided."""
+    def _guide(self, seam: str, arguments: dict[str, Any]) -> None:
+        """Replace the logits in the arguments of the scheduler's `seam` by guided ones, where they are to be guided."""
         started = time.perf_counter()
-        step = DenoisingStep(**self._host.read(self._pipe, arguments))
+        step = self._host.read(seam, arguments)
         if not self.config.start <= step.progress < self.config.stop or not step.free.any():
             return
         if torch.is_inference_mode_enabled():
@@ -110,7 +128,7 @@ class GuidanceHandle:
                 "guidance needs gradients and cannot run under `torch.inference_mode()`; use `torch.no_grad()` instead."
             )
         logits, figures = guided_logits(step, self._reward, self.config, self._random(step.logits.device))
-        self._host.write(arguments, logits)
+        self._host.write(arguments, step, logits)
         self.trace.append(StepTrace(step.progress, *figures, seconds=time.perf_counter() - started))
 
     def _random(self, device: torch.device) -> torch.Generator:
@@ -173,6 +191,7 @@ def guided_logits(
     """
     with torch.no_grad():
         scaled = step.logits.float() / step.temperature
+        scaled[:, step.reserved] = -torch.inf
         kept, support = scaled, None
         if config.support is not None and config.support < scaled.shape[-1]:
             kept, support = scaled.topk(config.support, dim=-1)
@@ -275,7 +294,8 @@ class _Ascent:
         index = weights.detach().argmax(-1, keepdim=True)
         drawn = index if support is None else support.gather(-1, index)
         ids = step.ids.repeat(draws, 1).masked_scatter(free, drawn)
-        mask = text_mask(ids, step.tokenizer, step.attention_mask.repeat(draws, 1))
+        given = None if step.given is None else step.given.repeat(draws, 1)
+        mask = text_mask(ids, step.tokenizer, step.attention_mask.repeat(draws, 1), given)
         one_hot = getattr(self._config.estimator, "one_hot", True)
         return RelaxedTokens(ids, free, weights, support, one_hot, mask, step.tokenizer)
 

@@ -3,8 +3,12 @@
 import functools
 
 import torch
+from diffusers import BlockRefinementScheduler, DiffusionGemmaPipeline, LLaDA2Pipeline
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
+    DiffusionGemmaConfig,
+    DiffusionGemmaForBlockDiffusion,
+    DiffusionGemmaTextConfig,
     ModernBertConfig,
     ModernBertForMaskedLM,
     ModernBertForSequenceClassification,
@@ -76,3 +80,50 @@ def _trained_classifier():
 
 def tiny_reward(label="good"):
     return SequenceClassifierReward(_trained_classifier(), word_tokenizer(), label)
+
+
+def tiny_llada2(**scheduler):
+    """diffusers' LLaDA2Pipeline around the tiny masked language model."""
+    pipe = LLaDA2Pipeline(tiny_pipeline().model, BlockRefinementScheduler(**scheduler), word_tokenizer())
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ message['content'] }} [EOS] {% endfor %}{% if add_generation_prompt %}a{% endif %}"
+)
+
+
+def tiny_gemma(scheduler):
+    """diffusers' DiffusionGemmaPipeline around the real class: one layer of each attention, four experts."""
+    torch.manual_seed(0)
+    text = DiffusionGemmaTextConfig(
+        vocab_size=len(WORDS),
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        global_head_dim=16,
+        sliding_window=8,
+        layer_types=["sliding_attention", "full_attention"],
+        num_experts=4,
+        top_k_experts=2,
+        moe_intermediate_size=16,
+        pad_token_id=0,
+        eos_token_id=1,
+        bos_token_id=None,
+        max_position_embeddings=64,
+        initializer_range=0.5,
+    )
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
+    vision |= {"num_key_value_heads": 1, "head_dim": 16, "position_embedding_size": 8}
+    config = DiffusionGemmaConfig(
+        text_config=text, vision_config={"model_type": "gemma4_vision", **vision}, canvas_length=4
+    )
+    tokenizer = word_tokenizer()
+    tokenizer.chat_template = CHAT_TEMPLATE
+    pipe = DiffusionGemmaPipeline(DiffusionGemmaForBlockDiffusion(config).eval(), scheduler, tokenizer)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe

@@ -5,36 +5,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
-DESCRIPTION = "text pipelines with a MaskedDiffusionScheduler and a tokenizer"
+from redge_guidance.hosts.base import DenoisingStep, Host, is_a
 
 
-def matches(pipe: Any) -> bool:
-    from redge_guidance.pipelines import MaskedDiffusionScheduler
+class MaskedTextHost(Host):
+    """The scheduler sees the whole canvas, and its free positions hold the mask token."""
 
-    scheduler = getattr(pipe, "scheduler", None)
-    return isinstance(scheduler, MaskedDiffusionScheduler) and getattr(pipe, "tokenizer", None) is not None
+    description = "text pipelines with a MaskedDiffusionScheduler and a tokenizer: hidden positions, at scheduler.step"
 
+    @classmethod
+    def matches(cls, pipe: Any) -> bool:
+        scheduler, tokenizer = getattr(pipe, "scheduler", None), getattr(pipe, "tokenizer", None)
+        return is_a(scheduler, "MaskedDiffusionScheduler") and tokenizer is not None
 
-def read(pipe: Any, arguments: dict[str, Any]) -> dict[str, Any]:
-    ids, timesteps = arguments["sample"], pipe.scheduler.timesteps
-    free = ids == arguments["mask_token_id"]
-    step_index = int((timesteps > arguments["timestep"]).sum())
-    return {
-        "logits": arguments["model_output"][free],
-        "ids": ids,
-        "free": free,
-        "attention_mask": _not_padding(ids, arguments.get("frozen"), pipe.tokenizer),
-        "temperature": arguments.get("temperature") or 1.0,
-        "progress": step_index / len(timesteps),
-        "tokenizer": pipe.tokenizer,
-    }
-
-
-def write(arguments: dict[str, Any], logits: Tensor) -> None:
-    free = arguments["sample"] == arguments["mask_token_id"]
-    output = arguments["model_output"].clone()
-    output[free] = logits.to(output.dtype)
-    arguments["model_output"] = output
+    def read(self, seam: str, arguments: dict[str, Any]) -> DenoisingStep:
+        ids, timesteps = arguments["sample"], self.pipe.scheduler.timesteps
+        free = ids == arguments["mask_token_id"]
+        return DenoisingStep(
+            logits=arguments["model_output"][free],
+            ids=ids,
+            free=free,
+            attention_mask=_not_padding(ids, arguments.get("frozen"), self.pipe.tokenizer),
+            temperature=arguments.get("temperature") or 1.0,
+            progress=int((timesteps > arguments["timestep"]).sum()) / len(timesteps),
+            tokenizer=self.pipe.tokenizer,
+        )
 
 
 def _not_padding(ids: Tensor, frozen: Tensor | None, tokenizer: Any) -> Tensor:

@@ -1,0 +1,300 @@
+"""Every host on the real pipeline class around a tiny model."""
+
+import functools
+import inspect
+
+import pytest
+import torch
+from diffusers import BlockRefinementScheduler, DiscreteDDIMScheduler, EntropyBoundScheduler
+
+from redge_guidance import GuidanceConfig, guide
+from redge_guidance.hosts import HOSTS, Host, find_host, supports
+from redge_guidance.hosts.base import DenoisingStep, is_a
+from redge_guidance.text import text_mask
+from redge_guidance.updates import Natural
+from tests.tiny import WORDS, tiny_gemma, tiny_llada2, tiny_pipeline, word_tokenizer
+
+# diffusers marks steps for CUDA graphs, and what that imports uses a deprecated function of torch
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")
+
+RESERVED = [0, 2]  # [PAD], [MASK]
+JUMP = GuidanceConfig(
+    scale=1.5,
+    estimator="straight_through",
+    update=Natural(num_updates=1, step_size=1.0, damping=0.0),
+    num_samples=1,
+    support=None,
+)
+
+
+def llada2(prompt=("a b", "c"), **settings):
+    pipe = tiny_llada2()
+    defaults = {"gen_length": 8, "block_length": 4, "num_inference_steps": 4, "temperature": 1.0}
+    defaults |= {"use_chat_template": False, "editing_threshold": None, "output_type": "seq"}
+
+    def run(seed=0):
+        return pipe(list(prompt), generator=torch.Generator().manual_seed(seed), **defaults | settings).sequences
+
+    return pipe, run
+
+
+def gemma(scheduler, **settings):
+    pipe = tiny_gemma(scheduler)
+    defaults = {"gen_length": 8, "num_inference_steps": 4, "temperature": 1.0, "eos_early_stop": False}
+    defaults |= {"confidence_threshold": None, "output_type": "seq"}
+
+    def run(seed=0):
+        generator = torch.Generator().manual_seed(seed)
+        return pipe(["a b", "c d"], generator=generator, **defaults | settings).sequences
+
+    return pipe, run
+
+
+CASES = {
+    "llada2": lambda: llada2(),
+    "llada2 editing": lambda: llada2(editing_threshold=0.3, max_post_steps=2),
+    "llada2 greedy": lambda: llada2(temperature=0.0),
+    "llada2 greedy method": lambda: llada2(sampling_method="greedy", temperature=0.5),
+    "llada2 top-k, top-p, threshold": lambda: llada2(top_k=5, top_p=0.9, threshold=0.2, temperature=0.8),
+    "llada2 no early stop, odd length": lambda: llada2(eos_early_stop=False, gen_length=5),
+    "gemma block refinement": lambda: gemma(BlockRefinementScheduler()),
+    "gemma block refinement, editing": lambda: gemma(BlockRefinementScheduler(editing_threshold=0.3)),
+    "gemma ddim": lambda: gemma(DiscreteDDIMScheduler()),
+    "gemma ddim, corrector": lambda: gemma(DiscreteDDIMScheduler(corrector_steps=1, corrector_k=2)),
+    "gemma entropy bound": lambda: gemma(EntropyBoundScheduler()),
+    "gemma static cache, early stop": lambda: gemma(
+        DiscreteDDIMScheduler(), cache_implementation="static", eos_early_stop=True, confidence_threshold=0.5
+    ),
+}
+every_case = pytest.mark.parametrize("make", CASES.values(), ids=CASES)
+
+
+def count_of_a(tokens):
+    """Sum over all positions that count of being `a`: linear in the one-hots."""
+    table = torch.zeros(len(WORDS), 1)
+    table[WORDS.index("a")] = 1.0
+    return (tokens.embed(table)[..., 0] * tokens.attention_mask).sum(-1)
+
+
+def all_of_a(tokens):
+    table = torch.zeros(len(WORDS), 1)
+    table[WORDS.index("a")] = 1.0
+    return tokens.embed(table)[..., 0].sum(-1)
+
+
+def spied(pipe):
+    """What the scheduler's own methods are called with, in a list; spy before guiding."""
+    calls = []
+
+    def spy(name, original):
+        @functools.wraps(original)
+        def method(*args, **kwargs):
+            calls.append((name, inspect.signature(original).bind(*args, **kwargs).arguments))
+            return original(*args, **kwargs)
+
+        setattr(pipe.scheduler, name, method)
+
+    for name in ("step", "step_correct"):
+        if hasattr(pipe.scheduler, name):
+            spy(name, getattr(pipe.scheduler, name))
+    return calls
+
+
+@every_case
+def test_scale_zero_gives_the_tokens_of_the_bare_host(make):
+    pipe, run = make()
+    bare = run()
+    with guide(pipe, count_of_a, GuidanceConfig(scale=0.0)):
+        assert torch.equal(run(), bare)
+    with guide(pipe, count_of_a, GuidanceConfig(scale=8.0)):
+        assert not torch.equal(run(), bare)
+
+
+@every_case
+def test_removal_and_exceptions_leave_the_host_as_it_was(make):
+    pipe, run = make()
+    bare = run()
+    before = set(vars(pipe)), set(vars(pipe.scheduler)), hooks(pipe)
+
+    def broken(tokens):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError), guide(pipe, broken):
+        run()
+    assert (set(vars(pipe)), set(vars(pipe.scheduler)), hooks(pipe)) == before
+    assert torch.equal(run(), bare)
+
+
+def hooks(pipe):
+    return sum(len(module._forward_pre_hooks) + len(module._forward_hooks) for module in pipe.model.modules())
+
+
+@every_case
+def test_reward_rises_with_scale(make):
+    pipe, run = make()
+    means = []
+    for scale in (0.0, 2.0, 8.0):
+        with guide(pipe, count_of_a, GuidanceConfig(scale=scale)):
+            means.append(torch.stack([(run(seed) == WORDS.index("a")).float().mean() for seed in range(8)]).mean())
+    assert means[1] > means[0] - 0.05  # eight texts of sixteen tokens
+    assert means[2] > means[0] + 0.1
+
+
+@every_case
+def test_guided_logits_are_the_exact_optimum_and_fixed_positions_keep_theirs(make):
+    """For a reward linear in the tokens one full natural step is the tilted p; every single step is compared."""
+    pipe, run = make()
+    calls = spied(pipe)
+    host_reads = []
+
+    def reward(tokens):
+        host_reads.append(tokens)
+        return all_of_a(tokens)
+
+    model_logits = []
+    pipe.model.register_forward_hook(lambda module, args, output: model_logits.append(output.logits.clone()))
+    with guide(pipe, reward, JUMP):
+        run()
+    assert len(calls) == len(model_logits)
+    tilt = torch.zeros(len(WORDS))
+    tilt[WORDS.index("a")] = JUMP.scale
+    tilt[RESERVED] = -torch.inf
+    reads = iter(host_reads)
+    for (name, arguments), logits in zip(calls, model_logits, strict=True):
+        guided, length = arguments["model_output"], arguments["sample"].shape[1]
+        logits = logits[:, -length:]
+        moved = (guided != logits).any(-1)
+        if not moved.any():
+            continue
+        tokens = next(reads)
+        free = tokens.free[:, -length:]
+        assert not tokens.free[:, :-length].any()
+        assert not (moved & ~free).any()
+        temperature = temperature_of(name, pipe.scheduler, arguments)
+        expected = ((logits / temperature).log_softmax(-1) + tilt).log_softmax(-1)
+        ours = (guided / temperature).log_softmax(-1)
+        torch.testing.assert_close(ours[free].exp(), expected[free].exp(), atol=1e-5, rtol=1e-4)
+
+
+def temperature_of(name, scheduler, arguments):
+    """As the schedulers document it."""
+    if name == "step_correct" or arguments.get("sampling_method") == "greedy":
+        return 1.0
+    if isinstance(scheduler, EntropyBoundScheduler):
+        t_max, t_min = scheduler.config.t_max, scheduler.config.t_min
+        return t_min + (t_max - t_min) * (1 - arguments["timestep"] / scheduler.num_inference_steps)
+    return arguments.get("temperature") or 1.0
+
+
+@every_case
+def test_reserved_tokens_are_not_produced_by_guidance(make):
+    """The uniform schedulers renoise with any token; what they draw from the logits is never reserved."""
+    pipe, run = make()
+    calls = spied(pipe)
+    with guide(pipe, count_of_a, GuidanceConfig(support=4)) as handle:
+        run()
+    for _, arguments in calls:
+        guided = (arguments["model_output"][..., RESERVED] == -torch.inf).all(-1)
+        assert guided.any() or (is_a(pipe, "LLaDA2Pipeline") and not (arguments["sample"] == 2).any())
+    progress = [step.progress for step in handle.trace]
+    assert progress == sorted(progress)
+    assert progress[0] == 0
+    assert progress[-1] < 1
+
+
+def test_the_reward_sees_prompt_finished_blocks_and_the_block():
+    pipe, run = llada2(editing_threshold=None)
+    seen = []
+    with guide(pipe, lambda tokens: (seen.append(tokens), count_of_a(tokens))[1], JUMP):
+        sequences = run()
+    assert [t.ids[1].tolist()[:2] for t in seen] == [[0, 5]] * len(seen)  # padding, then the prompt "c"
+    assert {tuple(t.ids.shape) for t in seen} == {(2, 4), (2, 8), (2, 12)}
+    assert not seen[0].attention_mask[1, 0]
+    assert seen[0].attention_mask[1, 1]
+    assert not seen[-1].free[:, :8].any()
+    assert torch.equal(seen[-1].ids[:, 2:8], sequences[:, :6])  # finished blocks, as they came out
+    run_twice = []
+    with guide(pipe, lambda tokens: (run_twice.append(tokens), count_of_a(tokens))[1], JUMP) as handle:
+        run()
+        run()
+    assert [step.progress for step in handle.trace] == 2 * [step.progress for step in handle.trace[: len(seen)]]
+
+
+def test_the_tail_beyond_the_length_asked_for_is_left_alone():
+    pipe, run = llada2(gen_length=5, eos_early_stop=False)
+    seen = []
+    with guide(pipe, lambda tokens: (seen.append(tokens), count_of_a(tokens))[1], JUMP):
+        run()
+    assert seen[-1].ids.shape[1] == 8
+    assert not any(t.free[:, 7:].any() for t in seen)
+
+
+def test_the_end_of_a_turn_in_the_prompt_does_not_end_the_text():
+    ids = torch.tensor([[3, 1, 4, 5, 1, 5]])
+    given = torch.tensor([[True, True, True, False, False, False]])
+    assert text_mask(ids, word_tokenizer(), given=given).int().tolist() == [[1, 1, 1, 1, 1, 0]]
+    pipe, run = gemma(DiscreteDDIMScheduler())  # whose chat template ends every turn with [EOS]
+    seen = []
+    with guide(pipe, lambda tokens: (seen.append(tokens), count_of_a(tokens))[1], JUMP):
+        run()
+    assert (seen[0].ids[:, 2] == 1).all()
+    assert seen[0].attention_mask[:, :5].all()
+    assert len({t.ids.shape[1] for t in seen}) == 2  # prompt and one canvas, prompt and two
+
+
+def test_committed_positions_of_a_uniform_canvas_stay():
+    pipe, run = gemma(BlockRefinementScheduler(threshold=2.0))
+    seen = []
+    with guide(pipe, lambda tokens: (seen.append(tokens), count_of_a(tokens))[1], JUMP):
+        run()
+    assert [int(t.free.sum(-1)[0]) for t in seen] == [4, 3, 2, 1] * 2
+
+
+def test_supports_says_what_and_how():
+    assert "scheduler.step" in supports(tiny_pipeline())
+    assert "LLaDA2Pipeline" in supports(tiny_llada2())
+    assert "step_correct" in supports(tiny_gemma(DiscreteDDIMScheduler()))
+    assert supports(tiny_pipeline().model) is None
+    with pytest.raises(ValueError, match="LLaDA2Pipeline.*DiffusionGemmaPipeline.*redge_guidance.hosts.HOSTS"):
+        find_host(torch.nn.Linear(1, 1))
+
+
+def test_a_host_is_one_small_class(monkeypatch):
+    """The example of the documentation."""
+
+    class Sampler:
+        """A pipeline of somebody's: `scheduler.step(model_output, timestep, sample)`, id 2 hidden."""
+
+        def __init__(self):
+            self.scheduler = self
+            self.tokenizer = word_tokenizer()
+
+        def set_timesteps(self, n):
+            self.n = n
+
+        def step(self, model_output, timestep, sample):
+            return torch.where(sample == 2, model_output.argmax(-1), sample)
+
+        def __call__(self):
+            self.set_timesteps(1)
+            return self.step(torch.zeros(1, 3, len(WORDS)), 0, torch.tensor([[2, 4, 2]]))
+
+    class SamplerHost(Host):
+        description = "Sampler"
+
+        @classmethod
+        def matches(cls, pipe):
+            return is_a(pipe, "Sampler")
+
+        def read(self, seam, arguments):
+            ids, logits = arguments["sample"], arguments["model_output"]
+            free = ids == 2
+            everywhere = torch.ones_like(free)
+            return DenoisingStep(logits[free], ids, free, everywhere, 1.0, 0.0, self.pipe.tokenizer)
+
+    monkeypatch.setattr("redge_guidance.hosts.HOSTS", [*HOSTS, SamplerHost])
+    pipe = Sampler()
+    assert pipe().tolist() == [[0, 4, 0]]
+    with guide(pipe, count_of_a):
+        assert pipe().tolist() == [[3, 4, 3]]
+    assert pipe().tolist() == [[0, 4, 0]]
