@@ -2,7 +2,7 @@
 
 from redge_guidance.config import GuidanceConfig
 from redge_guidance.estimators import ReDGE, StraightThrough, redge, straight_through
-from redge_guidance.guidance import GuidanceHandle, guide
+from redge_guidance.handle import GuidanceHandle, guide
 from redge_guidance.relaxed import RelaxedTokens
 from redge_guidance.version import __version__ as __version__
 

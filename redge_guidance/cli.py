@@ -92,7 +92,7 @@ def _generate(args: argparse.Namespace) -> None:
         raise ValueError(f"`--json` must name a file, got the folder {args.json}.")
 
     from redge_guidance.config import GuidanceConfig
-    from redge_guidance.guidance import guide
+    from redge_guidance.handle import guide
 
     named = {name: getattr(args, name) for name in ("scale", "estimator", "update")}
     config = GuidanceConfig(**{name: value for name, value in named.items() if value is not None})

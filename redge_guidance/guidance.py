@@ -1,25 +1,20 @@
-"""`guide`: attach a reward to a pipeline by its scheduler's `step`."""
+"""Guidance of one denoising step: the reward's gradient, carried into the logits."""
 
-import functools
-import inspect
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from redge_guidance.config import GuidanceConfig
-from redge_guidance.hosts import DenoisingStep, find_host
+from redge_guidance.hosts.base import DenoisingStep
 from redge_guidance.relaxed import RelaxedTokens
 from redge_guidance.text import text_mask
 from redge_guidance.updates import kl, project_to_budget
 
 Reward = Callable[[RelaxedTokens], Tensor]
-
-_MARK = "_redge_guidance_handle"
 
 
 @dataclass(frozen=True)
@@ -44,138 +39,58 @@ class StepTrace:
     seconds: float
 
 
-class GuidanceHandle:
-    """A reward attached to a pipeline, as returned by `guide`. A context manager that removes itself on exit.
+class Guidance:
+    """A reward, settings and randomness: moves the logits of denoising steps, and notes what it did.
+
+    Args:
+        reward: any callable from `RelaxedTokens` to a differentiable tensor `(batch,)`, higher is better. It need not
+            be differentiable for the estimator `reinforce_loo`.
+        config: `GuidanceConfig()` when None.
+        seed: of guidance's own generator, never the host's, which runs on through all steps.
 
     Attributes:
         config: the settings in force.
-        trace: a list of `StepTrace`, one entry a guided step since the handle was made.
+        trace: a list of `StepTrace`, one entry a guided step.
+
+    Raises:
+        ValueError: a reward that is not callable, or a config of another type.
     """
 
-    def __init__(self, pipe: Any, reward: Reward, config: GuidanceConfig, seed: int):
-        self.config = config
+    def __init__(self, reward: Reward, config: GuidanceConfig | None = None, seed: int = 0):
+        if not callable(reward):
+            raise ValueError(
+                f"`reward` must be a callable from RelaxedTokens to (batch,), got {type(reward).__name__}."
+            )
+        self.config = GuidanceConfig() if config is None else config
+        if not isinstance(self.config, GuidanceConfig):
+            raise ValueError(f"`config` must be a GuidanceConfig, got {type(config).__name__}.")
         self.trace: list[StepTrace] = []
-        self._pipe, self._reward, self._seed = pipe, reward, seed
-        kind = find_host(pipe)
-        self._scheduler = pipe.scheduler
-        self._seams = [name for name in kind.seams if hasattr(self._scheduler, name)]
-        if any(hasattr(getattr(self._scheduler, name), _MARK) for name in self._seams):
-            raise ValueError("`pipe` is guided already; call `remove()` on the first handle, or add up the rewards.")
+        self._reward, self._seed = reward, seed
         self._generator: torch.Generator | None = None
-        self._host = kind(pipe)
-        self._previous = {name: vars(self._scheduler).get(name) for name in (*self._seams, "set_timesteps")}
-        for name in self._seams:
-            setattr(self._scheduler, name, self._guided(name, getattr(self._scheduler, name)))
-        self._scheduler.set_timesteps = self._beginning(self._scheduler.set_timesteps)
 
-    def _guided(self, seam: str, original: Callable[..., Any]) -> Callable[..., Any]:
-        signature = inspect.signature(original)
+    def __call__(self, step: DenoisingStep) -> Tensor | None:
+        """Guided logits `(free positions, vocabulary)`, float32; None where this step is not to be guided.
 
-        @functools.wraps(original)  # keeps the signature: some pipelines choose their arguments by it
-        def method(*args: Any, **kwargs: Any) -> Any:
-            bound = signature.bind(*args, **kwargs)
-            if self.config.scale > 0:
-                self._guide(seam, bound.arguments)
-            return original(*bound.args, **bound.kwargs)
-
-        setattr(method, _MARK, self)
-        return method
-
-    def _beginning(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(original)
-        def set_timesteps(*args: Any, **kwargs: Any) -> Any:
-            self._host.begin()
-            return original(*args, **kwargs)
-
-        return set_timesteps
-
-    @property
-    def _attached(self) -> bool:
-        return getattr(vars(self._scheduler).get("step"), _MARK, None) is self
-
-    def remove(self) -> None:
-        """Give the pipeline its own scheduler's methods back. Does nothing the second time."""
-        if not self._attached:
-            return
-        self._host.close()
-        for name, previous in self._previous.items():
-            if previous is None:
-                delattr(self._scheduler, name)
-            else:
-                setattr(self._scheduler, name, previous)
-
-    def __enter__(self) -> "GuidanceHandle":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.remove()
-
-    def __repr__(self) -> str:
-        return (
-            f"<GuidanceHandle {'on' if self._attached else 'removed from'} {type(self._pipe).__name__}, {self.config}>"
-        )
-
-    def _guide(self, seam: str, arguments: dict[str, Any]) -> None:
-        """Replace the logits in the arguments of the scheduler's `seam` by guided ones, where they are to be guided."""
+        Raises:
+            ValueError: a reward of the wrong shape, not finite, or without gradient.
+            RuntimeError: under `torch.inference_mode()`.
+        """
         started = time.perf_counter()
-        step = self._host.read(seam, arguments)
-        if not self.config.start <= step.progress < self.config.stop or not step.free.any():
-            return
+        config = self.config
+        if config.scale == 0 or not config.start <= step.progress < config.stop or not step.free.any():
+            return None
         if torch.is_inference_mode_enabled():
             raise RuntimeError(
                 "guidance needs gradients and cannot run under `torch.inference_mode()`; use `torch.no_grad()` instead."
             )
-        logits, figures = guided_logits(step, self._reward, self.config, self._random(step.logits.device))
-        self._host.write(arguments, step, logits)
+        logits, figures = guided_logits(step, self._reward, config, self._random(step.logits.device))
         self.trace.append(StepTrace(step.progress, *figures, seconds=time.perf_counter() - started))
+        return logits
 
     def _random(self, device: torch.device) -> torch.Generator:
-        """Guidance's own randomness: seeded once, never the pipeline's."""
         if self._generator is None or self._generator.device != device:
             self._generator = torch.Generator(device).manual_seed(self._seed)
         return self._generator
-
-
-def guide(pipe: Any, reward: Reward, config: GuidanceConfig | None = None, *, seed: int = 0) -> GuidanceHandle:
-    """Steer every sample that `pipe` draws toward `reward`, until the handle is removed.
-
-    `pipe` is used exactly as before. Each call of its `scheduler.step` first has its logits moved by `config.update`;
-    the scheduler then samples from them with its own settings and its own randomness. The schedule, the positions
-    that are fixed already and the pipeline's generator are left alone.
-
-    Args:
-        pipe: a pipeline with a discrete scheduler.
-        reward: any callable from `RelaxedTokens` to a differentiable tensor `(batch,)`, higher is better. It need not
-            be differentiable for the estimator `reinforce_loo`.
-        config: `GuidanceConfig()` when None.
-        seed: of guidance's own generator, which runs on through all calls of the pipeline.
-
-    Returns:
-        A `GuidanceHandle`; `handle.remove()`, or leaving a `with guide(...)` block, restores the pipeline.
-
-    Raises:
-        ValueError: an unsupported or an already guided pipeline, or a reward that is not callable. While sampling: a
-            reward of the wrong shape, not finite, or without gradient.
-        RuntimeError: while sampling under `torch.inference_mode()`.
-
-    Example:
-        >>> from redge_guidance.pipelines import MaskedTextPipeline
-        >>> from redge_guidance.rewards import SequenceClassifierReward
-        >>> pipe = MaskedTextPipeline.from_pretrained("builtin:tatoeba-masked")
-        >>> reward = SequenceClassifierReward.from_pretrained("builtin:sentiment", label="positive")
-        >>> with guide(pipe, reward) as handle:
-        ...     output = pipe(prompt=["", "Tom"], generator=torch.Generator().manual_seed(0))
-        >>> len(output.texts), len(handle.trace) > 0
-        (2, True)
-    """
-    if not callable(reward):
-        raise ValueError(f"`reward` must be a callable from RelaxedTokens to (batch,), got {type(reward).__name__}.")
-    config = GuidanceConfig() if config is None else config
-    if not isinstance(config, GuidanceConfig):
-        raise ValueError(f"`config` must be a GuidanceConfig, got {type(config).__name__}.")
-    return GuidanceHandle(pipe, reward, config, seed)
 
 
 def guided_logits(

@@ -1,0 +1,181 @@
+"""Guidance as a callable, for samplers of language models that take one: transformers' and Dream's."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor
+
+from redge_guidance.config import GuidanceConfig
+from redge_guidance.guidance import Guidance, Reward, StepTrace
+from redge_guidance.hosts.base import DenoisingStep
+from redge_guidance.text import reserved_token_ids
+
+
+class GuidanceLogitsProcessor(LogitsProcessor):
+    """Guides transformers' `DiffusionGemma.generate`; all positions of the canvas are free.
+
+    `generate` appends to the list of processors that it is given, so give it a fresh one in every call:
+
+        guidance = GuidanceLogitsProcessor(model, tokenizer, reward, GuidanceConfig(scale=2.0))
+        model.generate(**inputs, logits_processor=LogitsProcessorList([guidance]))
+
+    Args:
+        model: its `generation_config` says how long and at which temperatures `generate` denoises; what is passed to
+            `generate` itself has to be passed here too.
+        tokenizer: the model's tokenizer, or its processor.
+        reward, config, seed: as for `guide`. `start` and `stop` are shares of the steps of every canvas, since the
+            number of canvases is not known here.
+        max_denoising_steps, t_min, t_max: None: those of `model.generation_config`.
+
+    Attributes:
+        trace: a list of `StepTrace`, one entry a guided step.
+
+    Raises:
+        ValueError: as `guide`, or a number of steps that is neither given nor in the generation config.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        reward: Reward,
+        config: GuidanceConfig | None = None,
+        *,
+        seed: int = 0,
+        max_denoising_steps: int | None = None,
+        t_min: float | None = None,
+        t_max: float | None = None,
+    ):
+        self._guidance = Guidance(reward, config, seed)
+        self._tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
+        settings = model.generation_config
+        self._steps = max_denoising_steps or getattr(settings, "max_denoising_steps", None)
+        if self._steps is None:
+            raise ValueError(
+                "`max_denoising_steps` is not in the generation config of `model`; pass what `generate` is given."
+            )
+        t_min = getattr(settings, "t_min", None) if t_min is None else t_min
+        t_max = getattr(settings, "t_max", None) if t_max is None else t_max
+        self._temperatures = None if t_min is None or t_max is None else (float(t_min), float(t_max))
+        self._context: Tensor | None = None
+        self._prompt_length = 0
+
+    @property
+    def trace(self) -> list[StepTrace]:
+        return self._guidance.trace
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, cur_step: int | Tensor) -> Tensor:
+        """Guided logits `(batch, canvas, vocabulary)`; `input_ids` is the text before the canvas.
+
+        `cur_step` counts the steps that are left, from `max_denoising_steps` to 1.
+        """
+        left, (batch, canvas) = int(cur_step), scores.shape[:2]
+        self._follow(input_ids, canvas, left == self._steps)
+        ids = torch.nn.functional.pad(input_ids, (0, canvas))
+        position = torch.arange(ids.shape[1], device=ids.device)
+        free = (position >= input_ids.shape[1]).expand(batch, -1)
+        given = (position < self._prompt_length).expand(batch, -1)
+        step = DenoisingStep(
+            logits=scores.flatten(0, 1),
+            ids=ids,
+            free=free,
+            attention_mask=~((ids == self._tokenizer.pad_token_id) & given),
+            temperature=self._temperature(left),
+            progress=1 - left / self._steps,
+            tokenizer=self._tokenizer,
+            given=given,
+            reserved=reserved_token_ids(self._tokenizer, scores.shape[-1]),
+        )
+        logits = self._guidance(step)
+        return scores if logits is None else logits.view(scores.shape).to(scores.dtype)
+
+    def _follow(self, input_ids: Tensor, canvas: int, first_step: bool) -> None:
+        """Tell the next canvas of a text from the beginning of another."""
+        before, self._context = self._context, input_ids
+        if not first_step:
+            return
+        goes_on = before is not None and input_ids.shape == (before.shape[0], before.shape[1] + canvas)
+        if not goes_on or not torch.equal(input_ids[:, :-canvas], before):
+            self._prompt_length = input_ids.shape[1]
+
+    def _temperature(self, left: int) -> float:
+        if self._temperatures is None:
+            return 1.0
+        t_min, t_max = self._temperatures
+        return t_min + (t_max - t_min) * left / self._steps
+
+
+class DreamLogitsHook:
+    """Guides Dream's `diffusion_generate` through its `generation_logits_hook_func`.
+
+        hook = DreamLogitsHook(tokenizer, reward, GuidanceConfig(scale=2.0), steps=128, temperature=0.2)
+        model.diffusion_generate(ids, steps=128, temperature=0.2, generation_logits_hook_func=hook)
+
+    The hook gets logits that Dream has shifted to the positions they are for, before temperature and truncation.
+
+    Args:
+        tokenizer: the model's, with its mask token.
+        reward, config, seed: as for `guide`.
+        steps, temperature: what `diffusion_generate` is given.
+        attention_mask: `(batch, prompt)`, of the prompts, False on padding; None: no padding.
+
+    Attributes:
+        trace: a list of `StepTrace`, one entry a guided step.
+
+    Raises:
+        ValueError: as `guide`, a tokenizer without mask token, or steps below 1.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        reward: Reward,
+        config: GuidanceConfig | None = None,
+        *,
+        steps: int,
+        temperature: float = 0.0,
+        attention_mask: Tensor | None = None,
+        seed: int = 0,
+    ):
+        self._guidance = Guidance(reward, config, seed)
+        if getattr(tokenizer, "mask_token_id", None) is None:
+            raise ValueError("`tokenizer` must have a `mask_token_id`, got None; pass the tokenizer of the model.")
+        if steps < 1:
+            raise ValueError(f"`steps` must be >= 1, got {steps}; pass what `diffusion_generate` is given.")
+        self._tokenizer, self._steps, self._temperature = tokenizer, steps, temperature
+        self._prompt_mask = attention_mask
+        self._given: Tensor | None = None
+
+    @property
+    def trace(self) -> list[StepTrace]:
+        return self._guidance.trace
+
+    def __call__(self, step: int | None, x: Tensor, logits: Tensor | None) -> Tensor | None:
+        """Guided logits `(batch, length, vocabulary)`, x `(batch, length)` being the tokens with their masks."""
+        if step is None or logits is None:  # the call before the first step
+            return logits
+        free = x == self._tokenizer.mask_token_id
+        if step == 0 or self._given is None:
+            self._given = ~free
+        valid = torch.ones_like(free)
+        if self._prompt_mask is not None:
+            valid[:, : self._prompt_mask.shape[1]] = self._prompt_mask.to(valid)
+        guided = self._guidance(
+            DenoisingStep(
+                logits=logits[free],
+                ids=x,
+                free=free,
+                attention_mask=valid,
+                temperature=self._temperature or 1.0,
+                progress=step / self._steps,
+                tokenizer=self._tokenizer,
+                given=self._given,
+                reserved=reserved_token_ids(self._tokenizer, logits.shape[-1]),
+            )
+        )
+        if guided is None:
+            return logits
+        result = logits.clone()
+        result[free] = guided.to(result.dtype)
+        return result
