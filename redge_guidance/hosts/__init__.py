@@ -2,12 +2,39 @@
 
 from typing import Any
 
-from redge_guidance.hosts.base import DenoisingStep, Host
+from redge_guidance.hosts.base import DenoisingStep, Host, is_a
 from redge_guidance.hosts.diffusion_gemma import DiffusionGemmaHost
 from redge_guidance.hosts.llada2 import LLaDA2Host
 from redge_guidance.hosts.masked_text import MaskedTextHost
 
-__all__ = ["HOSTS", "DenoisingStep", "Host", "find_host", "supports"]
+__all__ = ["HOSTS", "DenoisingStep", "Host", "find_host", "is_a", "supports"]
+
+# What a user writes to add a host; a test runs it.
+EXAMPLE = """\
+from redge_guidance.hosts import HOSTS, DenoisingStep, Host, is_a
+
+class MyHost(Host):
+    description = "MyPipeline: hidden positions, at scheduler.step"
+
+    @classmethod
+    def matches(cls, pipe):
+        return is_a(pipe, "MyPipeline")
+
+    def read(self, seam, arguments):
+        ids = arguments["sample"]  # (batch, length)
+        free = ids == arguments["mask_token_id"]
+        return DenoisingStep(
+            logits=arguments["model_output"][free],
+            ids=ids,
+            free=free,
+            attention_mask=ids != self.pipe.tokenizer.pad_token_id,
+            temperature=arguments.get("temperature") or 1.0,
+            progress=arguments["timestep"] / self.pipe.scheduler.num_inference_steps,
+            tokenizer=self.pipe.tokenizer,
+        )
+
+HOSTS.append(MyHost)
+"""
 
 HOSTS: list[type[Host]] = [MaskedTextHost, LLaDA2Host, DiffusionGemmaHost]
 
@@ -33,6 +60,6 @@ def find_host(pipe: Any) -> type[Host]:
     scheduler = type(getattr(pipe, "scheduler", None)).__name__
     raise ValueError(
         f"`pipe` must be a pipeline with a discrete scheduler that guidance knows, got {type(pipe).__name__} with "
-        f"scheduler {scheduler}; supported: {'; '.join(host.description for host in HOSTS)}. For another pipeline, "
-        "derive an adapter from `redge_guidance.hosts.Host` and append it to `redge_guidance.hosts.HOSTS`."
+        f"scheduler {scheduler}; supported: {'; '.join(host.description for host in HOSTS)}; samplers that take a "
+        "function: `redge_guidance.hosts.callables`. To add a pipeline:\n\n" + EXAMPLE
     )

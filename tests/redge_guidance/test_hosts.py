@@ -8,8 +8,7 @@ import torch
 from diffusers import BlockRefinementScheduler, DiscreteDDIMScheduler, EntropyBoundScheduler
 
 from redge_guidance import GuidanceConfig, guide
-from redge_guidance.hosts import HOSTS, Host, find_host, supports
-from redge_guidance.hosts.base import DenoisingStep, is_a
+from redge_guidance.hosts import EXAMPLE, HOSTS, find_host, is_a, supports
 from redge_guidance.text import text_mask
 from redge_guidance.updates import Natural
 from tests.tiny import WORDS, tiny_gemma, tiny_llada2, tiny_pipeline, word_tokenizer
@@ -255,46 +254,33 @@ def test_supports_says_what_and_how():
     assert "LLaDA2Pipeline" in supports(tiny_llada2())
     assert "step_correct" in supports(tiny_gemma(DiscreteDDIMScheduler()))
     assert supports(tiny_pipeline().model) is None
-    with pytest.raises(ValueError, match="LLaDA2Pipeline.*DiffusionGemmaPipeline.*redge_guidance.hosts.HOSTS"):
+    with pytest.raises(ValueError, match="(?s)LLaDA2Pipeline.*DiffusionGemmaPipeline.*callables.*class MyHost"):
         find_host(torch.nn.Linear(1, 1))
 
 
-def test_a_host_is_one_small_class(monkeypatch):
-    """The example of the documentation."""
+def test_the_example_of_a_host_guides_a_pipeline_of_ones_own(monkeypatch):
+    class MyPipeline:
+        """Its scheduler is itself."""
 
-    class Sampler:
-        """A pipeline of somebody's: `scheduler.step(model_output, timestep, sample)`, id 2 hidden."""
+        num_inference_steps = 1
 
         def __init__(self):
-            self.scheduler = self
-            self.tokenizer = word_tokenizer()
+            self.scheduler, self.tokenizer = self, word_tokenizer()
 
-        def set_timesteps(self, n):
-            self.n = n
+        def set_timesteps(self, number):
+            pass
 
-        def step(self, model_output, timestep, sample):
-            return torch.where(sample == 2, model_output.argmax(-1), sample)
+        def step(self, model_output, timestep, sample, mask_token_id=2):
+            return torch.where(sample == mask_token_id, model_output.argmax(-1), sample)
 
         def __call__(self):
-            self.set_timesteps(1)
-            return self.step(torch.zeros(1, 3, len(WORDS)), 0, torch.tensor([[2, 4, 2]]))
+            return self.step(torch.zeros(1, 3, len(WORDS)), 0, torch.tensor([[2, 4, 2]]), mask_token_id=2)
 
-    class SamplerHost(Host):
-        description = "Sampler"
-
-        @classmethod
-        def matches(cls, pipe):
-            return is_a(pipe, "Sampler")
-
-        def read(self, seam, arguments):
-            ids, logits = arguments["sample"], arguments["model_output"]
-            free = ids == 2
-            everywhere = torch.ones_like(free)
-            return DenoisingStep(logits[free], ids, free, everywhere, 1.0, 0.0, self.pipe.tokenizer)
-
-    monkeypatch.setattr("redge_guidance.hosts.HOSTS", [*HOSTS, SamplerHost])
-    pipe = Sampler()
-    assert pipe().tolist() == [[0, 4, 0]]
+    monkeypatch.setattr("redge_guidance.hosts.HOSTS", list(HOSTS))
+    exec(EXAMPLE, {})
+    pipe = MyPipeline()
+    bare = pipe().tolist()
     with guide(pipe, count_of_a):
         assert pipe().tolist() == [[3, 4, 3]]
-    assert pipe().tolist() == [[0, 4, 0]]
+    assert pipe().tolist() == bare == [[0, 4, 0]]
+    assert len(EXAMPLE.splitlines()) < 25
