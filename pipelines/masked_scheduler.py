@@ -96,6 +96,7 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
         *,
         mask_token_id: int,
         frozen: Tensor | None = None,
+        active: Tensor | None = None,
         temperature: float = 1.0,
         top_k: int | None = None,
         top_p: float | None = None,
@@ -111,6 +112,7 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
             sample: `(batch, length)` int64, the tokens at time t, hidden ones `mask_token_id`.
             mask_token_id: id that stands for a hidden token.
             frozen: `(batch, length)` bool, visible tokens that must not be hidden again (prompt and padding).
+            active: `(batch, length)` bool, the positions that this step may change (a block); None: all.
             temperature: divides the logits; 0 takes the likeliest token.
             top_k, top_p: draw from the k likeliest tokens, from the likeliest tokens of total probability p.
             generator: source of all randomness, on the device of the logits or on the CPU.
@@ -124,6 +126,9 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
         t = float(timestep)
         s = max(0.0, t - 1 / self.num_inference_steps)
         hidden = sample == mask_token_id
+        if active is not None:
+            hidden &= active
+            frozen = ~active if frozen is None else frozen | ~active
         tokens, log_probs = _draw(model_output[hidden], mask_token_id, temperature, top_k, top_p, generator)
         x_0 = sample.masked_scatter(hidden, tokens)
         if s < 1e-9:

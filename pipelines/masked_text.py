@@ -1,7 +1,5 @@
 """Text generation with a masked diffusion language model."""
 
-import inspect
-import itertools
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,11 +12,13 @@ from diffusers.utils import BaseOutput
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 from torch import Tensor
-from transformers import AutoModelForMaskedLM, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
 from redge_guidance.checkpoints import loading, resolve
+from redge_guidance.pipelines.canvas import chat, encode, split_into_blocks, steps_of_blocks
+from redge_guidance.pipelines.families import ModelFamily, clean_logits, family_of, set_mask_token
 from redge_guidance.pipelines.masked_scheduler import MaskedDiffusionScheduler
-from redge_guidance.text import end_token_id, reserved_token_ids, text_mask
+from redge_guidance.text import end_token_id, generated_after, reserved_token_ids, text_mask
 
 
 @dataclass
@@ -49,6 +49,10 @@ class MaskedTextPipeline(DiffusionPipeline):
         temperature, top_p: what `__call__` uses when it is not told otherwise.
         suppress_tokens: further token ids that are never generated. Mask, padding, beginning-of-text and unknown
             tokens never are, nor ids that the tokenizer does not have.
+        shift_logits, attention, time_input: how the model is called, as in `ModelFamily`.
+
+    Raises:
+        ValueError: a tokenizer without mask or end-of-text token, or an unknown `attention`.
     """
 
     model: Any
@@ -66,28 +70,45 @@ class MaskedTextPipeline(DiffusionPipeline):
         temperature: float = 1.0,
         top_p: float | None = None,
         suppress_tokens: list[int] | None = None,
+        shift_logits: bool = False,
+        attention: str = "2d",
+        time_input: str | None = None,
     ):
         super().__init__()
+        ModelFamily(shift_logits, attention, time_input)
         for name in ("mask_token_id", "eos_token_id"):
             if (end_token_id(tokenizer) if name == "eos_token_id" else getattr(tokenizer, name, None)) is None:
                 raise ValueError(f"`tokenizer` must have a `{name}`, got None; set it on the tokenizer.")
         self.register_modules(model=model, tokenizer=tokenizer, scheduler=scheduler)
+        self._block, self._num_blocks = 0, 1  # the block that is being drawn
         self.register_to_config(length=length, temperature=temperature, top_p=top_p, suppress_tokens=suppress_tokens)
+        self.register_to_config(shift_logits=shift_logits, attention=attention, time_input=time_input)
 
     @classmethod
     def from_pretrained(
-        cls, name: str | os.PathLike[str], *, dtype: torch.dtype = torch.float32, **kwargs: Any
+        cls,
+        name: str | os.PathLike[str],
+        *,
+        family: str | None = None,
+        dtype: torch.dtype = torch.float32,
+        **kwargs: Any,
     ) -> "MaskedTextPipeline":
         """Load a pipeline folder, a masked language model with its tokenizer, or `"builtin:tatoeba-masked"`.
 
+        A model may be any masked language model of transformers, or one of a family that comes with code of its own:
+        LLaDA, Dream and MDLM are told by their config, others (conversions of autoregressive models, say) by `family`.
+
         Args:
             name: embedded checkpoint, folder, or hub id.
+            family: `"masked-lm"`, `"llada"`, `"dream"` or `"mdlm"`: how the model is called; None: as its config says.
+                Of a pipeline folder the settings are stored with it.
             dtype: of the model.
             **kwargs: for `DiffusionPipeline.from_pretrained`, or the `from_pretrained` of transformers' auto classes
                 when `name` is a model without a pipeline.
 
         Raises:
-            ValueError, FileNotFoundError: `name` is unknown.
+            ValueError, FileNotFoundError: `name` is unknown, the family is unknown, or code of a checkpoint is not
+                trusted.
             OSError: `name` is a hub id that cannot be loaded.
         """
         path = resolve(name)
@@ -96,12 +117,19 @@ class MaskedTextPipeline(DiffusionPipeline):
             if _is_pipeline(path, remote):
                 pipe: MaskedTextPipeline = super().from_pretrained(path, dtype=dtype, **kwargs)
                 return pipe
-            model = AutoModelForMaskedLM.from_pretrained(path, dtype=dtype, **kwargs)
-            if "trust_remote_code" in kwargs:
-                remote["trust_remote_code"] = kwargs["trust_remote_code"]
-            tokenizer = AutoTokenizer.from_pretrained(path, **remote)
+            code = {key: kwargs[key] for key in ("trust_remote_code",) if key in kwargs}
+            config = AutoConfig.from_pretrained(path, **remote, **code)
+            how = family_of(config, family)
+            model = _auto_class(config).from_pretrained(path, dtype=dtype, **kwargs)
+            tokenizer = AutoTokenizer.from_pretrained(path, **remote, **code)
+        set_mask_token(tokenizer, how.mask_token_id)
         length = min(64, _longest(model) or 64)
-        return cls(model.eval(), tokenizer, MaskedDiffusionScheduler(), length=length)
+        settings: dict[str, Any] = {
+            "shift_logits": how.shift_logits,
+            "attention": how.attention,
+            "time_input": how.time_input,
+        }
+        return cls(model.eval(), tokenizer, MaskedDiffusionScheduler(), length=length, **settings)
 
     @torch.no_grad()
     def __call__(
@@ -109,11 +137,13 @@ class MaskedTextPipeline(DiffusionPipeline):
         prompt: str | list[str] = "",
         *,
         gen_length: int | None = None,
+        block_length: int | None = None,
         num_inference_steps: int | None = None,
         temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
         guidance_scale: float = 1.0,
+        use_chat_template: bool = False,
         generator: torch.Generator | None = None,
         return_dict: bool = True,
         callback_on_step_end: Callable[[Any, int, Tensor, dict[str, Any]], dict[str, Any]] | None = None,
@@ -126,11 +156,15 @@ class MaskedTextPipeline(DiffusionPipeline):
                 a whole text of which only those are filled in.
             gen_length: number of new tokens after every prompt; None: up to the canvas of the pipeline, and at least
                 half a canvas.
+            block_length: draw blocks of so many tokens one after the other, from left to right (LLaDA's
+                semi-autoregressive decoding), with an equal share of the steps each; None: all at once.
             num_inference_steps: denoising steps; None: as many as hidden tokens, so that one is drawn at a time.
             temperature, top_p: None: those of the pipeline. 0 is greedy.
             top_k: draw from the k likeliest tokens only.
             guidance_scale: classifier-free guidance, `logits = u + guidance_scale * (c - u)`, u with the prompt
                 hidden; 1 is none.
+            use_chat_template: take every prompt for the turn of a user and put it into the chat template of the
+                tokenizer; mask tokens in it are then an error.
             generator: source of all randomness; the same generator gives the same texts.
             return_dict: return an output object instead of `(sequences, texts)`.
             callback_on_step_end: called as `callback(pipe, step, timestep, {name: tensor})`; may return a dict with a
@@ -143,42 +177,52 @@ class MaskedTextPipeline(DiffusionPipeline):
         temperature = self.config.temperature if temperature is None else temperature
         top_p = self.config.top_p if top_p is None else top_p
         callback_inputs = callback_on_step_end_tensor_inputs or ["sample"]
-        self._check_inputs(temperature, top_k, top_p, gen_length, num_inference_steps, callback_inputs)
+        counts = {"top_k": top_k, "gen_length": gen_length, "block_length": block_length}
+        counts["num_inference_steps"] = num_inference_steps
+        self._check_inputs(temperature, top_p, counts, callback_inputs)
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         if not prompts:
             sample = torch.empty(0, 0, dtype=torch.long, device=self._execution_device)
             return MaskedTextPipelineOutput(sequences=sample, texts=[]) if return_dict else (sample, [])
-        sample, attention_mask, from_prompt = self._canvas(prompts, gen_length)
+        sample, attention_mask, from_prompt = self._canvas(prompts, gen_length, use_chat_template)
         mask_token_id = self.tokenizer.mask_token_id
         frozen = sample != mask_token_id
         hidden_prompt = sample.masked_fill(from_prompt, mask_token_id)
-        if num_inference_steps is None:
-            num_inference_steps = max(1, int((~frozen).sum(-1).max()))
-        self.scheduler.set_timesteps(num_inference_steps, device=sample.device)
-        for i, t in enumerate(self.progress_bar(self.scheduler.timesteps)):
-            logits = self._logits(sample, attention_mask)
-            if guidance_scale != 1 and from_prompt.any():
-                unconditional = self._logits(torch.where(frozen, hidden_prompt, sample), attention_mask)
-                logits = unconditional + guidance_scale * (logits - unconditional)
-            logits[..., self._suppressed(logits.shape[-1])] = -torch.inf
-            sample, _ = self.scheduler.step(
-                logits,
-                t,
-                sample,
-                mask_token_id=mask_token_id,
-                frozen=frozen,
-                temperature=temperature,
-                top_k=top_k,
-                top_p=top_p,
-                generator=generator,
-                return_dict=False,
-            )
-            if callback_on_step_end is not None:
-                tensors = {"sample": sample, "logits": logits}
-                returned = callback_on_step_end(self, i, t, {name: tensors[name] for name in callback_inputs})
-                sample = (returned or {}).get("sample", sample)
+        blocks = split_into_blocks(~frozen, block_length)
+        steps = steps_of_blocks([~frozen & block for block in blocks], num_inference_steps)
+        self._num_blocks, step = len(blocks), 0
+        with self.progress_bar(total=sum(steps)) as progress_bar:
+            for self._block, active in enumerate(blocks):
+                self.scheduler.set_timesteps(steps[self._block], device=sample.device)
+                for t in self.scheduler.timesteps:
+                    alpha = self.scheduler.alpha(float(t))
+                    logits = self._logits(sample, attention_mask, alpha)
+                    if guidance_scale != 1 and from_prompt.any():
+                        without = torch.where(frozen, hidden_prompt, sample)
+                        unconditional = self._logits(without, attention_mask, alpha)
+                        logits = unconditional + guidance_scale * (logits - unconditional)
+                    logits[..., self._suppressed(logits.shape[-1])] = -torch.inf
+                    sample, _ = self.scheduler.step(
+                        logits,
+                        t,
+                        sample,
+                        mask_token_id=mask_token_id,
+                        frozen=frozen,
+                        active=active,
+                        temperature=temperature,
+                        top_k=top_k,
+                        top_p=top_p,
+                        generator=generator,
+                        return_dict=False,
+                    )
+                    if callback_on_step_end is not None:
+                        tensors = {"sample": sample, "logits": logits}
+                        inputs = {name: tensors[name] for name in callback_inputs}
+                        sample = (callback_on_step_end(self, step, t, inputs) or {}).get("sample", sample)
+                    step += 1
+                    progress_bar.update()
         self.maybe_free_model_hooks()
-        texts = self._decode(sample, attention_mask)
+        texts = self._decode(sample, attention_mask, generated_after(~frozen))
         return MaskedTextPipelineOutput(sequences=sample, texts=texts) if return_dict else (sample, texts)
 
     @torch.no_grad()
@@ -210,7 +254,7 @@ class MaskedTextPipeline(DiffusionPipeline):
         """
         texts = [texts] if isinstance(texts, str) else list(texts)
         generator = torch.Generator().manual_seed(0) if generator is None else generator
-        encoded = [self._encode(text, allow_mask=False) for text in texts]
+        encoded = [encode(self.tokenizer, text, "texts", allow_mask=False) for text in texts]
         rows = [start + ids for start, ids in encoded]
         lengths = [max(self.config.length, len(row) + 1) for row in rows]
         total = torch.zeros(len(texts))
@@ -236,7 +280,9 @@ class MaskedTextPipeline(DiffusionPipeline):
         losses = torch.empty(len(ids))
         for part in torch.arange(len(ids)).split(batch_size):
             x_0, masked = ids[part].to(self._execution_device), hidden[part].to(self._execution_device)
-            logits = self._logits(x_0.masked_fill(masked, self.tokenizer.mask_token_id), torch.ones_like(masked))
+            alpha = 1 - k[part].to(x_0.device) / canvas
+            x_t = x_0.masked_fill(masked, self.tokenizer.mask_token_id)
+            logits = self._logits(x_t, torch.ones_like(masked), alpha)
             rows = logits[masked].float()
             rows[:, self._suppressed(rows.shape[-1])] = -torch.inf
             loss = torch.zeros(x_0.shape, device=rows.device)
@@ -244,47 +290,28 @@ class MaskedTextPipeline(DiffusionPipeline):
             losses[part] = (loss.sum(-1).cpu() * canvas) / k[part]
         return losses.view(-1, num_samples).mean(-1)
 
-    def _logits(self, ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """`(batch, length, vocabulary)`; positions are counted from the first token that is not padding."""
-        inputs: dict[str, Tensor] = {"input_ids": ids}
-        accepted = inspect.signature(self.model.forward).parameters
-        if "attention_mask" in accepted:
-            inputs["attention_mask"] = attention_mask.long()
-        if "position_ids" in accepted:
-            inputs["position_ids"] = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
-        output = self.model(**inputs)
-        logits: Tensor = output if isinstance(output, Tensor) else getattr(output, "logits", output[0])
-        return logits
+    def _logits(self, ids: Tensor, attention_mask: Tensor, alpha: Tensor | float = 1.0) -> Tensor:
+        """`(batch, length, vocabulary)`; alpha, `(batch,)` or a number, is the share of tokens that is visible."""
+        family = ModelFamily(self.config.shift_logits, self.config.attention, self.config.time_input)
+        alpha = torch.as_tensor(alpha, dtype=torch.float32, device=ids.device).expand(len(ids))
+        return clean_logits(self.model, family, ids, attention_mask, alpha)
 
     def _suppressed(self, vocabulary: int) -> list[int]:
         """Ids that are never generated, in ascending order."""
         extra = {i for i in self.config.suppress_tokens or [] if i < vocabulary} - {end_token_id(self.tokenizer)}
         return sorted(extra.union(reserved_token_ids(self.tokenizer, vocabulary)))
 
-    def _encode(self, text: str, allow_mask: bool = True) -> tuple[list[int], list[int]]:
-        """Ids that the tokenizer puts before a text, and those of the text; what it puts after a text is left out."""
-        tokenizer = self.tokenizer
-        ids: list[int] = tokenizer(text, add_special_tokens=False).input_ids
-        reserved = set(tokenizer.all_special_ids) - ({tokenizer.mask_token_id} if allow_mask else set())
-        found = [tokenizer.convert_ids_to_tokens(i) for i in ids if i in reserved]
-        if found:
-            raise ValueError(
-                f"`{'prompt' if allow_mask else 'texts'}` must not contain reserved tokens, got {found[0]!r} in "
-                f"{text!r}; remove it."
-            )
-        ends = {end_token_id(tokenizer), tokenizer.mask_token_id}
-        start = itertools.takewhile(
-            lambda i: i in tokenizer.all_special_ids and i not in ends, tokenizer(text).input_ids
-        )
-        return list(start), ids
-
-    def _canvas(self, prompts: list[str], gen_length: int | None) -> tuple[Tensor, Tensor, Tensor]:
+    def _canvas(
+        self, prompts: list[str], gen_length: int | None, use_chat_template: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Left-padded ids, their attention mask, and which ids were given by the user; each `(batch, length)`."""
         mask_id, end_id = self.tokenizer.mask_token_id, end_token_id(self.tokenizer)
         rows: list[list[Any]] = []
         given: list[list[bool]] = []
         for prompt in prompts:
-            start, text = self._encode(prompt)
+            start, text = (
+                ([], chat(self.tokenizer, prompt)) if use_chat_template else encode(self.tokenizer, prompt, "prompt")
+            )
             room = self.config.length - len(start) - len(text)
             if mask_id in text:
                 rest = [end_id] * max(1, room)
@@ -305,8 +332,8 @@ class MaskedTextPipeline(DiffusionPipeline):
         ids = pack(rows, end_id if pad is None else pad, torch.long)
         return ids, pack([[True] * len(row) for row in rows], False, torch.bool), pack(given, False, torch.bool)
 
-    def _decode(self, ids: Tensor, attention_mask: Tensor) -> list[str]:
-        mask = text_mask(ids, self.tokenizer, attention_mask)
+    def _decode(self, ids: Tensor, attention_mask: Tensor, given: Tensor) -> list[str]:
+        mask = text_mask(ids, self.tokenizer, attention_mask, given)
         rows = [row[keep].tolist() for row, keep in zip(ids, mask, strict=True)]
         texts: list[str] = self.tokenizer.batch_decode(rows, skip_special_tokens=True)
         return texts
@@ -320,19 +347,13 @@ class MaskedTextPipeline(DiffusionPipeline):
             )
 
     def _check_inputs(
-        self,
-        temperature: float,
-        top_k: int | None,
-        top_p: float | None,
-        gen_length: int | None,
-        num_inference_steps: int | None,
-        callback_inputs: list[str],
+        self, temperature: float, top_p: float | None, counts: dict[str, int | None], callback_inputs: list[str]
     ) -> None:
         if not 0 <= temperature < float("inf"):
             raise ValueError(f"`temperature` must be >= 0, got {temperature}; 0 is greedy.")
         if top_p is not None and not 0 < top_p <= 1:
             raise ValueError(f"`top_p` must lie in (0, 1], got {top_p}.")
-        for name, value in (("top_k", top_k), ("gen_length", gen_length), ("num_inference_steps", num_inference_steps)):
+        for name, value in counts.items():
             if value is not None and value < 1:
                 raise ValueError(f"`{name}` must be >= 1, got {value}.")
         unknown = set(callback_inputs) - set(self._callback_tensor_inputs)
@@ -352,6 +373,15 @@ def _is_pipeline(path: str, remote: dict[str, Any]) -> bool:
     except EntryNotFoundError:  # not in the repository; or no network and not in the cache
         return False
     return True
+
+
+def _auto_class(config: Any) -> Any:
+    """The auto class under which a checkpoint with code of its own registers its model."""
+    own = getattr(config, "auto_map", None) or {}
+    for kind in (AutoModelForMaskedLM, AutoModel, AutoModelForCausalLM):
+        if kind.__name__ in own:
+            return kind
+    return AutoModelForMaskedLM
 
 
 def _longest(model: Any) -> int | None:

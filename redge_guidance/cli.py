@@ -135,7 +135,7 @@ def _load(args: argparse.Namespace) -> tuple[Any, Any]:
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"`--device` must be a device of this machine, got {args.device!r}: {error}") from error
     dtype = getattr(torch, args.dtype)
-    trust = {"trust_remote_code": True} if args.trust_remote_code else {}
+    trust: dict[str, Any] = {"trust_remote_code": True} if args.trust_remote_code else {}
     reward = SequenceClassifierReward.from_pretrained(
         args.reward, label=args.label, device=device, dtype=dtype, **trust
     )

@@ -25,6 +25,12 @@ def reserved_token_ids(tokenizer: Any, vocabulary: int) -> list[int]:
     return sorted(i for i in reserved - {end_token_id(tokenizer)} if i is not None and i < vocabulary)
 
 
+def generated_after(generated: Tensor) -> Tensor:
+    """Positions that are not generated and have generated ones after them: a prompt; `(batch, length)` bool, both."""
+    later = generated.flip(-1).cummax(-1).values.flip(-1)
+    return later & ~generated
+
+
 def text_mask(ids: Tensor, tokenizer: Any, valid: Tensor | None = None, given: Tensor | None = None) -> Tensor:
     """True from the first token that is not padding to the first end-of-text token, that one included.
 

@@ -178,14 +178,15 @@ class _Diffusion(Transport):
         block = logits.new_empty(keep + 2, *logits.shape)
         x, shifted = block[keep:]
         torch.softmax(logits, -1, out=block[0])  # at t = 1 alpha is 0: no noise enters
-        t = 1.0
+        x_t, t = noise, 1.0
         for k, s in enumerate(reversed(self.grid[:-1])):
+            assert x_t is not None
             # x_s = (1 - s) D + (s / t) (x_t - (1 - t) D)
-            torch.mul(noise if k == 0 else x, s / t, out=x)
+            torch.mul(x_t, s / t, out=x)
             x.add_(block[k % keep], alpha=1 - s - s / t * (1 - t))
             torch.add(logits, x, alpha=(1 - s) / s**2, out=shifted)
             torch.softmax(shifted, -1, out=block[(k + 1) % keep])
-            t = s
+            x_t, t = x, s
         return block
 
     def _chain_vjp(self, block: Tensor, grad: Tensor, direct: Tensor | None = None) -> Tensor:

@@ -50,11 +50,12 @@ class GuidanceLogitsProcessor(LogitsProcessor):
         self._guidance = Guidance(reward, config, seed)
         self._tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
         settings = model.generation_config
-        self._steps = max_denoising_steps or getattr(settings, "max_denoising_steps", None)
-        if self._steps is None:
+        steps = max_denoising_steps or getattr(settings, "max_denoising_steps", None)
+        if steps is None:
             raise ValueError(
                 "`max_denoising_steps` is not in the generation config of `model`; pass what `generate` is given."
             )
+        self._steps: int = steps
         t_min = getattr(settings, "t_min", None) if t_min is None else t_min
         t_max = getattr(settings, "t_max", None) if t_max is None else t_max
         self._temperatures = None if t_min is None or t_max is None else (float(t_min), float(t_max))
@@ -95,8 +96,7 @@ class GuidanceLogitsProcessor(LogitsProcessor):
         before, self._context = self._context, input_ids
         if not first_step:
             return
-        goes_on = before is not None and input_ids.shape == (before.shape[0], before.shape[1] + canvas)
-        if not goes_on or not torch.equal(input_ids[:, :-canvas], before):
+        if before is None or input_ids.shape[1] <= canvas or not torch.equal(input_ids[:, :-canvas], before):
             self._prompt_length = input_ids.shape[1]
 
     def _temperature(self, left: int) -> float:

@@ -73,7 +73,7 @@ class DiffusionGemmaHost(Host):
         if is_a(scheduler, "EntropyBoundScheduler"):  # falls from t_max to t_min
             left = (scheduler.num_inference_steps - timestep) / scheduler.num_inference_steps
             return float(scheduler.config.t_min + (scheduler.config.t_max - scheduler.config.t_min) * left)
-        return arguments.get("temperature") or 1.0
+        return float(arguments.get("temperature") or 1.0)
 
     def _remember_context(self, encoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._pieces.append(kwargs["input_ids"])

@@ -68,7 +68,7 @@ class LLaDA2Host(Host):
 
     def _temperature(self, arguments: dict[str, Any]) -> float:
         greedy = arguments.get("sampling_method", "auto") == "greedy"
-        return 1.0 if greedy else arguments.get("temperature") or 1.0
+        return 1.0 if greedy else float(arguments.get("temperature") or 1.0)
 
     def _remember_context(self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._ids: Tensor = args[0] if args else kwargs["input_ids"]

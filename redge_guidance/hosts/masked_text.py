@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from redge_guidance.hosts.base import DenoisingStep, Host, is_a
+from redge_guidance.text import generated_after
 
 
 class MaskedTextHost(Host):
-    """The scheduler sees the whole canvas, and its free positions hold the mask token."""
+    """The scheduler sees the whole canvas; free are the masks of the block that is being drawn, later ones no text."""
 
     description = "text pipelines with a MaskedDiffusionScheduler and a tokenizer: hidden positions, at scheduler.step"
 
@@ -20,15 +21,19 @@ class MaskedTextHost(Host):
 
     def read(self, seam: str, arguments: dict[str, Any]) -> DenoisingStep:
         ids, timesteps = arguments["sample"], self.pipe.scheduler.timesteps
-        free = ids == arguments["mask_token_id"]
+        frozen, active = arguments.get("frozen"), arguments.get("active")
+        hidden = ids == arguments["mask_token_id"]
+        free = hidden if active is None else hidden & active
+        within = int((timesteps > arguments["timestep"]).sum()) / len(timesteps)
         return DenoisingStep(
             logits=arguments["model_output"][free],
             ids=ids,
             free=free,
-            attention_mask=_not_padding(ids, arguments.get("frozen"), self.pipe.tokenizer),
+            attention_mask=_not_padding(ids, frozen, self.pipe.tokenizer) & (free | ~hidden),
             temperature=arguments.get("temperature") or 1.0,
-            progress=int((timesteps > arguments["timestep"]).sum()) / len(timesteps),
+            progress=(getattr(self.pipe, "_block", 0) + within) / getattr(self.pipe, "_num_blocks", 1),
             tokenizer=self.pipe.tokenizer,
+            given=None if frozen is None else generated_after(~frozen),
         )
 
 

@@ -1,0 +1,242 @@
+"""Calling conventions, on tiny models that keep them."""
+
+import json
+import types
+
+import pytest
+import torch
+from transformers import BertConfig, ModernBertConfig
+
+from redge_guidance import GuidanceConfig, guide
+from redge_guidance.pipelines import MaskedDiffusionScheduler, MaskedTextPipeline
+from redge_guidance.pipelines.families import FAMILIES, ModelFamily, clean_logits, family_of, set_mask_token
+from redge_guidance.text import generated_after
+from tests.tiny import CHAT_TEMPLATE, WORDS, tiny_pipeline, word_tokenizer
+
+MASK, EOS = 2, 1
+
+CODE = """
+import torch
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import MaskedLMOutput
+
+
+class TinyConfig(PretrainedConfig):
+    model_type = "Dream"
+
+    def __init__(self, vocab_size=8, **kwargs):
+        self.vocab_size = vocab_size
+        super().__init__(**kwargs)
+
+
+class TinyModel(PreTrainedModel):
+    config_class = TinyConfig
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.embed = torch.nn.Embedding(config.vocab_size, 16)
+        self.attend = torch.nn.MultiheadAttention(16, 1, batch_first=True)
+        self.head = torch.nn.Linear(16, config.vocab_size)
+        self.post_init()
+
+    def forward(self, input_ids, attention_mask=None, position_ids=None):
+        x = self.embed(input_ids) + torch.sin(position_ids[..., None] * torch.arange(1, 17) / 4)
+        forbidden = None if attention_mask is None else ~attention_mask[:, 0]
+        x = x + self.attend(x, x, x, attn_mask=forbidden, need_weights=False)[0]
+        return MaskedLMOutput(logits=self.head(x))
+"""
+
+
+def tiny_model():
+    namespace = {}
+    exec(CODE, namespace)
+    torch.manual_seed(0)
+    return namespace["TinyModel"](namespace["TinyConfig"]()).eval()
+
+
+@pytest.fixture
+def dream_folder(tmp_path):
+    """A checkpoint with code of its own, as Dream's."""
+    (tmp_path / "modeling_tiny.py").write_text(CODE)
+    model = tiny_model()
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config |= {"model_type": "Dream", "mask_token_id": MASK}
+    config["auto_map"] = {"AutoConfig": "modeling_tiny.TinyConfig", "AutoModel": "modeling_tiny.TinyModel"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    tokenizer = word_tokenizer()
+    tokenizer.mask_token = None
+    tokenizer.save_pretrained(tmp_path)
+    return tmp_path
+
+
+def test_code_of_a_checkpoint_runs_only_when_trusted(dream_folder):
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        MaskedTextPipeline.from_pretrained(dream_folder)
+    pipe = MaskedTextPipeline.from_pretrained(dream_folder, trust_remote_code=True)
+    pipe.set_progress_bar_config(disable=True)
+    assert (pipe.config.shift_logits, pipe.config.attention, pipe.config.time_input) == (True, "4d", None)
+    assert pipe.tokenizer.mask_token_id == MASK
+    output = pipe(["a b", "c"], gen_length=3, generator=torch.Generator().manual_seed(0))
+    assert output.sequences[:, 1:2].tolist() == [[4], [5]]
+    assert not (output.sequences == MASK).any()
+
+
+def test_a_family_by_hand(dream_folder):
+    pipe = MaskedTextPipeline.from_pretrained(dream_folder, family="masked-lm", trust_remote_code=True)
+    assert (pipe.config.shift_logits, pipe.config.attention) == (False, "2d")
+    with pytest.raises(ValueError, match="`family` must be one of masked-lm, llada, dream, mdlm, got 'bard'"):
+        MaskedTextPipeline.from_pretrained(dream_folder, family="bard", trust_remote_code=True)
+
+
+def config_of(kind, **more):
+    return types.SimpleNamespace(model_type=kind, **more)
+
+
+def test_families_are_told_by_the_config():
+    assert family_of(BertConfig()) == family_of(ModernBertConfig()) == ModelFamily()
+    assert family_of(config_of("llada", mask_token_id=7)) == ModelFamily(attention="none", mask_token_id=7)
+    assert family_of(config_of("Dream")) == FAMILIES["dream"]
+    assert family_of(config_of("mdlm")).time_input == "timesteps"
+    with pytest.raises(ValueError, match=r"got None for a model of type 'a2d-qwen3'.*\(dream\).*\(llada\).*\(mdlm\)"):
+        family_of(config_of("a2d-qwen3"))
+    with pytest.raises(ValueError, match="`attention` must be one of 2d, 4d, none, got '3d'"):
+        ModelFamily(attention="3d")
+
+
+def test_a_mask_token_beyond_the_vocabulary_is_added():
+    tokenizer = word_tokenizer(["[PAD]", "[EOS]", "a"])
+    tokenizer.mask_token = None
+    with pytest.raises(ValueError, match="must have a `mask_token_id`, got None, and the model's config says 9"):
+        set_mask_token(tokenizer, 9)
+    with pytest.raises(ValueError, match="config says None"):
+        set_mask_token(tokenizer, None)
+    set_mask_token(tokenizer, len(tokenizer))
+    assert tokenizer.convert_tokens_to_ids("[MASK]") == tokenizer.mask_token_id
+
+
+IDS = torch.tensor([[0, 0, 3, MASK, MASK], [4, 5, MASK, MASK, MASK], [0, MASK, MASK, 6, MASK]])
+
+
+@pytest.mark.parametrize("shift_logits", [False, True])
+@pytest.mark.parametrize("attention", ["2d", "4d", "none"])
+@torch.no_grad()
+def test_padding_does_not_change_what_a_row_gets(attention, shift_logits):
+    model = tiny_pipeline().model if attention == "2d" else tiny_model()
+    family = ModelFamily(shift_logits, attention)
+    together = clean_logits(model, family, IDS, IDS != 0, torch.ones(3))
+    assert together.isfinite().all()
+    for row, padding in enumerate([2, 0, 1]):
+        ids = IDS[row : row + 1, padding:]
+        alone = clean_logits(model, family, ids, ids != 0, torch.ones(1))
+        torch.testing.assert_close(together[row, padding:], alone[0], atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_shifted_logits_are_those_of_the_position_before():
+    model, ids = tiny_model(), IDS[1:2]
+    ones = torch.ones_like(ids, dtype=torch.bool)
+    plain = clean_logits(model, ModelFamily(attention="4d"), ids, ones, torch.ones(1))
+    shifted = clean_logits(model, ModelFamily(True, "4d"), ids, ones, torch.ones(1))
+    assert torch.equal(shifted[:, 1:], plain[:, :-1])
+    assert torch.equal(shifted[:, 0], plain[:, 0])
+
+
+@pytest.mark.parametrize("conditioned", [True, False])
+def test_time_is_minus_the_logarithm_of_alpha(conditioned):
+    seen = []
+
+    class Timed(torch.nn.Module):
+        config = types.SimpleNamespace(time_conditioning=conditioned)
+        device, dtype = torch.device("cpu"), torch.float32
+
+        def forward(self, input_ids, timesteps):
+            seen.append(timesteps)
+            return torch.zeros(*input_ids.shape, len(WORDS))
+
+    pipe = MaskedTextPipeline(
+        Timed(),
+        word_tokenizer(),
+        MaskedDiffusionScheduler(),
+        length=4,
+        attention="none",
+        time_input="timesteps",
+    )
+    pipe.set_progress_bar_config(disable=True)
+    pipe(["a", "b"], num_inference_steps=2)
+    expected = [[-torch.tensor(a).log().item() * conditioned] * 2 for a in (1e-3, 0.5)]  # nothing visible, half of it
+    torch.testing.assert_close(torch.stack(seen), torch.tensor(expected))
+    seen.clear()
+    pipe.nll(["a b"], num_samples=4)
+    alphas = torch.cat(seen).neg().exp()
+    assert alphas.sort().values.tolist() == pytest.approx([1e-3, 0.25, 0.5, 0.75] if conditioned else [1.0] * 4)
+
+
+# ---- blocks and chats ----
+
+
+def test_blocks_are_drawn_from_left_to_right(pipe):
+    hidden = []
+
+    def callback(pipe, i, t, tensors):
+        hidden.append((tensors["sample"] == MASK).int().tolist())
+
+    output = pipe(
+        ["a", "c [MASK] d [MASK] [MASK] e"],
+        gen_length=5,
+        block_length=2,
+        callback_on_step_end=callback,
+        generator=torch.Generator().manual_seed(0),
+    )
+    assert not (output.sequences == MASK).any()
+    assert len(hidden) == 5
+    counts = [[sum(row) for row in step] for step in hidden]
+    assert counts == [[4, 2], [3, 1], [2, 1], [1, 0], [0, 0]]
+    assert hidden[1][0] == [0, 0, 0, 0, 1, 1, 1]  # padding, "a", the first two; three are left
+    assert hidden[1][1] == [0, 0, 0, 0, 1, 0, 0]
+    with pytest.raises(ValueError, match="`num_inference_steps` must be >= 3, the number of blocks, got 2"):
+        pipe("a", gen_length=5, block_length=2, num_inference_steps=2)
+
+
+@pytest.mark.parametrize("order", ["ancestral", "confidence", "remasking"])
+def test_guidance_stays_in_its_block(order, reward):
+    pipe = tiny_pipeline(unmasking_order=order)
+    settings = {"gen_length": 6, "block_length": 3, "num_inference_steps": 4}
+
+    def run(seed=0):
+        return pipe(["a", "b c"], generator=torch.Generator().manual_seed(seed), **settings).sequences
+
+    bare, seen = run(), []
+    with guide(pipe, reward, GuidanceConfig(scale=0.0)):
+        assert torch.equal(run(), bare)
+
+    def watched(tokens):
+        seen.append(tokens)
+        return reward(tokens)
+
+    with guide(pipe, watched, GuidanceConfig(scale=5.0)) as handle:
+        run()
+    assert sorted({step.progress for step in handle.trace}) == [0.0, 0.25, 0.5, 0.75]
+    first, last = seen[0], seen[-1]
+    assert not first.free[:, 5:].any()
+    assert not first.attention_mask[:, 5:].any()  # what is not drawn yet is no text
+    assert not last.free[:, :5].any()
+
+
+def test_chats_are_templated_and_the_end_of_a_turn_ends_nothing(pipe, reward):
+    with pytest.raises(ValueError, match="`use_chat_template` needs a chat template"):
+        pipe("a", use_chat_template=True)
+    pipe.tokenizer.chat_template = CHAT_TEMPLATE
+    seen = []
+    with guide(pipe, lambda tokens: (seen.append(tokens), reward(tokens))[1]):
+        output = pipe("b c", gen_length=3, use_chat_template=True, generator=torch.Generator().manual_seed(0))
+    assert output.sequences[0, :4].tolist() == [4, 5, EOS, 3]  # "b c [EOS] a"
+    assert seen[0].attention_mask[0, :4].all()
+    assert output.texts[0].startswith("b c a")
+    with pytest.raises(ValueError, match=r"`prompt` must not contain reserved tokens, got '\[MASK\]'"):
+        pipe("b [MASK]", use_chat_template=True)
+
+
+def test_a_prompt_is_what_comes_before_something_generated():
+    generated = torch.tensor([[0, 0, 1, 0, 1, 0], [1, 0, 0, 0, 0, 0]]).bool()
+    assert generated_after(generated).int().tolist() == [[1, 1, 0, 1, 0, 0], [0, 0, 0, 0, 0, 0]]
