@@ -64,7 +64,7 @@ class LLaDA2Host(Host):
         steps = self.pipe.scheduler.num_inference_steps
         assert self._first_length is not None
         block = (length - self._first_length) // block_length
-        return (block * steps + min(timestep, steps - 1)) / max(self.pipe.num_timesteps, 1)
+        return float((block * steps + min(timestep, steps - 1)) / max(self.pipe.num_timesteps, 1))
 
     def _temperature(self, arguments: dict[str, Any]) -> float:
         greedy = arguments.get("sampling_method", "auto") == "greedy"
