@@ -1,6 +1,7 @@
 """Calling conventions, on tiny models that keep them."""
 
 import json
+import shutil
 import types
 
 import pytest
@@ -11,53 +12,21 @@ from redge_guidance import GuidanceConfig, guide
 from redge_guidance.pipelines import MaskedDiffusionScheduler, MaskedTextPipeline
 from redge_guidance.pipelines.families import FAMILIES, ModelFamily, clean_logits, family_of, set_mask_token
 from redge_guidance.text import generated_after
+from tests.pipelines import modeling_tiny
 from tests.tiny import CHAT_TEMPLATE, WORDS, tiny_pipeline, word_tokenizer
 
 MASK, EOS = 2, 1
 
-CODE = """
-import torch
-from transformers import PretrainedConfig, PreTrainedModel
-from transformers.modeling_outputs import MaskedLMOutput
-
-
-class TinyConfig(PretrainedConfig):
-    model_type = "Dream"
-
-    def __init__(self, vocab_size=8, **kwargs):
-        self.vocab_size = vocab_size
-        super().__init__(**kwargs)
-
-
-class TinyModel(PreTrainedModel):
-    config_class = TinyConfig
-
-    def __init__(self, config):
-        super().__init__(config)
-        self.embed = torch.nn.Embedding(config.vocab_size, 16)
-        self.attend = torch.nn.MultiheadAttention(16, 1, batch_first=True)
-        self.head = torch.nn.Linear(16, config.vocab_size)
-        self.post_init()
-
-    def forward(self, input_ids, attention_mask=None, position_ids=None):
-        x = self.embed(input_ids) + torch.sin(position_ids[..., None] * torch.arange(1, 17) / 4)
-        forbidden = None if attention_mask is None else ~attention_mask[:, 0]
-        x = x + self.attend(x, x, x, attn_mask=forbidden, need_weights=False)[0]
-        return MaskedLMOutput(logits=self.head(x))
-"""
-
 
 def tiny_model():
-    namespace = {}
-    exec(CODE, namespace)
     torch.manual_seed(0)
-    return namespace["TinyModel"](namespace["TinyConfig"]()).eval()
+    return modeling_tiny.TinyModel(modeling_tiny.TinyConfig()).eval()
 
 
 @pytest.fixture
 def dream_folder(tmp_path):
     """A checkpoint with code of its own, as Dream's."""
-    (tmp_path / "modeling_tiny.py").write_text(CODE)
+    shutil.copy(modeling_tiny.__file__, tmp_path)
     model = tiny_model()
     model.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())

@@ -13,9 +13,6 @@ from redge_guidance.text import text_mask
 from redge_guidance.updates import Natural
 from tests.tiny import WORDS, tiny_gemma, tiny_llada2, tiny_pipeline, word_tokenizer
 
-# diffusers marks steps for CUDA graphs, and what that imports uses a deprecated function of torch
-pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")
-
 RESERVED = [0, 2]  # [PAD], [MASK]
 JUMP = GuidanceConfig(
     scale=1.5,
