@@ -48,16 +48,19 @@ Validation (1,024 sentences, 4 maskings each) during training, 808 steps of 256 
 |---|---|---|
 {curve}
 
-The curve was still falling when the learning rate reached zero; it flattens with the learning rate, not with the data.
-The model knows sentences of up to some 20 words about Tom, Mary and daily life, and nothing else.
+The rate falls to zero twice: a second run started from the result of the first, with fresh optimizers and half the
+peak rate. The curve flattens with the learning rate, not with the data; a third run would still gain. The model knows
+sentences of up to some 20 words about Tom, Mary and daily life, and nothing else.
 
 ## How it was made
 
 `training/train_tokenizer.py`, `training/train_masked_lm.py`, `training/build_checkpoints.py`, on 2 CPU cores in about
-90 minutes. The run was resumed several times with another end of the schedule, as the table shows. Its first 4,000
-steps had no `[BOS]` token; without one the model could not tell positions apart in a row of masks, and samples were
-poor. A run of the scripts from the start has `[BOS]` throughout. The run that made this file ended at step 6,800
-(`--steps 6800 --cooldown 4534` at the last resumption).
+two and a half hours. The runs were resumed several times with another end of the schedule, as the table shows. The
+first 4,000 steps had no `[BOS]` token; without one the model could not tell positions apart in a row of masks, and
+samples were poor. A run of the scripts from the start has `[BOS]` throughout. The first run ended at step 6,800
+(`--steps 6800 --cooldown 4534` at the last resumption); the second, of {second:,} steps, is
+`--init` with the first, `--seed 2`, `--steps 5000 --cooldown 10000` at first, `--steps {second} --cooldown 5700` after
+its step 500.
 
 Sampling defaults: {sampling}.
 
@@ -125,6 +128,7 @@ def main() -> None:
         canvas=pipe.config.length,
         bits=bits,
         curve=rows,
+        second=curve[-1]["step"] - 6800,
         sampling=f"{sampling}, temperature {args.temperature}",
     )
     (output / "tatoeba-masked" / "README.md").write_text(card)
