@@ -35,7 +35,7 @@ class GuidanceConfig:
     4
     """
 
-    scale: float = 1.8
+    scale: float = 2.0
     estimator: str | Estimator = field(default_factory=EntropyMix)
     update: str | Update = field(default_factory=Natural)
     num_samples: int = 4
