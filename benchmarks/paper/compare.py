@@ -10,6 +10,7 @@ better in every column; the difference is ours minus theirs, with a 95 % interva
 """
 
 import argparse
+import json
 import statistics
 import sys
 import time
@@ -193,7 +194,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--digits", help="npz with `images` (n, 28, 28) uint8; without it the VAE is left out")
     parser.add_argument("--seeds", type=int, default=5, choices=sorted(STUDENT))
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--only", nargs="+", help="names of problems")
+    parser.add_argument("--estimators", nargs="+", help="names; all if not given")
+    parser.add_argument("--append", action="store_true", help="keep what --output has")
     parser.add_argument("--output", default="benchmarks/results/paper.json")
     args = parser.parse_args()
     results: list[dict[str, object]] = []
@@ -203,23 +207,29 @@ def main() -> None:
         if args.only and problem not in args.only:
             continue
         for name, chosen in settings.items():
+            if args.estimators and name not in args.estimators:
+                continue
             scores: dict[str, list[float]] = {}
             seconds: dict[str, float] = {}
             for side, sampler in samplers(name, **chosen).items():
                 started = time.perf_counter()
-                scores[side] = [experiment(sampler, seed) for seed in range(args.seeds)]
+                scores[side] = [experiment(sampler, args.first_seed + i) for i in range(args.seeds)]
                 seconds[side] = time.perf_counter() - started
             differences = [a - b for a, b in zip(scores["ours"], scores["published"], strict=True)]
             mean, spread = statistics.mean(differences), statistics.stdev(differences)
             interval = STUDENT[args.seeds] * spread / args.seeds**0.5
             row = {"problem": problem, "estimator": name, "settings": chosen, "scores": scores, "seconds": seconds}
+            row |= {"first_seed": args.first_seed}
             results.append(row | {"difference": mean, "interval": interval})
             ours, theirs = (f"{statistics.mean(scores[side]):.4g}" for side in ("ours", "published"))
             options = ", ".join(f"{key}={value}" for key, value in chosen.items())
             times = f"{seconds['ours']:.0f} / {seconds['published']:.0f}"
             line = f"| {problem} | {name} | {options} | {ours} | {theirs} | {mean:+.3g} ± {interval:.2g} | {times} |"
             print(line, flush=True)
-    save(args.output, environment("redge") | {"settings": {"seeds": args.seeds}, "results": results})
+    output = Path(args.output)
+    if args.append and output.exists():
+        results = json.loads(output.read_text())["results"] + results
+    save(output, environment("redge") | {"results": results})
 
 
 if __name__ == "__main__":
