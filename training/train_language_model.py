@@ -1,15 +1,25 @@
-"""Train a masked diffusion language model (MDLM, arXiv 2406.07524) on short sentences, on a CPU.
+"""Train a diffusion language model, masked (MDLM, arXiv 2406.07524) or uniform, on short sentences, on a CPU.
 
-A sentence of n tokens lies on a canvas of C > n positions after `[BOS]`; the positions after it are `[EOS]`. Training
-hides k of the C positions, k uniform on 1..C, and weights the hidden positions' cross-entropy by C / k: its mean is the
-negative ELBO of the absorbing diffusion, `E_k[(C / k) sum_hidden -log p(x_i | x_visible)]`, in nats a sentence. Most
+A sentence of n tokens lies on a canvas of C > n positions after `[BOS]`; the positions after it are `[EOS]`. Most
 batches use the default canvas; the others draw one of 8 to 32 positions, so that other lengths and prompts work too.
+
+`--corruption masked` hides k of the C positions, k uniform on 1..C, and weights the hidden positions' cross-entropy by
+C / k: its mean is the negative ELBO of the absorbing diffusion, `E_k[(C / k) sum_hidden -log p(x_i | x_visible)]`, in
+nats a sentence.
+
+`--corruption uniform` replaces every position with probability t, uniform on (0, 1), by a token drawn uniformly from
+the K of the vocabulary. The model predicts the clean token from the other positions (leave-one-out, arXiv 2605.22765);
+with `log(1 + K (1 - t) / t)` added to the logit of the token that is seen, that is the prediction from all positions,
+whose cross-entropy, weighted by 1 / t, is the loss. Its minimum is that of the ELBO of UDLM (arXiv 2412.10193), which
+judges the model.
 
 Hidden matrices are trained with Muon, the rest with AdamW; the learning rate is constant, then falls linearly to zero.
 A run that was stopped goes on with `--resume`, where `--steps` may differ from before; `--init` starts a new run, with
 fresh optimizers, from the weights of a finished one.
 
-    python training/train_masked_lm.py --data tatoeba-english.txt --tokenizer tokenizer --output masked-lm
+    python training/train_language_model.py --data tatoeba-english.txt --tokenizer tokenizer --output masked-lm
+    python training/train_language_model.py --data tatoeba-english.txt --tokenizer tokenizer --output uniform-lm \
+        --corruption uniform --init masked-lm
 
 Run it with `MALLOC_MMAP_THRESHOLD_=8000000000 MALLOC_TRIM_THRESHOLD_=16000000000` in the environment: glibc then reuses
 large buffers instead of asking the kernel for fresh pages at every step, which halves the time of a step.
@@ -17,6 +27,7 @@ large buffers instead of asking the kernel for fresh pages at every step, which 
 
 import argparse
 import json
+import math
 import time
 from pathlib import Path
 
@@ -25,8 +36,11 @@ from data import load_sentences
 from torch import Tensor
 from transformers import AutoTokenizer, ModernBertConfig, ModernBertForMaskedLM, PreTrainedTokenizerFast
 
+from redge_guidance.pipelines.uniform_posterior import elbo_rate
+
 DEFAULT_CANVAS, SHORTEST_CANVAS, LONGEST_CANVAS = 18, 8, 32
 OTHER_CANVAS_PROBABILITY = 0.25
+SHORTEST_TIME = 1e-3  # of the uniform corruption; the weight 1 / t has no bound
 
 
 class HeadCrossEntropy(torch.autograd.Function):
@@ -34,16 +48,19 @@ class HeadCrossEntropy(torch.autograd.Function):
 
     Works through the rows in chunks that stay in the cache and computes the gradients along the way, in bfloat16.
     states: (rows, width). weight: (vocabulary, width). bias: (vocabulary,). targets, row_weights: (rows,).
+    seen, evidence: (rows,); `evidence` is added to the logit of `seen`.
     """
 
     @staticmethod
-    def forward(ctx, states, weight, bias, targets, row_weights, chunk=256):
+    def forward(ctx, states, weight, bias, targets, row_weights, seen=None, evidence=None, chunk=256):
         states, weight16, bias16 = states.bfloat16(), weight.bfloat16(), bias.bfloat16()
         grad_states, grad_weight, grad_bias = torch.empty_like(states), torch.zeros_like(weight), torch.zeros_like(bias)
         total = states.new_zeros((), dtype=torch.float32)
         for rows in torch.arange(len(states)).split(chunk):
             part = slice(int(rows[0]), int(rows[-1]) + 1)
             logits = torch.addmm(bias16, states[part], weight16.T)
+            if seen is not None:
+                logits[torch.arange(len(rows)), seen[part]] += evidence[part].bfloat16()
             log_z = logits.float().logsumexp(-1)
             picked = logits.gather(1, targets[part, None])[:, 0].float()
             total += (row_weights[part] * (log_z - picked)).sum()
@@ -58,7 +75,7 @@ class HeadCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        return *(g * grad for g in ctx.saved_tensors), None, None, None
+        return *(g * grad for g in ctx.saved_tensors), None, None, None, None, None
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast, width: int, layers: int) -> ModernBertForMaskedLM:
@@ -96,17 +113,41 @@ def hide(batch: int, canvas: int, generator: torch.Generator) -> tuple[Tensor, T
     return hidden, (canvas / k)[:, None].expand(hidden.shape)
 
 
-def nll(model: ModernBertForMaskedLM, ids: Tensor, mask_id: int, generator: torch.Generator) -> Tensor:
+def hidden_states(model: ModernBertForMaskedLM, ids: Tensor, where: Tensor) -> Tensor:
+    """What goes into the last linear map, `(positions, width)`."""
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        return model.head(model.model(input_ids=ids)[0][where])
+
+
+def masked_loss(model: ModernBertForMaskedLM, ids: Tensor, mask_id: int, generator: torch.Generator) -> Tensor:
     """Unbiased estimate of the summed ELBO bound of the batch in nats; `ids`: `(batch, 1 + canvas)`."""
     hidden, weights = hide(len(ids), ids.shape[1] - 1, generator)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        states = model.model(input_ids=ids.masked_fill(hidden, mask_id))[0]
-        states = model.head(states[hidden])
+    states = hidden_states(model, ids.masked_fill(hidden, mask_id), hidden)
     return HeadCrossEntropy.apply(states, model.decoder.weight, model.decoder.bias, ids[hidden], weights[hidden])
 
 
+def uniform_loss(model: ModernBertForMaskedLM, ids: Tensor, generator: torch.Generator) -> Tensor:
+    """Summed cross-entropy of the clean tokens in nats, weighted by 1 / t; `ids`: `(batch, 1 + canvas)`.
+
+    Tokens that were not replaced are mostly told by what is seen; a quarter of them stands for all.
+    """
+    vocabulary, kept = model.config.vocab_size, 0.25
+    t = (torch.arange(len(ids)) + torch.rand(1, generator=generator)) / len(ids)
+    t = t.clamp(SHORTEST_TIME, 1 - SHORTEST_TIME)[:, None].expand(ids.shape)
+    noise = torch.rand(ids.shape, generator=generator) < t
+    noise[:, 0] = False  # [BOS]
+    seen = torch.where(noise, torch.randint(vocabulary, ids.shape, generator=generator), ids)
+    judged = noise | (torch.rand(ids.shape, generator=generator) < kept)
+    judged[:, 0] = False
+    weights = noise.float().masked_fill(~noise, 1 / kept) / t
+    evidence = torch.log1p(vocabulary * (1 - t) / t)
+    states = hidden_states(model, seen, judged)
+    rows = (ids[judged], weights[judged], seen[judged], evidence[judged])
+    return HeadCrossEntropy.apply(states, model.decoder.weight, model.decoder.bias, *rows)
+
+
 @torch.no_grad()
-def bits_per_character(model, token_ids, characters: int, tokenizer, repeats: int = 4) -> float:
+def masked_bits(model, token_ids, characters: int, tokenizer, repeats: int = 4) -> float:
     generator = torch.Generator().manual_seed(0)
     total = 0.0
     model.eval()
@@ -114,9 +155,30 @@ def bits_per_character(model, token_ids, characters: int, tokenizer, repeats: in
         ids = place(group, canvas, tokenizer.eos_token_id)
         ids = ids.repeat(repeats, 1)[torch.randperm(repeats * len(ids), generator=generator)]
         for rows in ids.split(512):
-            total += nll(model, rows, tokenizer.mask_token_id, generator).item() / repeats
+            total += masked_loss(model, rows, tokenizer.mask_token_id, generator).item() / repeats
     model.train()
-    return total / characters / torch.log(torch.tensor(2.0)).item()
+    return total / characters / math.log(2)
+
+
+@torch.no_grad()
+def uniform_bits(model, token_ids, characters: int, tokenizer, repeats: int = 2) -> float:
+    generator = torch.Generator().manual_seed(0)
+    total, vocabulary = 0.0, model.config.vocab_size
+    model.eval()
+    for canvas, group in group_by_canvas(token_ids).items():
+        ids = place(group, canvas, tokenizer.eos_token_id)
+        ids = ids.repeat(repeats, 1)[torch.randperm(repeats * len(ids), generator=generator)]
+        times = (torch.arange(len(ids)) + torch.rand(1, generator=generator)) / len(ids)
+        for rows, t in zip(ids.split(64), times.split(64), strict=True):
+            t = t.clamp(SHORTEST_TIME, 1 - SHORTEST_TIME)[:, None].expand(rows.shape)[:, 1:]
+            noise = torch.rand(t.shape, generator=generator) < t
+            seen = torch.where(noise, torch.randint(vocabulary, t.shape, generator=generator), rows[:, 1:])
+            canvas_ids = torch.cat([rows[:, :1], seen], -1)
+            states = hidden_states(model, canvas_ids, torch.ones_like(canvas_ids, dtype=torch.bool))
+            logits = model.decoder(states.float()).view(*canvas_ids.shape, -1)[:, 1:]
+            total += elbo_rate(logits, rows[:, 1:], seen, 1 - t).sum().item() / repeats
+    model.train()
+    return total / characters / math.log(2)
 
 
 def group_by_canvas(token_ids: list[list[int]]) -> dict[int, list[list[int]]]:
@@ -153,9 +215,10 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="text file, one sentence a line")
     parser.add_argument("--tokenizer", required=True, help="folder of train_tokenizer.py")
     parser.add_argument("--output", required=True, help="folder for the model, the curve and the state to resume from")
+    parser.add_argument("--corruption", choices=("masked", "uniform"), default="masked")
     parser.add_argument("--resume", action="store_true", help="go on from the state in --output")
     parser.add_argument("--init", help="folder of a finished model to start from")
-    parser.add_argument("--seed", type=int, default=1, help="of the order of the sentences and of what is hidden")
+    parser.add_argument("--seed", type=int, default=1, help="of the order of the sentences and of the corruption")
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--batch-size", type=int, default=256)
@@ -200,7 +263,10 @@ def main() -> None:
         for optimizer, peak in zip(optimizers, peaks, strict=True):
             optimizer.param_groups[0]["lr"] = rate * peak
         ids = batches()
-        loss = nll(model, ids, tokenizer.mask_token_id, generator) / len(ids)
+        if args.corruption == "masked":
+            loss = masked_loss(model, ids, tokenizer.mask_token_id, generator) / len(ids)
+        else:
+            loss = uniform_loss(model, ids, generator) / len(ids)
         loss.backward()
         for optimizer in optimizers:
             optimizer.step()
@@ -209,7 +275,8 @@ def main() -> None:
         if (step + 1) % 50 == 0:
             print(f"step {step + 1} nats a sentence {running:.2f} seconds {time.time() - start:.0f}", flush=True)
         if (step + 1) % args.eval_every == 0 or step + 1 == args.steps:
-            bits = bits_per_character(model, valid_ids, characters, tokenizer)
+            judge = masked_bits if args.corruption == "masked" else uniform_bits
+            bits = judge(model, valid_ids, characters, tokenizer)
             curve.append({"step": step + 1, "bits_per_character": round(bits, 4), "rate": round(rate, 4)})
             print(f"step {step + 1} validation {bits:.4f} bits a character", flush=True)
             (output / "curve.json").write_text(json.dumps(curve, indent=1) + "\n")
