@@ -6,6 +6,7 @@ smallest number whose measured time is no less than that of guidance at its defa
 
     python benchmarks/sentiment.py                        # the table of the README
     python benchmarks/sentiment.py --methods all          # estimators, update rules, supports, draws
+    python benchmarks/sentiment.py --model builtin:tatoeba-uniform --output benchmarks/results/sentiment_uniform.json
 """
 
 import argparse
@@ -19,7 +20,7 @@ from report import environment, save
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 from redge_guidance import GuidanceConfig, guide
-from redge_guidance.pipelines import MaskedTextPipeline
+from redge_guidance.pipelines import TextPipeline
 from redge_guidance.rewards import SequenceClassifierReward
 from redge_guidance.updates import Adam, Natural
 
@@ -44,8 +45,8 @@ BATCH = 64
 
 
 class Bench:
-    def __init__(self, label: str, samples: int):
-        self.pipe = MaskedTextPipeline.from_pretrained("builtin:tatoeba-masked")
+    def __init__(self, model: str, label: str, samples: int):
+        self.pipe = TextPipeline.from_pretrained(model)
         self.pipe.set_progress_bar_config(disable=True)
         self.reward = SequenceClassifierReward.from_pretrained("builtin:sentiment", label=label)
         self.label, self.samples = label, samples
@@ -87,8 +88,10 @@ class Bench:
         }
 
 
-def run(label: str, seeds: list[int], samples: int, methods: list[str]) -> dict[str, list[dict[str, float]]]:
-    bench = Bench(label, samples)
+def run(
+    model: str, label: str, seeds: list[int], samples: int, methods: list[str]
+) -> dict[str, list[dict[str, float]]]:
+    bench = Bench(model, label, samples)
     bench.sample(10**6)  # warm up
     rows: dict[str, list[dict[str, float]]] = {}
 
@@ -128,6 +131,7 @@ def table(results: dict[str, dict[str, list[dict[str, float]]]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="builtin:tatoeba-masked")
     parser.add_argument("--samples", type=int, default=256)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--labels", nargs="+", default=["negative", "positive"])
@@ -135,8 +139,8 @@ def main() -> None:
     parser.add_argument("--output", default="benchmarks/results/sentiment.json")
     args = parser.parse_args()
     methods = list(METHODS) if args.methods == ["all"] else args.methods
-    results = {label: run(label, args.seeds, args.samples, methods) for label in args.labels}
-    settings = {"samples": args.samples, "seeds": args.seeds}
+    results = {label: run(args.model, label, args.seeds, args.samples, methods) for label in args.labels}
+    settings = {"model": args.model, "samples": args.samples, "seeds": args.seeds}
     settings["methods"] = {name: json.loads(METHODS[name].to_json()) for name in methods}
     save(args.output, environment("transformers", "diffusers") | {"settings": settings, "results": results})
     print(table(results))

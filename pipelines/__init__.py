@@ -1,11 +1,15 @@
 """How discrete diffusion models sample. Nothing here knows of rewards or guidance."""
 
 from redge_guidance.pipelines.masked_scheduler import MaskedDiffusionScheduler, MaskedDiffusionSchedulerOutput
-from redge_guidance.pipelines.masked_text import MaskedTextPipeline, MaskedTextPipelineOutput
+from redge_guidance.pipelines.masked_text import MaskedTextPipeline
+from redge_guidance.pipelines.text import TextPipeline, TextPipelineOutput
+from redge_guidance.pipelines.uniform_text import UniformTextPipeline
 
 __all__ = [
     "MaskedDiffusionScheduler",
     "MaskedDiffusionSchedulerOutput",
     "MaskedTextPipeline",
-    "MaskedTextPipelineOutput",
+    "TextPipeline",
+    "TextPipelineOutput",
+    "UniformTextPipeline",
 ]

@@ -1,7 +1,7 @@
-"""How the families of masked diffusion language models want to be called: shifted logits, attention masks, time."""
+"""How the families of diffusion language models want to be called: shifted logits, attention masks, time."""
 
 import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -9,7 +9,8 @@ from torch import Tensor
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 ATTENTION = ("2d", "4d", "none")
-_SMALLEST_ALPHA = 1e-3  # sigma = -log alpha is infinite when nothing is visible
+CORRUPTIONS = ("masked", "uniform")
+_SMALLEST_ALPHA = 1e-3  # sigma = -log alpha is infinite when nothing is left
 
 
 @dataclass(frozen=True)
@@ -25,16 +26,20 @@ class ModelFamily:
         time_input: name of the argument of `forward` that takes the noise level `sigma = -log alpha_t` `(batch,)`;
             None for a model that is not told the time.
         mask_token_id: id of the mask token where the tokenizer does not name it.
+        corruption: `"masked"`, tokens become the mask token; `"uniform"`, any token with equal probability.
     """
 
     shift_logits: bool = False
     attention: str = "2d"
     time_input: str | None = None
     mask_token_id: int | None = None
+    corruption: str = "masked"
 
     def __post_init__(self) -> None:
         if self.attention not in ATTENTION:
             raise ValueError(f"`attention` must be one of {', '.join(ATTENTION)}, got {self.attention!r}.")
+        if self.corruption not in CORRUPTIONS:
+            raise ValueError(f"`corruption` must be one of {', '.join(CORRUPTIONS)}, got {self.corruption!r}.")
 
 
 FAMILIES = {
@@ -42,6 +47,9 @@ FAMILIES = {
     "llada": ModelFamily(attention="none", mask_token_id=126_336),
     "dream": ModelFamily(shift_logits=True, attention="4d", mask_token_id=151_666),
     "mdlm": ModelFamily(attention="none", time_input="timesteps", mask_token_id=50_257),
+    "uniform-lm": ModelFamily(corruption="uniform"),
+    "udlm": ModelFamily(attention="none", time_input="timesteps", corruption="uniform"),
+    "duo": ModelFamily(attention="none", time_input="timesteps", corruption="uniform"),
 }
 
 
@@ -59,16 +67,12 @@ def family_of(config: Any, name: str | None = None) -> ModelFamily:
         got = f"{name!r}" if name is not None else f"None for a model of type {kind!r}, which is not known"
         raise ValueError(
             f"`family` must be one of {', '.join(FAMILIES)}, got {got}; does the model shift its logits (dream), "
-            "ignore its attention mask (llada), take the time (mdlm), or none of these (masked-lm)?"
+            "ignore its attention mask (llada), take the time (mdlm), or none of these (masked-lm)? "
+            "Of uniform diffusion: does it take the time (udlm, duo) or not (uniform-lm)?"
         )
     family = FAMILIES[known]
     mask_token_id = getattr(config, "mask_token_id", None)
-    return ModelFamily(
-        family.shift_logits,
-        family.attention,
-        family.time_input,
-        family.mask_token_id if mask_token_id is None else mask_token_id,
-    )
+    return family if mask_token_id is None else replace(family, mask_token_id=mask_token_id)
 
 
 def set_mask_token(tokenizer: Any, mask_token_id: int | None) -> None:
@@ -96,7 +100,7 @@ def clean_logits(model: Any, family: ModelFamily, ids: Tensor, attention_mask: T
     Args:
         ids: `(batch, length)` int64, padding on the left.
         attention_mask: `(batch, length)` bool, False on padding.
-        alpha: `(batch,)`, share of tokens that is visible at the time of the row.
+        alpha: `(batch,)`, share of tokens that the corruption has left at the time of the row.
     """
     if family.attention != "none" or attention_mask.all():
         return _call(model, family, ids, attention_mask, alpha)

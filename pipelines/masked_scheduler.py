@@ -220,7 +220,7 @@ def _draw(
         tokens = torch.empty(0, 1, dtype=torch.long, device=logits.device)
     else:
         kept = logits
-        for warper in _warpers(top_k, top_p):
+        for warper in logit_warpers(top_k, top_p):
             kept = warper(None, kept)
         probs = kept.softmax(-1)
         source = probs if generator is None else probs.to(generator.device)
@@ -228,7 +228,8 @@ def _draw(
     return tokens[:, 0], (logits.gather(-1, tokens) - log_z)[:, 0]
 
 
-def _warpers(top_k: int | None, top_p: float | None) -> list[Any]:
+def logit_warpers(top_k: int | None, top_p: float | None) -> list[Any]:
+    """What leaves only the k likeliest tokens, and the likeliest of total probability p, in logits."""
     warpers: list[Any] = []
     if top_k is not None:
         warpers.append(TopKLogitsWarper(top_k))

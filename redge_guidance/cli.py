@@ -45,7 +45,7 @@ def _build_parser() -> argparse.ArgumentParser:
     generate = commands.add_parser(
         "generate",
         help="write texts under a reward",
-        description="Write texts with a masked diffusion language model, steered toward a label of a text classifier.",
+        description="Write texts with a diffusion language model, steered toward a label of a text classifier.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     generate.add_argument("--model", default=_DEFAULT_MODEL, help="embedded checkpoint, folder, or hub id")
@@ -56,7 +56,10 @@ def _build_parser() -> argparse.ArgumentParser:
     )
     generate.add_argument("--num-samples", type=_positive, default=8, metavar="N", help="texts for every prompt")
     generate.add_argument(
-        "--num-inference-steps", type=_positive, metavar="N", help="denoising steps; one a hidden token if not given"
+        "--num-inference-steps",
+        type=_positive,
+        metavar="N",
+        help="denoising steps; not given: what the pipeline says",
     )
     generate.add_argument("--scale", type=float, help="strength of guidance in nats a unit of reward, 0 is off")
     generate.add_argument(
@@ -126,7 +129,7 @@ def _load(args: argparse.Namespace) -> tuple[Any, Any]:
     if not sys.stderr.isatty():
         diffusers.utils.logging.disable_progress_bar()
         transformers.utils.logging.disable_progress_bar()
-    from redge_guidance.pipelines import MaskedTextPipeline
+    from redge_guidance.pipelines import TextPipeline
     from redge_guidance.rewards import SequenceClassifierReward
 
     try:
@@ -139,7 +142,7 @@ def _load(args: argparse.Namespace) -> tuple[Any, Any]:
     reward = SequenceClassifierReward.from_pretrained(
         args.reward, label=args.label, device=device, dtype=dtype, **trust
     )
-    pipe = MaskedTextPipeline.from_pretrained(args.model, dtype=dtype, **trust).to(device)
+    pipe = TextPipeline.from_pretrained(args.model, dtype=dtype, **trust).to(device)
     pipe.set_progress_bar_config(disable=not sys.stderr.isatty(), leave=False)
     return pipe, reward
 
@@ -148,7 +151,7 @@ def _run(pipe: Any, reward: Any, prompts: list[str], args: argparse.Namespace, s
     """Texts for all prompts, with their rewards and nats; the seconds are those of sampling alone."""
     import torch
 
-    generator = torch.Generator().manual_seed(args.seed)
+    generator = torch.Generator(args.device).manual_seed(args.seed)
     started, texts = time.perf_counter(), []
     for first in range(0, len(prompts), _BATCH):
         batch = prompts[first : first + _BATCH]

@@ -8,7 +8,7 @@ from typing import Any
 
 from redge_guidance.config import GuidanceConfig
 from redge_guidance.guidance import Guidance, Reward, StepTrace
-from redge_guidance.hosts import find_host
+from redge_guidance.hosts import DenoisingStep, find_host, versions
 
 _MARK = "_redge_guidance_handle"
 
@@ -41,7 +41,7 @@ class GuidanceHandle:
         def method(*args: Any, **kwargs: Any) -> Any:
             bound = signature.bind(*args, **kwargs)
             if self.config.scale > 0:
-                step = self._host.read(seam, bound.arguments)
+                step = self._read(seam, bound.arguments)
                 logits = self._guidance(step)
                 if logits is not None:
                     self._host.write(bound.arguments, step, logits)
@@ -49,6 +49,16 @@ class GuidanceHandle:
 
         setattr(method, _MARK, self)
         return method
+
+    def _read(self, seam: str, arguments: dict[str, Any]) -> DenoisingStep:
+        try:
+            return self._host.read(seam, arguments)
+        except (KeyError, AttributeError) as error:
+            host, scheduler = type(self._host).__name__, type(self._scheduler).__name__
+            raise RuntimeError(
+                f"{host} cannot read a denoising step off {scheduler}.{seam}: {type(error).__name__} {error}; "
+                f"{versions()}. Install a version that was."
+            ) from error
 
     def _beginning(self, original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)
@@ -115,7 +125,8 @@ def guide(pipe: Any, reward: Reward, config: GuidanceConfig | None = None, *, se
     Raises:
         ValueError: an unsupported or an already guided pipeline, or a reward that is not callable. While sampling: a
             reward of the wrong shape, not finite, or without gradient.
-        RuntimeError: while sampling under `torch.inference_mode()`.
+        RuntimeError: while sampling under `torch.inference_mode()`, or with a version of the pipeline's library whose
+            scheduler is called in a way that is not known.
 
     Example:
         >>> from redge_guidance.pipelines import MaskedTextPipeline

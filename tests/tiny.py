@@ -5,7 +5,7 @@ import functools
 import pytest
 import torch
 import transformers
-from diffusers import BlockRefinementScheduler, DiffusionGemmaPipeline, LLaDA2Pipeline
+from diffusers import BlockRefinementScheduler, DiffusionGemmaPipeline, DiscreteDDIMScheduler, LLaDA2Pipeline
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     ModernBertConfig,
@@ -14,7 +14,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from redge_guidance.pipelines import MaskedDiffusionScheduler, MaskedTextPipeline
+from redge_guidance.pipelines import MaskedDiffusionScheduler, MaskedTextPipeline, UniformTextPipeline
 from redge_guidance.rewards import SequenceClassifierReward
 
 WORDS = ["[PAD]", "[EOS]", "[MASK]", "a", "b", "c", "d", "e"]
@@ -55,6 +55,20 @@ def tiny_pipeline(length=6, **scheduler):
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=0.5)
     pipe = MaskedTextPipeline(model, word_tokenizer(), MaskedDiffusionScheduler(**scheduler), length=length)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def tiny_uniform(length=6, prediction_type="leave_one_out", **scheduler):
+    """Around the same model, which then denoises."""
+    pipe = UniformTextPipeline(
+        tiny_pipeline().model,
+        word_tokenizer(),
+        DiscreteDDIMScheduler(**scheduler),
+        length=length,
+        num_inference_steps=4,
+        prediction_type=prediction_type,
+    )
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

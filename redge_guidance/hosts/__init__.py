@@ -1,13 +1,15 @@
 """Adapters: where a pipeline keeps its logits. One small module a host; the rest of the package knows none by name."""
 
+from importlib.metadata import version
 from typing import Any
 
 from redge_guidance.hosts.base import DenoisingStep, Host, is_a
 from redge_guidance.hosts.diffusion_gemma import DiffusionGemmaHost
 from redge_guidance.hosts.llada2 import LLaDA2Host
 from redge_guidance.hosts.masked_text import MaskedTextHost
+from redge_guidance.hosts.uniform_text import UniformTextHost
 
-__all__ = ["HOSTS", "DenoisingStep", "Host", "find_host", "is_a", "supports"]
+__all__ = ["HOSTS", "DenoisingStep", "Host", "find_host", "is_a", "supports", "versions"]
 
 # What a user writes to add a host; a test runs it.
 EXAMPLE = """\
@@ -36,7 +38,17 @@ class MyHost(Host):
 HOSTS.append(MyHost)
 """
 
-HOSTS: list[type[Host]] = [MaskedTextHost, LLaDA2Host, DiffusionGemmaHost]
+HOSTS: list[type[Host]] = [MaskedTextHost, UniformTextHost, LLaDA2Host, DiffusionGemmaHost]
+
+
+# What the adapters were tested with; the discrete schedulers of diffusers are still changing.
+_TESTED = {"diffusers": "0.40 to 0.42", "transformers": "5.0 to 5.23"}
+
+
+def versions() -> str:
+    """Versions that the adapters were tested with, and those that are installed, for errors."""
+    parts = [f"{name} {tested} (here {version(name)})" for name, tested in _TESTED.items()]
+    return f"tested with {' and '.join(parts)}"
 
 
 def supports(pipe: Any) -> str | None:
@@ -61,5 +73,5 @@ def find_host(pipe: Any) -> type[Host]:
     raise ValueError(
         f"`pipe` must be a pipeline with a discrete scheduler that guidance knows, got {type(pipe).__name__} with "
         f"scheduler {scheduler}; supported: {'; '.join(host.description for host in HOSTS)}; samplers that take a "
-        "function: `redge_guidance.hosts.callables`. To add a pipeline:\n\n" + EXAMPLE
+        f"function: `redge_guidance.hosts.callables`; {versions()}. To add a pipeline:\n\n" + EXAMPLE
     )

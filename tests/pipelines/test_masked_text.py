@@ -43,7 +43,7 @@ def test_a_single_string_is_a_batch_of_one(pipe):
 
 
 def test_padding_on_the_left_does_not_change_the_logits(pipe):
-    ids, mask, _ = pipe._canvas(["a b c d", "e"], gen_length=3)
+    ids, mask, _, _ = pipe._canvas(["a b c d", "e"], gen_length=3)
     assert ids[1, :3].tolist() == [PAD] * 3
     with torch.no_grad():
         together = pipe._logits(ids, mask)
@@ -62,7 +62,7 @@ def test_absolute_positions_count_from_the_first_token_too():
         max_position_embeddings=16,
     )
     pipe = MaskedTextPipeline(BertForMaskedLM(config).eval(), word_tokenizer(), MaskedDiffusionScheduler(), length=6)
-    ids, mask, _ = pipe._canvas(["a b c d", "e"], gen_length=3)
+    ids, mask, _, _ = pipe._canvas(["a b c d", "e"], gen_length=3)
     with torch.no_grad():
         torch.testing.assert_close(pipe._logits(ids, mask)[1:, 3:], pipe._logits(ids[1:, 3:], mask[1:, 3:]))
 

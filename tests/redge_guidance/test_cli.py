@@ -27,6 +27,13 @@ def test_texts_on_stdout_nothing_on_stderr_in_a_pipe():
     assert len(out.splitlines()) == 2
 
 
+def test_a_uniform_model_by_its_name(capsys):
+    assert main(["generate", *FAST, "--model", "builtin:tatoeba-uniform", "--prompt", "My [MASK] is here."]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    assert all(line.startswith("My ") and line.endswith(" is here.") for line in lines)
+
+
 def test_same_seed_same_texts(capsys):
     outputs = []
     for seed in ("1", "1", "2"):

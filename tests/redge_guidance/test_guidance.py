@@ -177,7 +177,7 @@ def test_prompts_and_committed_tokens_never_change_and_reserved_ones_are_never_d
     for earlier, later in zip(seen, [*seen[1:], final], strict=True):
         fixed = earlier != mask_id
         assert torch.equal(later[fixed], earlier[fixed])
-    start, _, given = pipe._canvas(PROMPTS, None)
+    start, _, given, _ = pipe._canvas(PROMPTS, None)
     assert torch.equal(final[given], start[given])
     new = final[start == mask_id]
     assert not ((new == mask_id) | (new == pad_id)).any()
@@ -254,7 +254,7 @@ def test_samples_of_the_pipeline_follow_the_tilted_distribution():
     """One step, everything hidden: each token is drawn from p(v) exp(scale * r(v)) / Z of its position."""
     pipe, table = tiny_pipeline(length=3), torch.tensor([0, 0.3, 0, 1.0, -1, 0.5, 0, 2])
     texts = 20000
-    start, mask, _ = pipe._canvas([""], None)
+    start, mask, _, _ = pipe._canvas([""], None)
     with torch.no_grad():
         logits = pipe._logits(start, mask)[0] / 3  # the temperature
     logits[:, [0, 2]] = -torch.inf

@@ -11,7 +11,7 @@ from redge_guidance import GuidanceConfig, guide
 from redge_guidance.hosts import EXAMPLE, HOSTS, find_host, is_a, supports
 from redge_guidance.text import text_mask
 from redge_guidance.updates import Natural
-from tests.tiny import WORDS, tiny_gemma, tiny_llada2, tiny_pipeline, word_tokenizer
+from tests.tiny import WORDS, tiny_gemma, tiny_llada2, tiny_pipeline, tiny_uniform, word_tokenizer
 
 RESERVED = [0, 2]  # [PAD], [MASK]
 JUMP = GuidanceConfig(
@@ -46,7 +46,19 @@ def gemma(scheduler, **settings):
     return pipe, run
 
 
+def uniform(**scheduler):
+    """Without a prompt and with the model's logits as they are, for the comparison with the exact optimum."""
+    pipe = tiny_uniform(prediction_type="denoiser", **scheduler)
+
+    def run(seed=0):
+        return pipe(["", ""], generator=torch.Generator().manual_seed(seed)).sequences
+
+    return pipe, run
+
+
 CASES = {
+    "uniform": lambda: uniform(),
+    "uniform, corrector": lambda: uniform(corrector_steps=1, corrector_k=2),
     "llada2": lambda: llada2(),
     "llada2 editing": lambda: llada2(editing_threshold=0.3, max_post_steps=2),
     "llada2 greedy": lambda: llada2(temperature=0.0),
@@ -238,6 +250,18 @@ def test_the_end_of_a_turn_in_the_prompt_does_not_end_the_text():
     assert len({t.ids.shape[1] for t in seen}) == 2  # prompt and one canvas, prompt and two
 
 
+def test_given_tokens_of_a_uniform_canvas_are_not_free():
+    pipe = tiny_uniform(corrector_steps=1)
+    seen = []
+    with guide(pipe, lambda tokens: (seen.append(tokens), count_of_a(tokens))[1], JUMP) as handle:
+        sequences = pipe(["b", "c [MASK] d", ""], generator=torch.Generator().manual_seed(0)).sequences
+    assert sequences[0, 0] == 4
+    assert (sequences[1, 0], sequences[1, 2]) == (5, 6)
+    assert len(seen) == 4 + 3  # steps, and a sweep after all but the last
+    assert all(t.free.sum(-1).tolist() == [5, 1, 6] for t in seen)
+    assert [step.progress for step in handle.trace] == [0, 0, 0.25, 0.25, 0.5, 0.5, 0.75]
+
+
 def test_committed_positions_of_a_uniform_canvas_stay():
     pipe, run = gemma(BlockRefinementScheduler(threshold=2.0))
     seen = []
@@ -249,10 +273,32 @@ def test_committed_positions_of_a_uniform_canvas_stay():
 def test_supports_says_what_and_how():
     assert "scheduler.step" in supports(tiny_pipeline())
     assert "LLaDA2Pipeline" in supports(tiny_llada2())
+    assert "UniformTextPipeline" in supports(tiny_uniform())
     assert "step_correct" in supports(tiny_gemma(DiscreteDDIMScheduler()))
     assert supports(tiny_pipeline().model) is None
-    with pytest.raises(ValueError, match="(?s)LLaDA2Pipeline.*DiffusionGemmaPipeline.*callables.*class MyHost"):
+    with pytest.raises(
+        ValueError, match="(?s)LLaDA2Pipeline.*DiffusionGemmaPipeline.*callables.*tested with diffusers.*class MyHost"
+    ):
         find_host(torch.nn.Linear(1, 1))
+
+
+def test_a_scheduler_of_another_version_is_an_error_that_says_which_work(monkeypatch):
+    """As if diffusers had renamed an argument."""
+
+    def step(self, model_output, time, sample, **kwargs):
+        raise AssertionError("not reached")
+
+    monkeypatch.setattr(DiscreteDDIMScheduler, "step", step)
+    pipe = tiny_uniform()
+    with (
+        guide(pipe, count_of_a),
+        pytest.raises(
+            RuntimeError,
+            match=r"UniformTextHost cannot read a denoising step off DiscreteDDIMScheduler\.step: KeyError 'timestep'; "
+            r"tested with diffusers 0\.40 to",
+        ),
+    ):
+        pipe.scheduler.step(torch.zeros(1, 2, 8), time=0, sample=torch.zeros(1, 2).long())
 
 
 def test_the_example_of_a_host_guides_a_pipeline_of_ones_own(monkeypatch):

@@ -1,0 +1,203 @@
+"""Text generation with a uniform diffusion language model."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from diffusers import DiscreteDDIMScheduler
+from torch import Tensor
+
+from redge_guidance.pipelines.families import ModelFamily
+from redge_guidance.pipelines.masked_scheduler import logit_warpers
+from redge_guidance.pipelines.text import TextPipeline, TextPipelineOutput, check_tokenizer
+from redge_guidance.pipelines.uniform_posterior import denoiser_logits, elbo_rate, leave_one_out_logits
+from redge_guidance.text import generated_after
+
+PREDICTIONS = ("leave_one_out", "denoiser")
+_SHORTEST_TIME, _SMALLEST_ALPHA = 1e-5, 1e-3  # the bound's integrand is not evaluated closer to either end
+
+
+class UniformTextPipeline(TextPipeline):
+    """Generate, continue or fill in text with a model that denoises uniformly random tokens.
+
+    Nothing is a mask here: hidden positions begin as random tokens, and every step may replace every token that was not
+    given, until the last one takes the clean tokens as they are. The steps are those of the exact posterior: a clean
+    token drawn from the denoiser, then `q(z_s | z_t, x_0)` with `alpha_t = 1 - t`; for models that predict a token from
+    the others (UDLM, Duo) that is their own sampler, see `uniform_posterior`. With `corrector_steps` in the scheduler's
+    config, Gibbs sweeps follow every step but the last (arXiv 2605.22765). With `corrector_selection="random"` they
+    keep the distribution; positions chosen by their confidence, the default there, lean it toward likely tokens.
+
+    Args:
+        model: called as in `ModelFamily`; returns logits `(batch, length, vocabulary)`.
+        tokenizer: has an end-of-text token. With a mask token prompts may have gaps.
+        scheduler: a `DiscreteDDIMScheduler` of diffusers.
+        length: canvas of a text that fits it, in tokens, prompt and beginning-of-text token included.
+        num_inference_steps, temperature, top_p: what `__call__` uses when it is not told otherwise.
+        suppress_tokens: further token ids that no text ends up with. Mask, padding, beginning-of-text and unknown
+            tokens never are in one, nor ids that the tokenizer does not have; as noise they occur.
+        prediction_type: `"leave_one_out"`, the model predicts a token from all others (UDLM, Duo); `"denoiser"`, from
+            all and itself (D3PM, DiffusionGemma).
+        shift_logits, attention, time_input: how the model is called, as in `ModelFamily`.
+
+    Raises:
+        ValueError: a tokenizer without end-of-text token, another scheduler, or an unknown `prediction_type` or
+            `attention`.
+    """
+
+    scheduler: DiscreteDDIMScheduler
+    corruption = "uniform"
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        scheduler: DiscreteDDIMScheduler,
+        length: int = 64,
+        num_inference_steps: int = 64,
+        temperature: float = 1.0,
+        top_p: float | None = None,
+        suppress_tokens: list[int] | None = None,
+        prediction_type: str = "leave_one_out",
+        shift_logits: bool = False,
+        attention: str = "2d",
+        time_input: str | None = None,
+    ):
+        super().__init__()
+        ModelFamily(shift_logits, attention, time_input)
+        if prediction_type not in PREDICTIONS:
+            raise ValueError(f"`prediction_type` must be one of {', '.join(PREDICTIONS)}, got {prediction_type!r}.")
+        if not isinstance(scheduler, DiscreteDDIMScheduler):
+            raise ValueError(f"`scheduler` must be a DiscreteDDIMScheduler, got {type(scheduler).__name__}.")
+        check_tokenizer(tokenizer, "eos_token_id")
+        self.register_modules(model=model, tokenizer=tokenizer, scheduler=scheduler)
+        self.register_to_config(length=length, num_inference_steps=num_inference_steps, temperature=temperature)
+        self.register_to_config(top_p=top_p, suppress_tokens=suppress_tokens, prediction_type=prediction_type)
+        self.register_to_config(shift_logits=shift_logits, attention=attention, time_input=time_input)
+        self._hidden = self._attention_mask = torch.empty(0, 0, dtype=torch.bool)  # of the canvas that is being drawn
+
+    @classmethod
+    def _assemble(cls, model: Any, tokenizer: Any, how: ModelFamily, length: int) -> "UniformTextPipeline":
+        called: dict[str, Any] = {"shift_logits": how.shift_logits, "attention": how.attention}
+        called["time_input"] = how.time_input
+        return cls(model, tokenizer, DiscreteDDIMScheduler(), length=length, **called)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | list[str] = "",
+        *,
+        gen_length: int | None = None,
+        num_inference_steps: int | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        use_chat_template: bool = False,
+        generator: torch.Generator | None = None,
+        return_dict: bool = True,
+        callback_on_step_end: Callable[[Any, int, Tensor, dict[str, Any]], dict[str, Any]] | None = None,
+        callback_on_step_end_tensor_inputs: list[str] | None = None,
+    ) -> TextPipelineOutput | tuple[Tensor, list[str]]:
+        """Generate one text a prompt.
+
+        Args:
+            prompt: text to continue; `""` is unconditional. A prompt with mask tokens in it (`"I [MASK] you."`) is
+                a whole text of which only those are filled in.
+            gen_length: number of new tokens after every prompt; None: up to the canvas of the pipeline, and at least
+                half a canvas.
+            num_inference_steps: denoising steps; None: as many as the pipeline says. Each may change every token, so
+                more steps than tokens are worth their time.
+            temperature: divides the logits of the leave-one-out prediction, before the token that is seen is taken into
+                account: otherwise a low temperature would make noise stick. 0 takes the likeliest clean token. None:
+                that of the pipeline.
+            top_p: draw from the likeliest clean tokens of total probability p; None: that of the pipeline.
+            top_k: draw from the k likeliest tokens only.
+            use_chat_template: take every prompt for the turn of a user and put it into the chat template of the
+                tokenizer; mask tokens in it are then an error.
+            generator: source of all randomness, on the device of the pipeline; the same generator gives the same texts.
+            return_dict: return an output object instead of `(sequences, texts)`.
+            callback_on_step_end: called as `callback(pipe, step, timestep, {name: tensor})`; may return a dict with a
+                new `sample`.
+            callback_on_step_end_tensor_inputs: of `["sample", "logits"]`; default `["sample"]`.
+
+        Raises:
+            ValueError: a prompt that is too long or holds a reserved token, or a setting out of range.
+        """
+        temperature = self.config.temperature if temperature is None else temperature
+        top_p = self.config.top_p if top_p is None else top_p
+        callback_inputs = callback_on_step_end_tensor_inputs or ["sample"]
+        counts = {"top_k": top_k, "gen_length": gen_length, "num_inference_steps": num_inference_steps}
+        self._check_inputs(temperature, top_p, counts, callback_inputs)
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        if not prompts:
+            sample = torch.empty(0, 0, dtype=torch.long, device=self._execution_device)
+            return TextPipelineOutput(sequences=sample, texts=[]) if return_dict else (sample, [])
+        given, self._attention_mask, _, self._hidden = self._canvas(prompts, gen_length, use_chat_template)
+        steps = num_inference_steps or self.config.num_inference_steps
+        self.scheduler.set_timesteps(steps, device=given.device)
+        vocabulary = self._vocabulary(given, self._attention_mask)
+        noise = torch.randint(vocabulary, given.shape, generator=generator, device=given.device)
+        sample = torch.where(self._hidden, noise, given)
+        with self.progress_bar(total=steps) as progress_bar:
+            for step, t in enumerate(self.scheduler.timesteps):
+                logits = self._denoise(sample, step / steps, temperature)
+                for warper in logit_warpers(top_k, top_p):
+                    kept = warper(None, logits.flatten(0, 1)) > -torch.inf
+                    logits = logits.masked_fill(~kept.view(logits.shape), -torch.inf)
+                drawn, *_ = self.scheduler.step(
+                    logits,
+                    t,
+                    sample,
+                    temperature=1.0 if temperature > 0 else 0.0,  # the logits are tempered already
+                    generator=generator,
+                    return_dict=False,
+                )
+                sample = torch.where(self._hidden, drawn, given)
+                for _ in range(self.scheduler.config.corrector_steps if step + 1 < steps else 0):
+                    logits = self._denoise(sample, (step + 1) / steps, temperature)
+                    drawn, *_ = self.scheduler.step_correct(logits, t, sample, generator=generator, return_dict=False)
+                    sample = torch.where(self._hidden, drawn, given)
+                if callback_on_step_end is not None:
+                    tensors = {"sample": sample, "logits": logits}
+                    inputs = {name: tensors[name] for name in callback_inputs}
+                    sample = (callback_on_step_end(self, step, t, inputs) or {}).get("sample", sample)
+                progress_bar.update()
+        self.maybe_free_model_hooks()
+        texts = self._decode(sample, self._attention_mask, generated_after(self._hidden))
+        return TextPipelineOutput(sequences=sample, texts=texts) if return_dict else (sample, texts)
+
+    def _denoise(self, sample: Tensor, alpha: float, temperature: float = 1.0) -> Tensor:
+        """Logits of the clean tokens given the whole canvas; a given token is certain, so that no sweep chooses it."""
+        logits = self._logits(sample, self._attention_mask, alpha).float()
+        if self.config.prediction_type == "denoiser":
+            logits = leave_one_out_logits(logits, sample, alpha)
+        logits = denoiser_logits(logits / (temperature or 1.0), sample, alpha)
+        logits = self._without_suppressed(logits)
+        certain = torch.full_like(logits, -torch.inf).scatter_(-1, sample[..., None], 0.0)
+        return torch.where(self._hidden[..., None], logits, certain)
+
+    def _vocabulary(self, ids: Tensor, attention_mask: Tensor) -> int:
+        """Number of tokens that noise is drawn from: as many as the model has logits."""
+        size: int | None = getattr(getattr(self.model, "config", None), "vocab_size", None)
+        return size or self._logits(ids[:1], attention_mask[:1]).shape[-1]
+
+    def _corrupted_nll(
+        self, ids: Tensor, start: int, levels: Tensor, batch_size: int, generator: torch.Generator
+    ) -> Tensor:
+        times = (
+            levels.square()
+        )  # a few replaced tokens at small t decide: drawn more often, and weighted by dt = 2 u du
+        alpha = 1 - times.clamp(_SHORTEST_TIME, 1 - _SMALLEST_ALPHA)[:, None].expand(ids.shape)
+        somewhere = ids[:1].to(self._execution_device)
+        vocabulary = self._vocabulary(somewhere, torch.ones_like(somewhere, dtype=torch.bool))
+        uniform = torch.rand(ids.shape, generator=generator, device=generator.device).cpu()
+        noise = torch.randint(vocabulary, ids.shape, generator=generator, device=generator.device).cpu()
+        seen = torch.where((uniform < 1 - alpha) & (torch.arange(ids.shape[1]) >= start), noise, ids)
+        losses = torch.empty(len(ids))
+        for part in torch.arange(len(ids)).split(batch_size):
+            x_0, x_t, a = (tensor[part].to(self._execution_device) for tensor in (ids, seen, alpha))
+            logits = self._logits(x_t, torch.ones_like(x_t, dtype=torch.bool), a[:, 0]).float()
+            logits = self._without_suppressed(logits)
+            if self.config.prediction_type == "denoiser":
+                logits = leave_one_out_logits(logits, x_t, a)
+            losses[part] = elbo_rate(logits, x_0, x_t, a)[:, start:].sum(-1).cpu()
+        return losses * 2 * levels
