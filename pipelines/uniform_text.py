@@ -183,9 +183,8 @@ class UniformTextPipeline(TextPipeline):
     def _corrupted_nll(
         self, ids: Tensor, start: int, levels: Tensor, batch_size: int, generator: torch.Generator
     ) -> Tensor:
-        times = (
-            levels.square()
-        )  # a few replaced tokens at small t decide: drawn more often, and weighted by dt = 2 u du
+        # The few tokens replaced at small t weigh most: t = u^2 draws them more often, weighted by dt = 2 u du.
+        times = levels.square()
         alpha = 1 - times.clamp(_SHORTEST_TIME, 1 - _SMALLEST_ALPHA)[:, None].expand(ids.shape)
         somewhere = ids[:1].to(self._execution_device)
         vocabulary = self._vocabulary(somewhere, torch.ones_like(somewhere, dtype=torch.bool))

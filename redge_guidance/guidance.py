@@ -16,6 +16,8 @@ from redge_guidance.updates import kl, project_to_budget
 
 Reward = Callable[[RelaxedTokens], Tensor]
 
+_ROWS = 8  # of a large vocabulary that are reduced at once: they stay in the cache
+
 
 @dataclass(frozen=True)
 class StepTrace:
@@ -105,14 +107,19 @@ def guided_logits(
         `(free positions, vocabulary)` float32 logits, and the four figures of `StepTrace` in its order.
     """
     with torch.no_grad():
-        scaled = step.logits.float() / step.temperature
-        scaled[:, step.reserved] = -torch.inf
+        scaled = step.logits.float()
+        if step.temperature != 1:
+            scaled = scaled / step.temperature
+        if step.reserved:
+            reserved = torch.tensor(step.reserved, device=scaled.device)
+            scaled = scaled.index_fill(-1, reserved, -torch.inf)
         kept, support = scaled, None
         if config.support is not None and config.support < scaled.shape[-1]:
             kept, support = scaled.topk(config.support, dim=-1)
         log_z = kept.logsumexp(-1, keepdim=True)
         log_p = kept - log_z
-        mass = (log_z - scaled.logsumexp(-1, keepdim=True)).exp()[:, 0]  # (rows,), probability of the support under p
+        total = torch.cat([rows.logsumexp(-1, keepdim=True) for rows in scaled.split(_ROWS)])
+        mass = (log_z - total).exp()[:, 0]  # (rows,), probability of the support under p
         ascent = _Ascent(step, reward, config, generator, support)
         sequence = step.free.nonzero()[:, 0]
 
@@ -123,8 +130,10 @@ def guided_logits(
             return project_to_budget(log_q, log_p, budget, sequence, mass)
 
         log_q = config.update(log_p, ascent, project)  # type: ignore[operator]  # names were resolved by the config
-        new = (log_q + log_z) * step.temperature
-        logits = new if support is None else (scaled * step.temperature).scatter(-1, support, new)
+        new = log_q + log_z
+        logits = new if support is None else scaled.scatter(-1, support, new)
+        if step.temperature != 1:
+            logits *= step.temperature
         entropy = -(log_q.exp() * log_q.masked_fill(log_q == -torch.inf, 0)).sum(-1).mean()
         figures = torch.stack([ascent.mean_reward(), (mass * kl(log_q, log_p)).mean(), ascent.grad_norm(), entropy])
         reward_mean, kl_mean, grad_norm, entropy_mean = figures.tolist()
