@@ -117,6 +117,42 @@ def test_samples_of_an_exact_model_follow_it_whatever_the_steps(corrector_steps)
     assert (pairs - torch.outer(log_p.exp(), log_p.exp()).flatten()).abs().sum() / 2 < 0.03
 
 
+class Pairs(torch.nn.Module):
+    """The exact leave-one-out prediction, by Bayes' rule, for texts of two tokens that mostly agree."""
+
+    device, dtype = torch.device("cpu"), torch.float32
+
+    def __init__(self):
+        super().__init__()
+        self.config = types.SimpleNamespace(vocab_size=len(WORDS))
+        self.joint = torch.zeros(len(WORDS), len(WORDS))
+        self.joint[3:5, 3:5] = torch.tensor([[0.45, 0.03], [0.07, 0.45]])
+
+    def forward(self, input_ids, timesteps):
+        alpha = timesteps.neg().exp()[:, None]
+        first, second = torch.nn.functional.one_hot(input_ids, len(WORDS)).unbind(1)
+        of_first = (alpha * second + (1 - alpha) / len(WORDS)) @ self.joint.T
+        of_second = (alpha * first + (1 - alpha) / len(WORDS)) @ self.joint
+        return torch.stack([of_first, of_second], 1).log()
+
+
+def test_many_steps_sample_the_joint_distribution():
+    """A step draws all tokens independently, which in 64 steps does little harm; without the evidence it does."""
+    pipe = UniformTextPipeline(
+        Pairs(),
+        word_tokenizer(),
+        DiscreteDDIMScheduler(),
+        length=2,
+        num_inference_steps=64,
+        attention="none",
+        time_input="timesteps",
+    )
+    pipe.set_progress_bar_config(disable=True)
+    ids = pipe([""] * 10_000, generator=seeded()).sequences
+    found = torch.bincount(len(WORDS) * ids[:, 0] + ids[:, 1], minlength=len(WORDS) ** 2) / len(ids)
+    assert (found - pipe.model.joint.flatten()).abs().sum() / 2 < 0.02
+
+
 @pytest.mark.parametrize("prediction_type", ["leave_one_out", "denoiser"])
 def test_temperature_is_that_of_the_leave_one_out_prediction(prediction_type):
     """Tempered after the evidence of what is seen, noise would stick: the distribution would depend on the steps."""
