@@ -35,6 +35,10 @@ class ModelFamily:
     mask_token_id: int | None = None
     corruption: str = "masked"
 
+    def settings(self) -> dict[str, Any]:
+        """What a pipeline stores in its config to call the model in this way."""
+        return {"shift_logits": self.shift_logits, "attention": self.attention, "time_input": self.time_input}
+
     def __post_init__(self) -> None:
         if self.attention not in ATTENTION:
             raise ValueError(f"`attention` must be one of {', '.join(ATTENTION)}, got {self.attention!r}.")

@@ -61,9 +61,7 @@ class MaskedTextPipeline(TextPipeline):
     @classmethod
     def _assemble(cls, model: Any, tokenizer: Any, how: ModelFamily, length: int) -> "MaskedTextPipeline":
         set_mask_token(tokenizer, how.mask_token_id)
-        called: dict[str, Any] = {"shift_logits": how.shift_logits, "attention": how.attention}
-        called["time_input"] = how.time_input
-        return cls(model, tokenizer, MaskedDiffusionScheduler(), length=length, **called)
+        return cls(model, tokenizer, MaskedDiffusionScheduler(), length=length, **how.settings())
 
     @torch.no_grad()
     def __call__(

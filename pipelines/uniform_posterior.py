@@ -7,7 +7,7 @@ they put their prediction into the posterior `q(z_s | z_t, x_0)` in the place of
     denoiser(x_0) ~ leave_one_out(x_0) (1 + K alpha / (1 - alpha) 1[z = x_0])
 
 (arXiv 2605.22765, equation 13), and drawing x_0 from the denoiser and z_s from `q(z_s | z_t, x_0)` is exactly the step
-of UDLM (arXiv 2412.10193, equation 6).
+of UDLM (arXiv 2412.10193).
 """
 
 import math
@@ -43,7 +43,7 @@ def elbo_rate(leave_one_out: Tensor, clean: Tensor, seen: Tensor, alpha: Tensor)
 
     The jump process runs backwards from i to j at rate `x_j / (alpha K x_i)`, where `x = K alpha p + 1 - alpha` for the
     distribution p of x_0: one-hot for the true rate, the model's leave-one-out prediction (y for x) for the other. The
-    rate of their Kullback-Leibler divergence (UDLM, arXiv 2412.10193, equation 18) is, with i the token that is seen,
+    rate of their Kullback-Leibler divergence (UDLM, arXiv 2412.10193) is, with i the token that is seen,
 
         1 / (alpha K) [ sum_j (x_j / x_i) log(x_j y_i / (x_i y_j)) - K / x_i + K / y_i ].
 

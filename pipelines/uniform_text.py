@@ -77,9 +77,7 @@ class UniformTextPipeline(TextPipeline):
 
     @classmethod
     def _assemble(cls, model: Any, tokenizer: Any, how: ModelFamily, length: int) -> "UniformTextPipeline":
-        called: dict[str, Any] = {"shift_logits": how.shift_logits, "attention": how.attention}
-        called["time_input"] = how.time_input
-        return cls(model, tokenizer, DiscreteDDIMScheduler(), length=length, **called)
+        return cls(model, tokenizer, DiscreteDDIMScheduler(), length=length, **how.settings())
 
     @torch.no_grad()
     def __call__(

@@ -3,7 +3,7 @@
 from typing import Any
 
 from redge_guidance.hosts.base import DenoisingStep, Host, is_a
-from redge_guidance.text import generated_after, reserved_token_ids
+from redge_guidance.text import generated_after
 
 
 class UniformTextHost(Host):
@@ -20,15 +20,14 @@ class UniformTextHost(Host):
         return is_a(pipe, "UniformTextPipeline") and is_a(pipe.scheduler, "DiscreteDDIMScheduler")
 
     def read(self, seam: str, arguments: dict[str, Any]) -> DenoisingStep:
-        logits, free = arguments["model_output"], self.pipe._hidden
+        free = self.pipe._hidden
         return DenoisingStep(
-            logits=logits[free],
+            logits=arguments["model_output"][free],
             ids=arguments["sample"],
             free=free,
             attention_mask=self.pipe._attention_mask,
-            temperature=1.0 if seam == "step_correct" else arguments.get("temperature") or 1.0,
+            temperature=1.0,  # the pipeline has tempered the logits, and forbidden the reserved tokens
             progress=int(arguments["timestep"]) / self.pipe.scheduler.num_inference_steps,
             tokenizer=self.pipe.tokenizer,
             given=generated_after(free),
-            reserved=reserved_token_ids(self.pipe.tokenizer, logits.shape[-1]),
         )

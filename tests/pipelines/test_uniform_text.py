@@ -46,7 +46,7 @@ def test_the_denoiser_is_bayes_rule_on_the_leave_one_out_prediction(alpha):
 
 
 def test_a_clean_token_from_the_denoiser_then_the_posterior_is_the_step_of_udlm():
-    """UDLM puts the leave-one-out prediction y into `q(z_s | z_t, x_0)` as a function of x_0 (its equation 6)."""
+    """UDLM puts the leave-one-out prediction y into `q(z_s | z_t, x_0)` as a function of x_0."""
     alpha_t, alpha_s, seen = 0.3, 0.55, 2
     logits = torch.randn(K, dtype=torch.float64, generator=seeded())
     y, z = logits.softmax(-1), torch.eye(K, dtype=torch.float64)[seen]
