@@ -1,20 +1,19 @@
 """Guidance of one denoising step: the reward's gradient, carried into the logits."""
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from redge_guidance.config import GuidanceConfig
+from redge_guidance.estimators import ReinforceLOO
 from redge_guidance.hosts.base import DenoisingStep
 from redge_guidance.relaxed import RelaxedTokens
+from redge_guidance.reward import AnyReward, checked, named_tokens, split
 from redge_guidance.text import text_mask
 from redge_guidance.updates import kl, project_to_budget
-
-Reward = Callable[[RelaxedTokens], Tensor]
 
 _ROWS = 8  # of a large vocabulary that are reduced at once: they stay in the cache
 
@@ -31,6 +30,8 @@ class StepTrace:
             unit of reward.
         entropy: of q, in nats per free token.
         seconds: spent on guidance, the model and the scheduler left out.
+        notes: figures that the reward noted on its tokens, means over the updates: the terms of a sum by name,
+            `"coverage"` where a reward has another tokenizer.
     """
 
     progress: float
@@ -39,6 +40,7 @@ class StepTrace:
     grad_norm: float
     entropy: float
     seconds: float
+    notes: dict[str, float] = field(default_factory=dict)
 
 
 class Guidance:
@@ -46,7 +48,7 @@ class Guidance:
 
     Args:
         reward: any callable from `RelaxedTokens` to a differentiable tensor `(batch,)`, higher is better. It need not
-            be differentiable for the estimator `reinforce_loo`.
+            be differentiable for the estimator `reinforce_loo`, nor where it, or a term of a sum, says so.
         config: `GuidanceConfig()` when None.
         seed: of guidance's own generator, never the host's, which runs on through all steps.
 
@@ -55,10 +57,10 @@ class Guidance:
         trace: a list of `StepTrace`, one entry a guided step.
 
     Raises:
-        ValueError: a reward that is not callable, or a config of another type.
+        ValueError: a reward that is not callable, a config of another type, or one draw for a reward without gradient.
     """
 
-    def __init__(self, reward: Reward, config: GuidanceConfig | None = None, seed: int = 0):
+    def __init__(self, reward: AnyReward, config: GuidanceConfig | None = None, seed: int = 0):
         if not callable(reward):
             raise ValueError(
                 f"`reward` must be a callable from RelaxedTokens to (batch,), got {type(reward).__name__}."
@@ -66,6 +68,11 @@ class Guidance:
         self.config = GuidanceConfig() if config is None else config
         if not isinstance(self.config, GuidanceConfig):
             raise ValueError(f"`config` must be a GuidanceConfig, got {type(config).__name__}.")
+        if split(reward)[1] is not None and self.config.num_samples < 2:
+            raise ValueError(
+                f"`num_samples` must be >= 2 for a reward without gradient, got {self.config.num_samples}; each draw "
+                "is compared with the mean of the others. 32 or more serve better."
+            )
         self.trace: list[StepTrace] = []
         self._reward, self._seed = reward, seed
         self._generator: torch.Generator | None = None
@@ -85,8 +92,9 @@ class Guidance:
             raise RuntimeError(
                 "guidance needs gradients and cannot run under `torch.inference_mode()`; use `torch.no_grad()` instead."
             )
-        logits, figures = guided_logits(step, self._reward, config, self._random(step.logits.device))
-        self.trace.append(StepTrace(step.progress, *figures, seconds=time.perf_counter() - started))
+        logits, figures, notes = guided_logits(step, self._reward, config, self._random(step.logits.device))
+        seconds = time.perf_counter() - started
+        self.trace.append(StepTrace(step.progress, *figures, seconds=seconds, notes=notes))
         return logits
 
     def _random(self, device: torch.device) -> torch.Generator:
@@ -96,15 +104,15 @@ class Guidance:
 
 
 def guided_logits(
-    step: DenoisingStep, reward: Reward, config: GuidanceConfig, generator: torch.Generator
-) -> tuple[Tensor, tuple[float, float, float, float]]:
+    step: DenoisingStep, reward: AnyReward, config: GuidanceConfig, generator: torch.Generator
+) -> tuple[Tensor, tuple[float, float, float, float], dict[str, float]]:
     """Logits of the free positions, moved toward the reward, and the step's reward, KL, gradient norm and entropy.
 
-    Guidance acts on `p = softmax(logits / temperature)`, what the host draws from. Within `config.support` it moves q;
-    the probability of all other tokens stays what it was.
+    Guidance acts on `p = softmax(logits / temperature)`, what the host draws from. Within `config.support`, and on the
+    tokens that the reward names, it moves q; the probability of all other tokens stays what it was.
 
     Returns:
-        `(free positions, vocabulary)` float32 logits, and the four figures of `StepTrace` in its order.
+        `(free positions, vocabulary)` float32 logits, the four figures of `StepTrace` in its order, and its notes.
     """
     with torch.no_grad():
         scaled = step.logits.float()
@@ -115,7 +123,7 @@ def guided_logits(
             scaled = scaled.index_fill(-1, reserved, -torch.inf)
         kept, support = scaled, None
         if config.support is not None and config.support < scaled.shape[-1]:
-            kept, support = scaled.topk(config.support, dim=-1)
+            kept, support = _likeliest(scaled, config.support, named_tokens(reward, step.tokenizer))
         log_z = kept.logsumexp(-1, keepdim=True)
         log_p = kept - log_z
         total = torch.cat([rows.logsumexp(-1, keepdim=True) for rows in scaled.split(_ROWS)])
@@ -137,34 +145,63 @@ def guided_logits(
         entropy = -(log_q.exp() * log_q.masked_fill(log_q == -torch.inf, 0)).sum(-1).mean()
         figures = torch.stack([ascent.mean_reward(), (mass * kl(log_q, log_p)).mean(), ascent.grad_norm(), entropy])
         reward_mean, kl_mean, grad_norm, entropy_mean = figures.tolist()
-    return logits, (reward_mean, kl_mean, grad_norm, entropy_mean)
+    return logits, (reward_mean, kl_mean, grad_norm, entropy_mean), ascent.notes()
+
+
+def _likeliest(logits: Tensor, count: int, named: list[int]) -> tuple[Tensor, Tensor]:
+    """The named tokens and the `count` likeliest others of every row: logits and ids, both `(rows, S)`."""
+    size = min(count + len(named), logits.shape[-1])
+    if not named:
+        return logits.topk(size, dim=-1)
+    first = torch.tensor(named, device=logits.device)
+    support = logits.index_fill(-1, first, torch.inf).topk(size, dim=-1).indices
+    return logits.gather(-1, support), support
 
 
 class _Ascent:
-    """Reward gradients at a candidate q, for the update rules: draws, calls the reward, checks it, differentiates."""
+    """Reward gradients at a candidate q, for the update rules: draws, calls the reward, checks it, differentiates.
+
+    What has a gradient is differentiated through the estimator's samples; what has none, or everything where the
+    estimator is a score function, is weighed by draws of its own.
+    """
 
     def __init__(
         self,
         step: DenoisingStep,
-        reward: Reward,
+        reward: AnyReward,
         config: GuidanceConfig,
         generator: torch.Generator,
         support: Tensor | None,
     ):
         self.scale = config.scale
-        self._step, self._reward, self._config = step, reward, config
-        self._generator, self._support = generator, support
-        self._rewards: list[Tensor] = []
+        self._step, self._config, self._generator, self._support = step, config, generator, support
+        self._smooth, self._black_box = split(reward)
+        self._score_function: Any = ReinforceLOO()
+        if hasattr(config.estimator, "gradient"):
+            self._smooth, self._black_box, self._score_function = None, reward, config.estimator
+        self._rewards: list[Tensor] = []  # of every update
         self._grad_norms: list[Tensor] = []
+        self._notes: dict[str, list[Tensor]] = {}
 
     def grad_logits(self, log_q: Tensor) -> Tensor:
-        return self._gradient(log_q, at_sample=False)
+        parts = []
+        if self._smooth is not None:
+            parts.append(self._gradient(log_q, at_sample=False))
+        if self._black_box is not None:
+            parts.append(self._score_gradient(log_q))
+        return self._noted(parts)
 
     def grad_sample(self, log_q: Tensor, damping: float) -> Tensor:
-        if getattr(self._config.estimator, "differentiates_sample", False):
-            return self._gradient(log_q, at_sample=True)
-        probs = log_q.exp()
-        return self._gradient(log_q, at_sample=False) / (probs + damping).clamp(min=torch.finfo(probs.dtype).tiny)
+        parts = []
+        if self._smooth is not None:
+            at_sample = getattr(self._config.estimator, "differentiates_sample", False)
+            grad, reward = self._gradient(log_q, at_sample)
+            parts.append((grad if at_sample else _per_probability(grad, log_q, damping), reward))
+        if self._black_box is not None:
+            # the mean advantage of the draws that have a token, shrunk as if one more had it and none
+            grad, reward = self._score_gradient(log_q)
+            parts.append((_per_probability(grad, log_q, max(damping, 1 / self._config.num_samples)), reward))
+        return self._noted(parts)
 
     def mean_reward(self) -> Tensor:
         return torch.stack(self._rewards).mean()
@@ -172,18 +209,27 @@ class _Ascent:
     def grad_norm(self) -> Tensor:
         return torch.stack(self._grad_norms).mean()
 
-    def _gradient(self, log_q: Tensor, at_sample: bool) -> Tensor:
+    def notes(self) -> dict[str, float]:
+        names = list(self._notes)
+        values = torch.stack([torch.stack(self._notes[name]).mean().cpu() for name in names]).tolist() if names else []
+        return dict(zip(names, values, strict=True))
+
+    def _gradient(self, log_q: Tensor, at_sample: bool) -> tuple[Tensor, Tensor]:
         """Gradient of the summed reward, averaged over the draws, by the sample or by the logits: `(rows, S)`."""
-        if hasattr(self._config.estimator, "gradient"):
-            return self._score_gradient(log_q)
-        draws = self._config.num_samples
+        draws, one_hot = self._config.num_samples, getattr(self._config.estimator, "one_hot", True)
         with torch.enable_grad():
             logits = log_q.detach().requires_grad_()
             expanded = logits.expand(draws, *logits.shape)
             sample = self._config.estimator(expanded, hard=True, generator=self._generator)  # type: ignore[operator]
             if at_sample:
                 sample = sample.detach().requires_grad_()
-            rewards = self._call_reward(self._relax(sample))
+            rewards = self._call(self._smooth, self._relax(sample, one_hot))
+            if not rewards.requires_grad:
+                raise ValueError(
+                    "`reward` returned a tensor without gradient: compute it from `tokens.embed(table)` or "
+                    "`tokens.weights`, and do not detach it or use `torch.no_grad()`; a reward that has none needs "
+                    "the estimator `reinforce_loo`."
+                )
             target = sample if at_sample else logits
             (grad,) = torch.autograd.grad(rewards.sum() / draws, target, allow_unused=True)
         if grad is None:
@@ -194,22 +240,31 @@ class _Ascent:
         grad = grad.sum(0) if at_sample else grad
         if not grad.isfinite().all():
             raise ValueError("`reward` has a gradient that is NaN or infinite; look for a log or a division at 0.")
-        return self._noted(rewards, grad)
+        return grad, rewards.detach().float().mean()
 
-    def _score_gradient(self, log_q: Tensor) -> Tensor:
-        """The same by the logits, from rewards alone: the estimator has a `gradient` of its own."""
-        draws, estimator = self._config.num_samples, self._config.estimator
-        sample = estimator(log_q.expand(draws, *log_q.shape), generator=self._generator)  # type: ignore[operator]
-        rewards = self._call_reward(self._relax(sample), differentiable=False)
-        by_row = rewards.float().view(draws, -1)[:, self._step.free.nonzero()[:, 0]]
-        return self._noted(rewards, estimator.gradient(log_q, by_row, sample))  # type: ignore[union-attr]
+    def _score_gradient(self, log_q: Tensor) -> tuple[Tensor, Tensor]:
+        """The same by the logits, from rewards alone."""
+        draws = self._config.num_samples
+        sample = self._score_function(log_q.expand(draws, *log_q.shape), generator=self._generator)
+        rewards = self._call(self._black_box, self._relax(sample, one_hot=True)).detach().float()
+        by_row = rewards.view(draws, -1)[:, self._step.free.nonzero()[:, 0]]
+        return self._score_function.gradient(log_q, by_row, sample), rewards.mean()
 
-    def _noted(self, rewards: Tensor, grad: Tensor) -> Tensor:
-        self._rewards.append(rewards.detach().float().mean())
+    def _noted(self, parts: list[tuple[Tensor, Tensor]]) -> Tensor:
+        """The sum of the parts' gradients; it and their rewards go into the figures of the step."""
+        grad = parts[0][0] if len(parts) == 1 else parts[0][0] + parts[1][0]
+        self._rewards.append(torch.stack([reward for _, reward in parts]).sum())
         self._grad_norms.append(grad.square().sum(-1).mean().sqrt())
         return grad
 
-    def _relax(self, sample: Tensor) -> RelaxedTokens:
+    def _call(self, reward: AnyReward | None, tokens: RelaxedTokens) -> Tensor:
+        assert reward is not None
+        rewards = checked(reward(tokens), len(tokens), "reward")
+        for name, value in tokens.notes.items():
+            self._notes.setdefault(name, []).append(torch.as_tensor(value, dtype=torch.float32).detach())
+        return rewards
+
+    def _relax(self, sample: Tensor, one_hot: bool) -> RelaxedTokens:
         """The batch once for every draw, draw by draw, with `sample` `(draws, rows, S)` at the free positions."""
         draws, step = len(sample), self._step
         free = step.free.repeat(draws, 1)
@@ -220,26 +275,10 @@ class _Ascent:
         ids = step.ids.repeat(draws, 1).masked_scatter(free, drawn)
         given = None if step.given is None else step.given.repeat(draws, 1)
         mask = text_mask(ids, step.tokenizer, step.attention_mask.repeat(draws, 1), given)
-        one_hot = getattr(self._config.estimator, "one_hot", True)
-        return RelaxedTokens(ids, free, weights, support, one_hot, mask, step.tokenizer)
-
-    def _call_reward(self, tokens: RelaxedTokens, differentiable: bool = True) -> Tensor:
-        rewards = self._reward(tokens)
-        if not isinstance(rewards, Tensor) or not torch.is_floating_point(rewards):
-            raise ValueError(f"`reward` must return a floating point tensor, got {_kind(rewards)}.")
-        if rewards.shape != (len(tokens),):
-            hint = "do not sum or average over the batch" if rewards.ndim == 0 else "return one number a sequence"
-            raise ValueError(f"`reward` must return shape ({len(tokens)},), got {tuple(rewards.shape)}; {hint}.")
-        if not rewards.isfinite().all():
-            raise ValueError("`reward` returned NaN or infinity; make it finite for every sequence.")
-        if differentiable and not rewards.requires_grad:
-            raise ValueError(
-                "`reward` returned a tensor without gradient: compute it from `tokens.embed(table)` or "
-                "`tokens.weights`, and do not detach it or use `torch.no_grad()`; a reward that has none needs "
-                "the estimator `reinforce_loo`."
-            )
-        return rewards
+        return RelaxedTokens(ids, free, weights, support, one_hot, mask, step.tokenizer, given, draws)
 
 
-def _kind(value: Any) -> str:
-    return f"a tensor of {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
+def _per_probability(grad: Tensor, log_q: Tensor, damping: float) -> Tensor:
+    """`g / (q + damping)`: from the gradient by the logits to that by the sample, up to a constant a row."""
+    probs = log_q.exp()
+    return grad / (probs + damping).clamp(min=torch.finfo(probs.dtype).tiny)

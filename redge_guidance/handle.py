@@ -7,8 +7,9 @@ from types import TracebackType
 from typing import Any
 
 from redge_guidance.config import GuidanceConfig
-from redge_guidance.guidance import Guidance, Reward, StepTrace
+from redge_guidance.guidance import Guidance, StepTrace
 from redge_guidance.hosts import DenoisingStep, find_host, versions
+from redge_guidance.reward import AnyReward
 
 _MARK = "_redge_guidance_handle"
 
@@ -105,7 +106,7 @@ class GuidanceHandle:
         )
 
 
-def guide(pipe: Any, reward: Reward, config: GuidanceConfig | None = None, *, seed: int = 0) -> GuidanceHandle:
+def guide(pipe: Any, reward: AnyReward, config: GuidanceConfig | None = None, *, seed: int = 0) -> GuidanceHandle:
     """Steer every sample that `pipe` draws toward `reward`, until the handle is removed.
 
     `pipe` is used exactly as before. Each call of its `scheduler.step` first has its logits moved by `config.update`;
@@ -115,7 +116,7 @@ def guide(pipe: Any, reward: Reward, config: GuidanceConfig | None = None, *, se
     Args:
         pipe: a pipeline with a discrete scheduler.
         reward: any callable from `RelaxedTokens` to a differentiable tensor `(batch,)`, higher is better. It need not
-            be differentiable for the estimator `reinforce_loo`.
+            be differentiable for the estimator `reinforce_loo`, nor where it, or a term of a sum, says so.
         config: `GuidanceConfig()` when None.
         seed: of guidance's own generator, which runs on through all calls of the pipeline.
 

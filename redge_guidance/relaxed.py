@@ -1,6 +1,6 @@
 """What a reward sees of a text that is being denoised."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -24,6 +24,9 @@ class RelaxedTokens:
         attention_mask: `(batch, length)` bool, what counts as text; left padding and all that follows the first
             end-of-text token do not. None: computed from `ids` and the tokenizer by `text_mask`.
         tokenizer: the generator's tokenizer.
+        given: `(batch, length)` bool, tokens of the prompt, in front of or among what is generated; None: none.
+        draws: the batch is that many samples of the same texts, all texts of a sample together; so is `support`.
+        notes: figures that a reward wants kept in the trace, a number or a tensor with one element each, by name.
     """
 
     ids: Tensor
@@ -33,6 +36,9 @@ class RelaxedTokens:
     hard: bool = True
     attention_mask: Tensor | None = None
     tokenizer: Any = None
+    given: Tensor | None = None
+    draws: int = 1
+    notes: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         num_free = int(self.free.sum())
@@ -51,6 +57,8 @@ class RelaxedTokens:
                 f"`support` must have the shape of `weights` {tuple(self.weights.shape)}, "
                 f"got {tuple(self.support.shape)}."
             )
+        if self.draws < 1 or len(self.ids) % self.draws or num_free % self.draws:
+            raise ValueError(f"`draws` must divide the batch of {len(self.ids)}, got {self.draws}.")
         if self.attention_mask is None:
             object.__setattr__(self, "attention_mask", text_mask(self.ids, self.tokenizer))
 
@@ -79,27 +87,90 @@ class RelaxedTokens:
                 "use the input embeddings of a model with the generator's tokenizer."
             )
         fixed = table[self.ids]
+        # that of one sample: the rows of the table are gathered once for all samples
+        support = None if self.support is None else self.support[: len(self.support) // self.draws]
         if self.hard:
-            relaxed = _LookUp.apply(self.weights, table, self.ids[self.free], self.support)
-        elif self.support is None:
+            relaxed = _LookUp.apply(self.weights, table, self.ids[self.free], support)
+        elif support is None:
             columns = min(len(table), self.weights.shape[1])
             relaxed = self.weights[:, :columns].to(table.dtype) @ table[:columns]
+        elif _dense(support, table):
+            columns = support.clamp(max=len(table) - 1).repeat(self.draws, 1)
+            relaxed = self.weights.new_zeros(len(columns), len(table)).scatter_add(1, columns, self.weights)
+            relaxed = relaxed.to(table.dtype) @ table
         else:
-            relaxed = torch.einsum("ns,nsd->nd", self.weights.to(table.dtype), table[self.support])
+            relaxed = _mix(self.weights.to(table.dtype), table[support.clamp(max=len(table) - 1)])
         return fixed.masked_scatter(self.free[..., None], relaxed)
+
+    def weights_of(self, token_ids: Tensor) -> Tensor:
+        """How much of each position is each of some tokens: `(batch, length, n)`, differentiable in `weights`.
+
+        Args:
+            token_ids: `(n,)` int64, distinct.
+
+        Returns:
+            The relaxed weights at the free positions, 0 for a token outside the support; 0 or 1 elsewhere.
+        """
+        fixed = (self.ids[..., None] == token_ids).to(self.weights.dtype)
+        if self.support is None:
+            relaxed = self.weights[:, token_ids]
+        else:
+            ordered, order = token_ids.sort()
+            place = torch.searchsorted(ordered, self.support).clamp(max=len(token_ids) - 1)
+            column = torch.where(ordered[place] == self.support, order[place], len(token_ids))
+            empty = self.weights.new_zeros(len(self.weights), len(token_ids) + 1)
+            relaxed = empty.scatter_add(1, column, self.weights)[:, :-1]
+        return fixed.masked_scatter(self.free[..., None], relaxed)
+
+    def text_positions(self, answer: bool = False) -> Tensor:
+        """Positions that `texts()` decodes, or `answers()`: no special tokens; `(batch, length)` bool."""
+        assert self.attention_mask is not None
+        special = torch.tensor(getattr(self.tokenizer, "all_special_ids", []), device=self.ids.device, dtype=torch.long)
+        positions = self.attention_mask & ~torch.isin(self.ids, special)
+        if answer and self.given is not None:
+            positions = positions & ~self.given.cumprod(-1).bool()
+        return positions
 
     def texts(self) -> list[str]:
         """The hard ids as strings, special tokens left out and nothing after the end of the text."""
+        return self._decode(self.text_positions())
+
+    def answers(self) -> list[str]:
+        """`texts()` without the prompt in front."""
+        return self._decode(self.text_positions(answer=True))
+
+    def to(self, device: torch.device | str) -> "RelaxedTokens":
+        """The same on another device; gradients come back to where `weights` are."""
+        given = {name: getattr(self, name) for name in _TENSORS}
+        return replace(self, **{name: value.to(device) for name, value in given.items() if value is not None})
+
+    def _decode(self, positions: Tensor) -> list[str]:
         if self.tokenizer is None:
             raise ValueError("`tokenizer` is None: texts() needs the generator's tokenizer.")
-        assert self.attention_mask is not None
-        rows = [row[mask].tolist() for row, mask in zip(self.ids, self.attention_mask, strict=True)]
+        rows = [row[mask].tolist() for row, mask in zip(self.ids, positions, strict=True)]
         texts: list[str] = self.tokenizer.batch_decode(rows, skip_special_tokens=True)
         return texts
 
 
+_TENSORS = ("ids", "free", "weights", "support", "attention_mask", "given")
+
+
+def _dense(support: Tensor, table: Tensor) -> bool:
+    """Whether a product with the whole table is cheaper than gathering the rows of every position's support."""
+    return 16 * support.shape[1] > len(table)
+
+
+def _mix(weights: Tensor, candidates: Tensor) -> Tensor:
+    """`sum_s weights[k, n, s] candidates[n, s]`: `(draws * n, S)` and `(n, S, dim)` to `(draws * n, dim)`."""
+    by_draw = weights.view(-1, *candidates.shape[:2])
+    return torch.einsum("kns,nsd->knd", by_draw, candidates).flatten(0, 1)
+
+
 class _LookUp(torch.autograd.Function):
-    """Forward `table[ids]`; backward as if it had been `one_hot(ids) @ table`, for the weights and for the table."""
+    """Forward `table[ids]`; backward as if it had been `one_hot(ids) @ table`, for the weights and for the table.
+
+    `support` is that of one sample and serves all of them.
+    """
 
     @staticmethod
     def forward(ctx: Any, weights: Tensor, table: Tensor, ids: Tensor, support: Tensor | None) -> Tensor:
@@ -117,10 +188,14 @@ class _LookUp(torch.autograd.Function):
             if support is None:
                 columns = min(len(table), grad_weights.shape[1])
                 grad_weights[:, :columns] = grad @ table[:columns].T
+            elif _dense(support, table):
+                columns = support.clamp(max=len(table) - 1).repeat(len(grad) // len(support), 1)
+                grad_weights[:] = (grad @ table.T).gather(1, columns)
             else:
-                for rows in torch.arange(len(grad), device=grad.device).split(1024):  # (1024, S, dim) at a time
+                by_draw, result = grad.view(-1, len(support), grad.shape[-1]), grad_weights.view(-1, *support.shape)
+                for rows in torch.arange(len(support), device=grad.device).split(256):  # (256, S, dim) at a time
                     candidates = table[support[rows].clamp(max=len(table) - 1)]
-                    grad_weights[rows] = torch.einsum("nd,nsd->ns", grad[rows], candidates).to(ctx.weights_dtype)
+                    result[:, rows] = torch.einsum("knd,nsd->kns", by_draw[:, rows], candidates).to(ctx.weights_dtype)
         if ctx.needs_input_grad[1]:
             grad_table = torch.zeros_like(table).index_add_(0, ids, grad)
         return grad_weights, grad_table, None, None

@@ -7,8 +7,9 @@ from torch import Tensor
 from transformers import LogitsProcessor
 
 from redge_guidance.config import GuidanceConfig
-from redge_guidance.guidance import Guidance, Reward, StepTrace
+from redge_guidance.guidance import Guidance, StepTrace
 from redge_guidance.hosts.base import DenoisingStep
+from redge_guidance.reward import AnyReward
 from redge_guidance.text import reserved_token_ids
 
 
@@ -39,7 +40,7 @@ class GuidanceLogitsProcessor(LogitsProcessor):
         self,
         model: Any,
         tokenizer: Any,
-        reward: Reward,
+        reward: AnyReward,
         config: GuidanceConfig | None = None,
         *,
         seed: int = 0,
@@ -130,7 +131,7 @@ class DreamLogitsHook:
     def __init__(
         self,
         tokenizer: Any,
-        reward: Reward,
+        reward: AnyReward,
         config: GuidanceConfig | None = None,
         *,
         steps: int,

@@ -242,7 +242,7 @@ def test_a_linear_reward_gives_the_exact_tilt(config, temperature):
         settings |= {"estimator": "straight_through"}
     if config == "redge":  # its gradient is exact for a linear reward only on average, and without damping
         settings |= {"estimator": ReDGE(), "num_samples": 20000}
-    new, _ = guided_logits(
+    new, _, _ = guided_logits(
         step_of(logits, temperature=temperature), table_reward(table), GuidanceConfig(**settings), seeded()
     )
     expected = (logits.view(6, 5) / temperature + 1.5 * table).softmax(-1)
@@ -290,7 +290,7 @@ def test_every_estimator_finds_the_tilt_of_a_linear_reward(name):
     torch.manual_seed(0)
     logits, table = torch.randn(1, 2, 5), torch.randn(5)
     config = GuidanceConfig(1.5, name, JUMP, num_samples=40000, support=None)
-    new, _ = guided_logits(step_of(logits), table_reward(table), config, seeded())
+    new, _, _ = guided_logits(step_of(logits), table_reward(table), config, seeded())
     expected = (logits.view(2, 5) + 1.5 * table).softmax(-1)
     torch.testing.assert_close(new.softmax(-1), expected, atol=0.05, rtol=0)
 
@@ -324,7 +324,7 @@ def test_a_mixed_sample_is_embedded_as_a_mixture():
 def test_support_leaves_the_other_tokens_as_the_model_gave_them():
     torch.manual_seed(0)
     logits, table = torch.randn(2, 3, 8), torch.randn(8)
-    new, figures = guided_logits(
+    new, figures, _ = guided_logits(
         step_of(logits), table_reward(table), GuidanceConfig(4.0, update=JUMP, support=4), seeded()
     )
     p, q = logits.view(6, 8).softmax(-1), new.softmax(-1)
@@ -342,7 +342,7 @@ def test_kl_budget_holds_for_every_sequence(support):
     logits, table = torch.randn(3, 4, 8), torch.randn(8)
     free = torch.tensor([[1, 1, 1, 1], [0, 1, 0, 0], [0, 1, 1, 0]]).bool()
     config = GuidanceConfig(scale=20.0, update=JUMP, kl_budget=0.3, support=support)
-    new, _ = guided_logits(step_of(logits, free), table_reward(table), config, seeded())
+    new, _, _ = guided_logits(step_of(logits, free), table_reward(table), config, seeded())
     spent = kl(new.log_softmax(-1), logits[free].log_softmax(-1))
     for rows in (slice(0, 4), slice(4, 5), slice(5, 7)):
         assert spent[rows].mean() <= 0.3 * (1 + 1e-5)

@@ -1,0 +1,191 @@
+"""What a reward is: a callable from relaxed tokens to one number a sequence. Rewards add up."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from redge_guidance.relaxed import RelaxedTokens
+
+AnyReward = Callable[[RelaxedTokens], Tensor]
+
+
+class Reward:
+    """Base of rewards that can be added, scaled, and used outside guidance. A plain callable is a reward too.
+
+    `0.7 * a + 0.3 * b - c` is the `RewardSum` of its terms, c being any callable.
+
+    Attributes:
+        differentiable: False for a reward without gradient, which guidance then climbs by the score function.
+        name: what the trace calls it in a sum.
+    """
+
+    differentiable: bool = True
+
+    def __call__(self, tokens: RelaxedTokens) -> Tensor:
+        """Rewards `(batch,)`, higher is better."""
+        raise NotImplementedError
+
+    def score(self, texts: list[str], batch_size: int = 32) -> Tensor:
+        """Rewards `(len(texts),)` of finished texts, on the CPU: what `__call__` gives for the same hard tokens."""
+        raise NotImplementedError
+
+    def token_ids(self, tokenizer: Any) -> list[int]:
+        """Tokens of the generator that guidance has to consider everywhere, however unlikely they are."""
+        return []
+
+    @property
+    def name(self) -> str:
+        return type(self).__name__
+
+    def __add__(self, other: Any) -> "RewardSum":
+        return RewardSum([*_terms(self), *_terms(other)])
+
+    def __radd__(self, other: Any) -> "RewardSum":
+        if isinstance(other, int) and other == 0:  # sum([a, b])
+            return RewardSum(_terms(self))
+        return RewardSum([*_terms(other), *_terms(self)])
+
+    def __sub__(self, other: Any) -> "RewardSum":
+        return self + RewardSum(_terms(other)) * -1
+
+    def __rsub__(self, other: Any) -> "RewardSum":
+        return other + self * -1  # type: ignore[no-any-return]
+
+    def __neg__(self) -> "RewardSum":
+        return self * -1
+
+    def __mul__(self, weight: float) -> "RewardSum":
+        if not isinstance(weight, int | float) or isinstance(weight, bool):
+            raise TypeError(f"a reward can be multiplied by a number, got {type(weight).__name__}.")
+        return RewardSum([replace(term, weight=weight * term.weight) for term in _terms(self)])
+
+    __rmul__ = __mul__
+
+
+@dataclass(frozen=True)
+class Term:
+    """One term of a sum: `weight * reward`, called `name` in the trace."""
+
+    weight: float
+    reward: AnyReward
+    name: str
+
+
+class RewardSum(Reward):
+    """`r(x) = sum_k weight_k * r_k(x)`, as made by adding rewards up.
+
+    The unweighted mean of every term is kept in the trace, `handle.trace[i].notes`, under the name of the term.
+
+    Args:
+        terms: `Term`s; where two have one name, the later ones get a number, as in `"fluency_2"`.
+
+    Raises:
+        ValueError: no terms. When called: a term whose value has the wrong shape, or is NaN or infinite.
+    """
+
+    def __init__(self, terms: Iterable[Term]):
+        self.terms: list[Term] = []
+        for term in terms:
+            taken = {t.name for t in self.terms}
+            names = (term.name, *(f"{term.name}_{k}" for k in range(2, len(taken) + 2)))
+            self.terms.append(replace(term, name=next(name for name in names if name not in taken)))
+        if not self.terms:
+            raise ValueError("`terms` must name at least one reward, got none.")
+
+    def __call__(self, tokens: RelaxedTokens) -> Tensor:
+        total = torch.zeros(len(tokens), device=tokens.weights.device)
+        for term in self.terms:
+            value = checked(term.reward(tokens), len(tokens), term.name).to(total.device)
+            tokens.notes[term.name] = value.detach().mean()
+            total = total + term.weight * value
+        return total
+
+    @torch.no_grad()
+    def score(self, texts: list[str], batch_size: int = 32) -> Tensor:
+        return sum(
+            (term.weight * value for term, value in zip(self.terms, self._scores(texts, batch_size), strict=True)),
+            torch.zeros(len(texts)),
+        )
+
+    def normalized(self, texts: Sequence[str], batch_size: int = 32) -> "RewardSum":
+        """The same sum with every term divided by its standard deviation over `texts`, such as unguided samples.
+
+        Raises:
+            ValueError: fewer than two texts, or a term that is the same for all of them.
+        """
+        terms = []
+        for term, values in zip(self.terms, self._scores(list(texts), batch_size), strict=True):
+            deviation = float(values.double().std()) if len(values) > 1 else 0.0
+            if not deviation > 0:
+                raise ValueError(
+                    f"`texts` must show how much the term {term.name} varies, got {len(values)} texts on which it does "
+                    "not; pass varied texts, or leave this term out."
+                )
+            terms.append(replace(term, weight=term.weight / deviation))
+        return RewardSum(terms)
+
+    def token_ids(self, tokenizer: Any) -> list[int]:
+        return sorted({i for term in self.terms for i in named_tokens(term.reward, tokenizer)})
+
+    def __repr__(self) -> str:
+        return " + ".join(f"{term.weight:g} * {term.name}" for term in self.terms)
+
+    def _scores(self, texts: list[str], batch_size: int) -> list[Tensor]:
+        for term in self.terms:
+            if not hasattr(term.reward, "score"):
+                raise ValueError(
+                    f"the term {term.name} has no `score`, so texts cannot be scored; make it a class derived from "
+                    "`Reward`, or a `BlackBoxReward`."
+                )
+        return [term.reward.score(texts, batch_size=batch_size) for term in self.terms]  # type: ignore[attr-defined]
+
+
+def _terms(reward: Any) -> list[Term]:
+    if isinstance(reward, RewardSum):
+        return reward.terms
+    if not callable(reward):
+        raise TypeError(f"a reward can be added to a callable from RelaxedTokens, got {type(reward).__name__}.")
+    name = reward.name if isinstance(reward, Reward) else getattr(reward, "__name__", type(reward).__name__)
+    return [Term(1.0, reward, name)]
+
+
+def split(reward: AnyReward) -> tuple[AnyReward | None, AnyReward | None]:
+    """What has a gradient and what has none: `reward = differentiable + black box`, None where there is no such part.
+
+    >>> double = lambda tokens: 2 * tokens.weights.sum()
+    >>> split(double) == (double, None)
+    True
+    """
+    if not isinstance(reward, RewardSum):
+        return (reward, None) if getattr(reward, "differentiable", True) else (None, reward)
+    kinds: tuple[list[Term], list[Term]] = ([], [])
+    for term in reward.terms:
+        kinds[not getattr(term.reward, "differentiable", True)].append(term)
+    smooth, black_box = (RewardSum(terms) if terms else None for terms in kinds)
+    return smooth, black_box
+
+
+def named_tokens(reward: AnyReward, tokenizer: Any) -> list[int]:
+    """`reward.token_ids(tokenizer)` of a reward that has the method; none otherwise."""
+    ids = getattr(reward, "token_ids", None)
+    return [] if ids is None or tokenizer is None else list(ids(tokenizer))
+
+
+def checked(rewards: Any, batch: int, name: str) -> Tensor:
+    """`rewards` if they are `(batch,)`, floating point and finite.
+
+    Raises:
+        ValueError: they are not; `name` says whose they are.
+    """
+    if not isinstance(rewards, Tensor) or not torch.is_floating_point(rewards):
+        kind = f"a tensor of {rewards.dtype}" if isinstance(rewards, Tensor) else type(rewards).__name__
+        raise ValueError(f"`{name}` must return a floating point tensor, got {kind}.")
+    if rewards.shape != (batch,):
+        hint = "do not sum or average over the batch" if rewards.ndim == 0 else "return one number a sequence"
+        raise ValueError(f"`{name}` must return shape ({batch},), got {tuple(rewards.shape)}; {hint}.")
+    if not rewards.isfinite().all():
+        raise ValueError(f"`{name}` returned NaN or infinity; make it finite for every sequence.")
+    return rewards

@@ -1,0 +1,80 @@
+"""How likely a text is under a language model, as a reward."""
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
+
+from redge_guidance.rewards.model_reward import ModelReward
+from redge_guidance.rewards.reading import Reading
+
+
+class FluencyReward(ModelReward):
+    """Log-likelihood of a text under a causal or masked language model, in nats; a pull against fooling other rewards.
+
+    Causal: `r(x) = mean_j log p(x_j | x_<j)` over the tokens of the text that have something before them.
+    Masked: the pseudo-log-likelihood `mean_j log p(x_j | the others)`, where a forward pass hides every
+    `num_passes`-th token of the text at once, and every token once.
+
+    Gradients go through what the model reads and through the tokens that it predicts.
+
+    Args:
+        model: any `AutoModelForCausalLM` or `AutoModelForMaskedLM`.
+        tokenizer: the model's.
+        per_token: the mean over the tokens, as above; False: the sum, by which a shorter text is better.
+        masked: whether the model is a masked one; None: whether its class is for masked language models.
+        num_passes: forward passes of a masked model, >= 2.
+        padding_side, max_length: as for `ModelReward`.
+
+    Raises:
+        ValueError: a masked model whose tokenizer has no mask token, or `num_passes` below 2.
+    """
+
+    auto_class: ClassVar[Any] = AutoModelForCausalLM
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        per_token: bool = True,
+        masked: bool | None = None,
+        num_passes: int = 4,
+        padding_side: str | None = None,
+        max_length: int | None = None,
+    ):
+        super().__init__(model, tokenizer, padding_side, max_length)
+        self.masked = "MaskedLM" in type(model).__name__ if masked is None else masked
+        self.per_token, self.num_passes = per_token, num_passes
+        if self.masked and tokenizer.mask_token_id is None:
+            raise ValueError("`tokenizer` must have a mask token for a masked language model, got none.")
+        if num_passes < 2:
+            raise ValueError(f"`num_passes` must be >= 2, got {num_passes}; one pass would hide the whole text.")
+
+    def value(self, reading: Reading) -> Tensor:
+        values, counted = self._masked(reading) if self.masked else self._causal(reading)
+        total = (values * counted).sum(-1)
+        return total / counted.sum(-1).clamp(min=1) if self.per_token else total
+
+    def _causal(self, reading: Reading) -> tuple[Tensor, Tensor]:
+        log_probs = self.forward(reading).logits.float().log_softmax(-1)
+        before = torch.nn.functional.pad(log_probs[:, :-1], (0, 0, 1, 0))  # at j: the prediction of token j
+        return reading.pick(before), reading.text & reading.mask.roll(1, 1) & (reading.mask.cumsum(-1) > 1)
+
+    def _masked(self, reading: Reading) -> tuple[Tensor, Tensor]:
+        """One log-probability a token of the text, each from the pass that hides it."""
+        values = torch.zeros_like(reading.ids, dtype=torch.float)
+        rank = reading.text.cumsum(-1) - 1
+        hidden_embedding = self.model.get_input_embeddings().weight[self.tokenizer.mask_token_id] * self._reader.scale
+        for group in range(self.num_passes):
+            hidden = reading.text & (rank % self.num_passes == group)
+            embeddings = torch.where(hidden[..., None], hidden_embedding, reading.embeddings)
+            log_probs = self.forward(reading.showing(embeddings)).logits.float().log_softmax(-1)
+            values = torch.where(hidden, reading.pick(log_probs), values)
+        return values, reading.text
+
+    @classmethod
+    def _auto_class(cls, path: str, hub: dict[str, Any]) -> Any:
+        names = AutoConfig.from_pretrained(path, **hub).architectures or []
+        return AutoModelForMaskedLM if any("MaskedLM" in name for name in names) else AutoModelForCausalLM

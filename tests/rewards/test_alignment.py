@@ -1,0 +1,143 @@
+import copy
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from redge_guidance.rewards.alignment import Pieces, character_spans, overlap, same_tokens, token_texts
+from tests.rewards.tokenizers import TEXTS, tokenizer
+from tests.tiny import WORDS, word_tokenizer
+
+KINDS = ("byte", "wordpiece", "unigram", "fallback")
+
+
+def spans_of(kind, ids, text):
+    made = tokenizer(kind)
+    return character_spans(made, ids, text, token_texts(made)).tolist()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("text", TEXTS)
+def test_every_character_is_somebodys_and_in_order(kind, text):
+    ids = tokenizer(kind)(text, add_special_tokens=False).input_ids
+    decoded = tokenizer(kind).decode(ids, skip_special_tokens=True)
+    spans = spans_of(kind, ids, decoded)
+    assert spans == sorted(spans)
+    assert {c for begin, end in spans for c in range(begin, end)} == set(range(len(decoded)))
+
+
+def test_spans_are_those_of_the_tokens():
+    ids = tokenizer("byte")("Zoë reads newspapers.", add_special_tokens=False).input_ids
+    decoded = "Zoë reads newspapers."
+    parts = [decoded[begin:end] for begin, end in spans_of("byte", ids, decoded)]
+    assert parts == ["Zo", "ë", " re", "ad", "s", " ", "newspapers", "."]
+    ids = tokenizer("wordpiece")("don't", add_special_tokens=False).input_ids
+    assert [tokenizer("wordpiece").decode(ids)[b:e] for b, e in spans_of("wordpiece", ids, "don ' t")] == [
+        "don",
+        " '",
+        " t",
+    ]
+
+
+@pytest.mark.parametrize("kind", ["byte", "fallback"])
+def test_parts_of_a_character_have_all_of_it(kind):
+    ids = tokenizer(kind)("a 😀", add_special_tokens=False).input_ids
+    spans = spans_of(kind, ids, "a 😀")
+    assert spans[-4:] == [[2, 3]] * 4
+    torn = tokenizer(kind).decode(ids[:-1], skip_special_tokens=True)  # the last byte is missing: no character
+    assert len(spans_of(kind, ids[:-1], torn)) == len(ids) - 1
+
+
+def test_shares_add_up():
+    text, ids = "Unhappy people", tokenizer("byte")("Unhappy people", add_special_tokens=False).input_ids
+    pieces = tokenizer("wordpiece")(text, add_special_tokens=False, return_offsets_mapping=True)
+    shares = overlap(torch.tensor(pieces.offset_mapping), torch.tensor(spans_of("byte", ids, text)))
+    torch.testing.assert_close(shares.sum(-1), torch.ones(len(pieces.input_ids)))
+    torch.testing.assert_close(shares[0, :2], torch.tensor([2 / 7, 5 / 7]))  # Un, happy
+    twice = overlap(torch.tensor([[0, 1]]), torch.tensor([[0, 1], [0, 1]]))  # two halves of one character
+    torch.testing.assert_close(twice, torch.tensor([[0.5, 0.5]]))
+    assert overlap(torch.tensor([[0, 0]]), torch.tensor([[0, 4]])).tolist() == [[0.0]]
+
+
+def test_same_tokens_whatever_their_numbers():
+    assert same_tokens(word_tokenizer(), word_tokenizer()).tolist() == list(range(len(WORDS)))
+    more = word_tokenizer([*WORDS, "f"])
+    assert same_tokens(word_tokenizer(), more).tolist() == list(range(len(WORDS)))
+    assert same_tokens(more, word_tokenizer()) is None  # f could not be read
+    turned = word_tokenizer([*WORDS[:3], *reversed(WORDS[3:])])
+    assert same_tokens(word_tokenizer(), turned).tolist() == [0, 1, 2, 7, 6, 5, 4, 3]
+    without_mask = copy.deepcopy(tokenizer("byte"))
+    without_mask.add_special_tokens({"additional_special_tokens": ["<|user|>"]})
+    found = same_tokens(without_mask, tokenizer("byte"))
+    assert found[:-1].tolist() == list(range(len(tokenizer("byte"))))
+    assert found[-1] == -1
+
+
+def test_other_ways_of_cutting_are_other_tokens():
+    lower = word_tokenizer()
+    from tokenizers import normalizers
+
+    lower.backend_tokenizer.normalizer = normalizers.Lowercase()
+    assert same_tokens(word_tokenizer(), lower) is None
+    assert same_tokens(tokenizer("byte"), tokenizer("wordpiece")) is None
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("REDGE_GUIDANCE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "bridges"
+
+
+def pieces(generator="byte", model="wordpiece"):
+    return Pieces.of(tokenizer(generator), tokenizer(model), token_texts(tokenizer(generator)))
+
+
+def test_a_token_in_the_others_pieces(cache):
+    made, generator, model = pieces(), tokenizer("byte"), tokenizer("wordpiece")
+    ids = {text: i for i, text in enumerate(token_texts(generator))}
+
+    def of(text):
+        i = ids[text]
+        return model.convert_ids_to_tokens(made.pieces[made.offsets[i] : made.offsets[i + 1]].tolist())
+
+    assert of(" happy") == ["happy"]
+    assert of(" the") == ["the"]
+    assert of("newspapers") == ["newspapers"]
+    assert of(".") == ["."]
+    assert made.offsets[generator.mask_token_id + 1] == made.offsets[generator.mask_token_id]  # nothing to read
+    table = torch.randn(len(model), 5)
+    rows = made.embeddings(table, chunk=16)
+    torch.testing.assert_close(rows[ids[" happy"]], table[model.convert_tokens_to_ids("happy")])
+    torch.testing.assert_close(rows[generator.mask_token_id], table.mean(0))
+    several = int(made.offsets.diff().argmax())
+    own = made.pieces[made.offsets[several] : made.offsets[several + 1]]
+    assert len(own) > 1
+    torch.testing.assert_close(rows[several], table[own].mean(0))
+    first = made.first()
+    assert first[several] == own[0]
+    assert first[generator.mask_token_id] == -1
+
+
+def test_the_table_is_made_once(cache, monkeypatch):
+    made = pieces()
+    (file,) = cache.iterdir()
+    assert set(load_file(file)) == {"pieces", "offsets"}
+    with monkeypatch.context() as patched:
+        patched.setattr(Pieces, "_make", None)
+        again = pieces()
+    assert torch.equal(made.pieces, again.pieces)
+    assert torch.equal(made.offsets, again.offsets)
+    pieces("byte", "unigram")
+    pieces("unigram", "byte")
+    assert len(list(cache.iterdir())) == 3
+
+
+def test_a_broken_or_closed_cache_is_done_without(cache, monkeypatch, tmp_path):
+    made = pieces()
+    (file,) = cache.iterdir()
+    file.write_bytes(b"half a file")
+    assert torch.equal(pieces().pieces, made.pieces)
+    assert torch.equal(load_file(file)["pieces"].long(), made.pieces)  # mended
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("REDGE_GUIDANCE_CACHE", str(tmp_path / "file"))
+    assert torch.equal(pieces().pieces, made.pieces)

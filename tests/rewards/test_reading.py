@@ -1,0 +1,201 @@
+import warnings
+
+import pytest
+import torch
+from transformers import Gemma3TextConfig, Gemma3TextForSequenceClassification
+
+from redge_guidance import RelaxedTokens
+from redge_guidance.rewards import (
+    FluencyReward,
+    PreferenceModelReward,
+    SentenceSimilarityReward,
+    SequenceClassifierReward,
+)
+from redge_guidance.rewards.reading import Frame, Reader
+from tests.rewards.models import Linear, causal_lm, classifier, encoder, masked_lm, relaxed, reward_model
+from tests.rewards.tokenizers import TEXTS, tokenizer
+from tests.tiny import WORDS, word_tokenizer
+
+KINDS = ("byte", "wordpiece", "unigram", "fallback")
+TEMPLATE = (
+    "{% for message in messages %}<{{ message['role'] }}>{{ message['content'] | trim }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("REDGE_GUIDANCE_CACHE", str(tmp_path))
+
+
+def rewards_of(kind):
+    """Every reward with a model, its tokenizer of one kind."""
+    made = tokenizer(kind)
+    yield SequenceClassifierReward(classifier(made, num_labels=3), made, 1)
+    yield SentenceSimilarityReward(encoder(made), made, ["a happy doctor", "the river"])
+    yield FluencyReward(causal_lm(made), made)
+    yield PreferenceModelReward(reward_model(made), made, "What is new?", chat_template=TEMPLATE)
+    if made.mask_token_id is not None:
+        yield FluencyReward(masked_lm(made), made, num_passes=3)
+
+
+@pytest.mark.parametrize("model", KINDS)
+@pytest.mark.parametrize("generator", KINDS)
+def test_value_in_guidance_is_the_score_of_the_decoded_text(generator, model):
+    tokens = relaxed(tokenizer(generator), [*TEXTS, "", "😀"])
+    for reward in rewards_of(model):
+        value = reward(tokens)
+        torch.testing.assert_close(value, reward.score(tokens.texts()), msg=lambda m, r=reward: f"{r.name}: {m}")
+        (grad,) = torch.autograd.grad(value.sum(), tokens.weights)
+        assert grad.isfinite().all()
+        assert grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize(("generator", "model"), [("byte", "byte"), ("byte", "wordpiece"), ("fallback", "unigram")])
+def test_one_at_a_time_is_as_in_a_batch(generator, model):
+    texts = TEXTS[:4]
+    for reward in rewards_of(model):
+        together = reward(relaxed(tokenizer(generator), texts))
+        alone = torch.cat([reward(relaxed(tokenizer(generator), [text])) for text in texts])
+        torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("generator", "model"), [("byte", "byte"), ("byte", "wordpiece"), ("wordpiece", "byte")])
+def test_slope_of_a_linear_reward_is_the_change_of_its_score(generator, model):
+    """Exchanging a word that is one token in both tokenizers."""
+    made = tokenizer(generator)
+    reward = SequenceClassifierReward(Linear(tokenizer(model)), tokenizer(model))
+    tokens = relaxed(made, ["the people are happy in the garden"])
+    (grad,) = torch.autograd.grad(reward(tokens).sum(), tokens.weights)
+    happy, the = (made(f"a {word}", add_special_tokens=False).input_ids[1] for word in ("happy", "the"))
+    change = grad[tokens.ids[0].tolist().index(happy), [the, happy]]
+    texts = ["the people are happy in the garden", "the people are the in the garden"]
+    before, after = reward.score(texts)
+    torch.testing.assert_close(change[0] - change[1], after - before, atol=1e-4, rtol=1e-4)
+
+
+def test_a_piece_of_two_tokens_pulls_each_by_its_share():
+    made, model = tokenizer("byte"), tokenizer("wordpiece")
+    reward = SequenceClassifierReward(Linear(model), model)
+    tokens = relaxed(made, ["Unhappy"])  # Un + happy for the one, unhappy for the other
+    (grad,) = torch.autograd.grad(reward(tokens).sum(), tokens.weights)
+    table = reward._reader._table @ reward.model.head
+    torch.testing.assert_close(grad[0], 2 / 7 * table)
+    torch.testing.assert_close(grad[1], 5 / 7 * table)
+
+
+def test_relaxed_tokens_of_the_same_tokenizer_are_read_as_they_are():
+    made = tokenizer("byte")
+    reward = SequenceClassifierReward(Linear(made), made)
+    ids = torch.tensor([[20, 30, 40]])
+    weights = torch.rand(3, len(made)).softmax(-1).requires_grad_()
+    mixed = RelaxedTokens(ids, torch.ones_like(ids).bool(), weights, hard=False, tokenizer=made)
+    expected = (weights @ reward.model.embedding.weight).sum(0) @ reward.model.head
+    torch.testing.assert_close(reward(mixed)[0], expected)
+
+
+def test_other_numbers_for_the_same_tokens():
+    turned = word_tokenizer([*WORDS[:3], *reversed(WORDS[3:])])
+    reward = SequenceClassifierReward(classifier(turned, num_labels=1), turned)
+    tokens = relaxed(word_tokenizer(), ["a b b", "e"])
+    torch.testing.assert_close(reward(tokens), reward.score(["a b b", "e"]))
+    assert "coverage" not in tokens.notes
+
+
+def test_the_end_of_a_text_is_the_generators_where_the_frame_has_the_same():
+    """A classifier that is told the end sees what else could stand there."""
+    made = tokenizer("unigram")  # which puts </s> after a text
+    reward = SequenceClassifierReward(Linear(made), made)
+    tokens = relaxed(made, ["the river"])
+    (grad,) = torch.autograd.grad(reward(tokens).sum(), tokens.weights)
+    torch.testing.assert_close(grad[-1], reward.model.embedding.weight @ reward.model.head)
+
+
+def test_prompt_and_answer():
+    made = tokenizer("byte")
+    reward = PreferenceModelReward(reward_model(made), made, "Who are you?", chat_template=TEMPLATE)
+    tokens = relaxed(made, [" the doctor", " he"], prompts=["Who is", "Who"])
+    assert tokens.texts() == ["Who is the doctor", "Who he"]
+    assert tokens.answers() == [" the doctor", " he"]
+    torch.testing.assert_close(reward(tokens), reward.score([" the doctor", " he"]))
+    whole = PreferenceModelReward(reward.model, made, "Who?", chat_template=TEMPLATE, whole_text=True)
+    torch.testing.assert_close(whole(tokens), whole.score(tokens.texts()))
+
+
+def test_coverage_is_noted_and_warned_about():
+    model = tokenizer("wordpiece")
+    reward = SequenceClassifierReward(classifier(model, num_labels=1), model, max_length=4)
+    tokens = relaxed(tokenizer("byte"), ["the old doctor and the river"])
+    with pytest.warns(UserWarning, match="are cut on the right"), pytest.warns(UserWarning, match="get a gradient"):
+        reward(tokens)
+    assert 0 < tokens.notes["coverage"] < 0.5
+    whole = SequenceClassifierReward(reward.model, model)
+    whole(tokens)
+    assert tokens.notes["coverage"] > 0.7  # white space alone belongs to no piece
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # once is enough
+        reward(tokens)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("generator", ["byte", "wordpiece"])
+def test_long_texts_lose_the_same_tokens_everywhere(side, generator):
+    made = tokenizer("wordpiece")
+    made.truncation_side = side
+    try:
+        reward = SequenceClassifierReward(classifier(made, num_labels=1), made, max_length=6)
+        text = "the old doctor lived in a small house"
+        with pytest.warns(UserWarning, match=f"are cut on the {side}"):
+            cut = reward.score([text])
+        kept = "a small house" if side == "left" else "the old doctor lived"
+        kept = "in " + kept if side == "left" else kept
+        torch.testing.assert_close(cut, reward.score([kept]))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*get a gradient")
+            torch.testing.assert_close(reward(relaxed(tokenizer(generator), [text])), cut)
+    finally:
+        made.truncation_side = "right"
+
+
+def test_limits_are_those_of_tokenizer_and_model():
+    made = tokenizer("wordpiece")
+    assert Reader(classifier(made), made).max_length == 128
+    assert Reader(classifier(made), made, max_length=7).max_length == 7
+
+
+def test_bad_arguments():
+    made = tokenizer("byte")
+    with pytest.raises(ValueError, match="`padding_side` must be 'left' or 'right', got 'top'"):
+        Reader(classifier(made), made, "top")
+    with pytest.raises(ValueError, match="`max_length` must be >= 1 or None, got 0"):
+        Reader(classifier(made), made, max_length=0)
+    slow = type("SlowTokenizer", (), {"is_fast": False})()
+    with pytest.raises(ValueError, match="got SlowTokenizer, which does not; load a fast one .* sentencepiece"):
+        Reader(classifier(made), slow)
+    reward = SequenceClassifierReward(classifier(made, num_labels=1), made)
+    ids = torch.tensor([[5]])
+    with pytest.raises(ValueError, match="`tokens` must carry the generator's tokenizer, got None"):
+        reward(RelaxedTokens(ids, ids > 9, torch.zeros(0, len(made))))
+
+
+def test_embeddings_that_a_model_scales():
+    made = tokenizer("byte")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    sizes |= {"vocab_size": len(made), "num_key_value_heads": 1, "head_dim": 8}
+    model = Gemma3TextForSequenceClassification(Gemma3TextConfig(**sizes, num_labels=1, pad_token_id=0)).eval()
+    reward = SequenceClassifierReward(model, made)
+    assert reward._reader.scale == pytest.approx(4.0)
+    ids = torch.tensor([made(TEXTS[0]).input_ids])
+    torch.testing.assert_close(reward.score([TEXTS[0]]), model(input_ids=ids).logits[:, 0])
+
+
+def test_frames_of_a_batch_may_differ():
+    made = tokenizer("byte")
+    reader = Reader(Linear(made), made, "left")
+    tokens = relaxed(made, ["the", "a happy", "he"])
+    frames = [Frame("x: ", "", False), Frame("", "!?", False), Frame("x: ", "", False)]
+    read, written = reader(tokens, frames), reader.read_texts(tokens.texts(), frames)
+    assert torch.equal(read.ids[read.mask], written.ids[written.mask])
+    assert torch.equal(read.text, written.text)
+    torch.testing.assert_close(read.embeddings[read.mask], written.embeddings[written.mask])
