@@ -17,9 +17,10 @@ _UNITS = ("words", "characters")
 class LengthReward(Reward):
     """`r(x) = -(how far the length of x is from the range [minimum, maximum])`, in words or characters.
 
-    The value is that of the decoded text. The gradient is that of the length of the relaxed one,
-    `sum_i a_i sum_v w_i(v) l(v)`, `a_i = prod_{j <= i} (1 - w_j(end of text))` being the weight of a text that has not
-    ended at i, l(v) what token v adds to the length. It lengthens only within the generator's canvas.
+    The value is that of the decoded text. The gradient is that of the mean over where the text ends,
+    `sum_i a_i e_i r(L_i)`, `e_i` the relaxed weight of the end of the text at position i (1 after the last),
+    `a_i = prod_{j < i} (1 - e_j)`, `L_i` the length of what the tokens before i have written. It lengthens only within
+    the generator's canvas.
 
     Args:
         minimum: >= 0.
@@ -40,9 +41,9 @@ class LengthReward(Reward):
         self._table = torch.zeros(0, 2)
 
     def __call__(self, tokens: RelaxedTokens) -> Tensor:
-        lengths = self.lengths(tokens.texts()).to(tokens.weights)
+        exact = self.score(tokens.texts()).to(tokens.weights)
         relaxed = self._relaxed(tokens)
-        return self._reward(lengths + (relaxed - relaxed.detach()))
+        return exact + (relaxed - relaxed.detach())
 
     def score(self, texts: list[str], batch_size: int = 32) -> Tensor:
         return self._reward(self.lengths(texts))
@@ -60,21 +61,29 @@ class LengthReward(Reward):
         return -short if self.maximum is None else -short - (lengths - self.maximum).clamp(min=0)
 
     def _relaxed(self, tokens: RelaxedTokens) -> Tensor:
+        """The mean reward over where the text ends, `(batch,)`."""
         if tokens.tokenizer is not self._tokenizer:
-            self._table, self._tokenizer = self._lengths_and_end(tokens.tokenizer), tokens.tokenizer
+            self._table, self._tokenizer = self._columns(tokens.tokenizer), tokens.tokenizer
         assert tokens.attention_mask is not None
-        generated = tokens.embed(self._table.to(tokens.weights))
-        own, end = generated[..., 0], generated[..., 1]
+        adds, end, goes_on = tokens.embed(self._table.to(tokens.weights)).unbind(-1)
         given = torch.zeros_like(tokens.free) if tokens.given is None else tokens.given
-        goes_on = (1 - end.masked_fill(given, 0)).cumprod(-1)
         padding = tokens.attention_mask.cumsum(-1) == 0
-        return (goes_on * own.masked_fill(padding, 0)).sum(-1)
+        end = end.masked_fill(given | padding, 0)
+        usual = self._table[:, 0].sum() / self._table[:, 2].sum()  # what a token adds, where the sample has an end
+        with torch.no_grad():
+            added = torch.where(goes_on > 1e-6, adds / goes_on.clamp(min=1e-6), usual)
+        change = (adds - added * goes_on) / goes_on.detach().clamp(min=1e-6).where(goes_on > 1e-6, 1.0)
+        added = (added + change).masked_fill(padding | (given & (end > 0)), 0)
+        lengths = torch.nn.functional.pad(added.cumsum(-1), (1, 0))
+        ends = torch.nn.functional.pad(end, (0, 1), value=1.0)
+        alive = torch.nn.functional.pad((1 - end).cumprod(-1), (1, 0), value=1.0)
+        return (alive * ends * self._reward(lengths)).sum(-1)
 
-    def _lengths_and_end(self, tokenizer: Any) -> Tensor:
-        """`(vocabulary, 2)`: what a token adds to the length, and whether it ends the text."""
+    def _columns(self, tokenizer: Any) -> Tensor:
+        """`(vocabulary, 3)`: what a token adds to the length, whether it ends the text, whether it does not."""
         texts, end = token_texts(tokenizer), end_token_id(tokenizer)
         if self.unit == "words":  # that begin in the token
-            own = [len(re.findall(r"(?<=\s)\S", text)) for text in texts]
+            adds = [len(re.findall(r"(?<=\s)\S", text)) for text in texts]
         else:
-            own = [len(text) for text in texts]
-        return torch.tensor([[n, i == end] for i, n in enumerate(own)], dtype=torch.float)
+            adds = [len(text) for text in texts]
+        return torch.tensor([[n, i == end, i != end] for i, n in enumerate(adds)], dtype=torch.float)

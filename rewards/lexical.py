@@ -172,8 +172,14 @@ class _Spellings:
             found[owner, tuple(first)] = None
             if later[: len(before)] == before:
                 found[owner, tuple(later[len(before) :])] = None
-        unknown = tokenizer.unk_token_id
-        known = [(word, ids) for word, ids in found if ids and unknown not in ids]
+        known = [key for key in found if key[1]]
+        written = tokenizer.batch_decode([list(ids) for _, ids in known])
+        wanted = [re.sub(r"\s", "", word if case_sensitive else word.lower()) for word in words]
+        known = [
+            key
+            for key, text in zip(known, written, strict=True)
+            if re.sub(r"\s", "", text if case_sensitive else text.lower()) == wanted[key[0]]
+        ]
         edges = [(text[:1], text[-1:]) for text in token_texts(tokenizer)]
         inside = torch.tensor([[bool(re.match(r"\w", sign)) for sign in pair] for pair in edges], dtype=torch.float)
         return cls([word for word, _ in known], [ids for _, ids in known], inside)

@@ -115,3 +115,50 @@ def test_bad_shapes():
         RelaxedTokens(ids, free, torch.zeros(5, 4))
     with pytest.raises(ValueError, match="`support` must have the shape of `weights`"):
         RelaxedTokens(ids, free, torch.zeros(6, 4), torch.zeros(6, 3).long())
+
+
+@pytest.mark.parametrize("hard", [True, False])
+@pytest.mark.parametrize("vocabulary", [20, 100])  # one product with the table; rows gathered
+def test_samples_of_one_text_share_their_support(vocabulary, hard):
+    torch.manual_seed(0)
+    draws, support = 3, torch.stack([torch.randperm(vocabulary)[:4] for _ in range(5)]).repeat(3, 1)
+    weights = torch.rand(15, 4).softmax(-1).requires_grad_()
+    if hard:
+        weights = torch.nn.functional.one_hot(torch.randint(4, (15,)), 4).float().requires_grad_()
+    free = torch.tensor([[1, 0, 1, 1], [0, 1, 1, 0]]).bool().repeat(draws, 1)
+    drawn = support.gather(1, weights.argmax(-1, keepdim=True))
+    ids = torch.randint(vocabulary, (6, 4)).masked_scatter(free, drawn)
+    tokens = RelaxedTokens(ids, free, weights, support, hard, draws=draws)
+    table, slope = torch.randn(vocabulary, 7), torch.randn(6, 4, 7)
+    rows = torch.zeros(15, vocabulary).scatter(1, support, weights)
+    dense = torch.nn.functional.one_hot(ids, vocabulary).float().masked_scatter(free[..., None], rows)
+    ours, reference = tokens.embed(table), dense @ table
+    torch.testing.assert_close(ours, reference)
+    (grad,) = torch.autograd.grad((ours * slope).sum(), weights)
+    (expected,) = torch.autograd.grad((reference * slope).sum(), weights)
+    torch.testing.assert_close(grad, expected)
+    assert torch.equal(tokens.to("cpu").ids, ids)
+    with pytest.raises(ValueError, match="`draws` must divide the batch of 6, got 4"):
+        RelaxedTokens(ids, free, weights, support, hard, draws=4)
+
+
+@pytest.mark.parametrize("support", [True, False])
+def test_weights_of_some_tokens(support):
+    tokens, logits = random_tokens(support, hard=False)
+    wanted = torch.tensor([6, 2, 5])
+    slope = torch.randn(3, 5, 3)
+    ours, reference = tokens.weights_of(wanted), dense_one_hot(tokens)[..., wanted]
+    torch.testing.assert_close(ours, reference)
+    (grad,) = torch.autograd.grad((ours * slope).sum(), logits, retain_graph=True)
+    (expected,) = torch.autograd.grad((reference * slope).sum(), logits)
+    torch.testing.assert_close(grad, expected)
+
+
+def test_answers_are_texts_without_the_prompt_in_front():
+    ids = torch.tensor([[PAD, 3, 4, 5, EOS, 6], [3, 4, 5, 6, EOS, EOS]])
+    given = torch.tensor([[1, 1, 0, 0, 0, 0], [1, 1, 0, 1, 0, 0]]).bool()  # the d of the second is given too
+    free = ~given
+    weights = torch.nn.functional.one_hot(ids[free], 8).float()
+    tokens = RelaxedTokens(ids, free, weights, tokenizer=word_tokenizer(), given=given)
+    assert tokens.texts() == ["a b c", "a b c d"]
+    assert tokens.answers() == ["b c", "c d"]
