@@ -95,8 +95,8 @@ class RelaxedTokens:
             columns = min(len(table), self.weights.shape[1])
             relaxed = self.weights[:, :columns].to(table.dtype) @ table[:columns]
         elif _dense(support, table):
-            columns = support.clamp(max=len(table) - 1).repeat(self.draws, 1)
-            relaxed = self.weights.new_zeros(len(columns), len(table)).scatter_add(1, columns, self.weights)
+            known = support.clamp(max=len(table) - 1).repeat(self.draws, 1)
+            relaxed = self.weights.new_zeros(len(known), len(table)).scatter_add(1, known, self.weights)
             relaxed = relaxed.to(table.dtype) @ table
         else:
             relaxed = _mix(self.weights.to(table.dtype), table[support.clamp(max=len(table) - 1)])

@@ -45,7 +45,7 @@ class BlackBoxReward(Reward):
         if not callable(function):
             raise ValueError(f"`function` must be callable, from a text to a number, got {type(function).__name__}.")
         self.function, self.batched, self.answer_only = function, batched, answer_only
-        self._name = name or getattr(function, "__name__", type(function).__name__)
+        self._name = str(name or getattr(function, "__name__", type(function).__name__))
 
     @property
     def name(self) -> str:

@@ -108,7 +108,8 @@ class LexicalReward(Reward):
 
     def _found(self, text: str) -> dict[int, int]:
         """How often each word that is there occurs."""
-        units, found = self._units(text), {}
+        units = self._units(text)
+        found: dict[int, int] = {}
         for i, unit in enumerate(units):
             for k in self._by_first.get(unit, ()):
                 if tuple(units[i : i + len(self._phrases[k])]) == self._phrases[k]:
@@ -167,7 +168,7 @@ class _Spellings:
         alone = tokenizer(flat, add_special_tokens=False).input_ids
         within = tokenizer([f"a {text}" for text in flat], add_special_tokens=False).input_ids
         owners = [k for k, variants in enumerate(texts) for _ in variants]
-        found = {}
+        found: dict[tuple[int, tuple[int, ...]], None] = {}
         for owner, first, later in zip(owners, alone, within, strict=True):
             found[owner, tuple(first)] = None
             if later[: len(before)] == before:

@@ -12,7 +12,8 @@ from transformers import AutoTokenizer
 from redge_guidance.checkpoints import loading, resolve
 from redge_guidance.relaxed import RelaxedTokens
 from redge_guidance.reward import Reward
-from redge_guidance.rewards.reading import Frame, Reader, Reading
+from redge_guidance.rewards.framing import Frame
+from redge_guidance.rewards.reading import Reader, Reading
 
 _HUB_ARGUMENTS = ("trust_remote_code", "revision", "token", "cache_dir")
 

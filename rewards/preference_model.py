@@ -7,8 +7,9 @@ import jinja2
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
+from redge_guidance.rewards.framing import Frame
 from redge_guidance.rewards.model_reward import ModelReward, outputs_of
-from redge_guidance.rewards.reading import Frame, Reading
+from redge_guidance.rewards.reading import Reading
 
 Conversation = str | Sequence[dict[str, str]]
 

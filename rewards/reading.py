@@ -3,48 +3,17 @@
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from redge_guidance.relaxed import RelaxedTokens
 from redge_guidance.rewards.alignment import Pieces, character_spans, overlap, same_tokens, token_texts
+from redge_guidance.rewards.framing import Frame, Framer, Row
 from redge_guidance.text import end_token_id
 
 LOW_COVERAGE = 0.5
-
-
-class Frame(NamedTuple):
-    """What a model is shown around a text.
-
-    Attributes:
-        prefix, suffix: strings, as a chat template writes them.
-        special_tokens: whether the tokenizer adds its own special tokens around all of it.
-        strips: whether white space at both ends of the text is left out, as some templates do.
-    """
-
-    prefix: str = ""
-    suffix: str = ""
-    special_tokens: bool = True
-    strips: bool = False
-
-
-class Row(NamedTuple):
-    """A tokenized text in its frame: all ids, which of them (`start:stop`) are the text's, and their characters."""
-
-    ids: list[int]
-    start: int
-    stop: int
-    spans: list[tuple[int, int]]
-
-
-class _Around(NamedTuple):
-    """A frame in tokens; `merges` where its ends make other tokens of the text than the text alone has."""
-
-    before: list[int]
-    after: list[int]
-    merges: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,8 +75,7 @@ class Reader:
     generated token i wrote, w_iv the relaxed sample, b_v the mean embedding of the pieces of token v. Which share of
     the generated positions has a gradient is noted as `"coverage"`, and warned about below one half.
 
-    A text that is too long for the model loses tokens at the tokenizer's `truncation_side`, the frame none. An empty
-    one, of which tokenizer and frame make no token at all, is read as an end-of-text token, or token 0.
+    Too long and empty texts are dealt with as `Framer` says.
 
     Args:
         model: its input embeddings are read.
@@ -116,29 +84,22 @@ class Reader:
         max_length: in tokens, with the frame; None: the smaller of what the tokenizer and the model's config say.
 
     Raises:
-        ValueError: a tokenizer that does not tell which characters a token stands for, or a `padding_side` or
-            `max_length` that is out of range.
+        ValueError: as `Framer`, or an unknown `padding_side`.
     """
 
     def __init__(self, model: Any, tokenizer: Any, padding_side: str = "right", max_length: int | None = None):
-        if not getattr(tokenizer, "is_fast", False):
-            raise ValueError(
-                f"`tokenizer` must tell which characters a token stands for, got {type(tokenizer).__name__}, which "
-                "does not; load a fast one with AutoTokenizer, which needs `pip install sentencepiece tiktoken` to "
-                "convert some."
-            )
         if padding_side not in ("left", "right"):
             raise ValueError(f"`padding_side` must be 'left' or 'right', got {padding_side!r}.")
-        if max_length is not None and max_length < 1:
-            raise ValueError(f"`max_length` must be >= 1 or None, got {max_length}.")
-        self.tokenizer, self.padding_side = tokenizer, padding_side
-        self.max_length = _longest(model, tokenizer) if max_length is None else max_length
+        self._framer = Framer(model, tokenizer, max_length)
+        self.tokenizer, self.padding_side, self.max_length = tokenizer, padding_side, self._framer.max_length
         self._embedding = model.get_input_embeddings()
         self.scale = _embedding_scale(self._embedding)
-        self._frames: dict[Frame, _Around] = {}
         self._generator: Any = None  # the last one, and what was found out about it
         self._same: Tensor | None = None
-        self._warned: set[str] = set()
+        self._own_table: Tensor | None = None  # rows for the generator's tokens, where both tokenizers are the same
+        self._table: Tensor | None = None  # and where they are not
+        self._pieces: Pieces | None = None
+        self._warned = False
 
     @property
     def device(self) -> torch.device:
@@ -147,7 +108,7 @@ class Reader:
 
     def read_texts(self, texts: list[str], frames: Sequence[Frame]) -> Reading:
         """Finished texts; `frames` is one a text."""
-        rows = self._tokenize(texts, frames)
+        rows = self._framer.tokenize(texts, frames)
         ids, mask, text = self._padded(rows)
         return Reading(self._embedding.weight[ids] * self.scale, mask, ids, text)
 
@@ -163,13 +124,13 @@ class Reader:
             same = same_tokens(tokens.tokenizer, self.tokenizer)
             self._same = None if same is None else same.to(self.device)
             self._end = end_token_id(tokens.tokenizer)
-            self._generator, self._table, self._pieces = tokens.tokenizer, None, None
+            self._generator, self._own_table, self._pieces = tokens.tokenizer, None, None
         read = self._direct if self._fits(tokens, frames, answer) else self._carried
         return read(tokens, frames, answer)
 
     def _fits(self, tokens: RelaxedTokens, frames: Sequence[Frame], answer: bool) -> bool:
         """Whether the generator's tokens are those that the model's tokenizer would make of the framed text."""
-        if self._same is None or any(self._around(frame).merges for frame in set(frames)):
+        if self._same is None or any(self._framer.around(frame).merges for frame in set(frames)):
             return False
         if not any(frame.strips for frame in frames):
             return True
@@ -180,13 +141,13 @@ class Reader:
         same = self._same
         kinds = list(dict.fromkeys(frames))
         kind = torch.tensor([kinds.index(frame) for frame in frames], device=self.device)
-        around = [self._around(frame)[:2] for frame in kinds]
+        around = [self._framer.around(frame)[:2] for frame in kinds]
         lengths = torch.tensor([[len(before), len(after)] for before, after in around], device=self.device)[kind]
         text, ends = self._text(tokens, answer, lengths.sum(-1)), self._ends(tokens, around, kind)
 
         # every row: tokens of the frame (first in `source`), of the text, of the frame, padding
         of_frames = [i for before, after in around for i in (*before, *after)]
-        extra = torch.tensor([*of_frames, self._stand_in()], device=self.device)
+        extra = torch.tensor([*of_frames, self._framer.stand_in()], device=self.device)
         begins = torch.tensor([0, *(len(b) + len(a) for b, a in around)], device=self.device).cumsum(0)[:-1][kind]
         before, after = lengths[:, :1], lengths[:, 1:]
         count = text.sum(-1, keepdim=True)
@@ -222,7 +183,7 @@ class Reader:
         positions = tokens.text_positions(answer)
         written = [row[mask].tolist() for row, mask in zip(tokens.ids, positions, strict=True)]
         texts = tokens.tokenizer.batch_decode(written, skip_special_tokens=True)
-        rows = self._tokenize(texts, frames)
+        rows = self._framer.tokenize(texts, frames)
         ids, mask, text = self._padded(rows)
         spans = _spread([row.spans for row in rows], mask)
         of_tokens = [character_spans(tokens.tokenizer, *pair, self._texts) for pair in zip(written, texts, strict=True)]
@@ -246,8 +207,8 @@ class Reader:
         generated = positions & tokens.free
         coverage = (reached & generated).sum() / generated.sum().clamp(min=1)
         tokens.notes["coverage"] = coverage.where(generated.any(), torch.ones_like(coverage))
-        if "coverage" not in self._warned and float(tokens.notes["coverage"]) < LOW_COVERAGE:
-            self._warned.add("coverage")
+        if not self._warned and float(tokens.notes["coverage"]) < LOW_COVERAGE:
+            self._warned = True
             warnings.warn(
                 f"only {float(tokens.notes['coverage']):.0%} of the generated tokens get a gradient: the rest has no "
                 "characters in the text that the reward reads, or was cut off. Is the tokenizer the generator's?",
@@ -263,7 +224,7 @@ class Reader:
         rank = text.cumsum(-1)
         count = rank[:, -1:]
         if (count > room).any():
-            self._warn_of_length()
+            self._framer.warn_of_length()
         return text & (rank > count - room if self.tokenizer.truncation_side == "left" else rank <= room)
 
     def _ends(self, tokens: RelaxedTokens, around: list[tuple[list[int], list[int]]], kind: Tensor) -> Tensor:
@@ -284,68 +245,20 @@ class Reader:
         """Row v: the embedding of the generator's token v."""
         assert self._same is not None
         weight: Tensor = self._embedding.weight
-        if self._table is None:
+        if self._own_table is None:
             known = self._same[: len(weight)]
-            alike = bool(((known == torch.arange(len(known))) | (known < 0)).all()) and len(self._same) <= len(weight)
-            self._table = weight if alike else weight[self._same.clamp(min=0).to(weight.device)]
-        return self._table
+            alike = (known == torch.arange(len(known), device=known.device)) | (known < 0)
+            fits = bool(alike.all()) and len(self._same) <= len(weight)
+            self._own_table = weight if fits else weight[self._same.clamp(min=0)]
+        return self._own_table
 
     def _table_with_end(self, frame: Frame) -> Tensor:
         """Row v: the mean embedding of the pieces of token v; the end of the text is what the frame goes on with."""
         assert self._table is not None
-        after = self._around(frame).after
+        after = self._framer.around(frame).after
         if self._end is not None and after:
             self._table[self._end] = self._embedding.weight[after[0]]
         return self._table
-
-    def _stand_in(self) -> int:
-        """What an empty text is read as where nothing stands around it: an end-of-text token, or else token 0."""
-        return end_token_id(self.tokenizer) or 0
-
-    def _around(self, frame: Frame) -> "_Around":
-        if frame not in self._frames:
-            (row,) = self._cut(["a"], [frame])
-            alone = self.tokenizer("a", add_special_tokens=False).input_ids
-            merges = row.ids[row.start : row.stop] != alone
-            self._frames[frame] = _Around(row.ids[: row.start], row.ids[row.stop :], merges)
-        return self._frames[frame]
-
-    def _tokenize(self, texts: list[str], frames: Sequence[Frame]) -> list[Row]:
-        rows = self._cut(texts, frames)
-        if self.max_length is not None:
-            rows = [self._shortened(row) if len(row.ids) > self.max_length else row for row in rows]
-        return [row if row.ids else Row([self._stand_in()], 0, 0, [(0, 0)]) for row in rows]
-
-    def _cut(self, texts: list[str], frames: Sequence[Frame]) -> list[Row]:
-        rows: list[Row | None] = [None] * len(texts)
-        for special in {frame.special_tokens for frame in frames}:
-            which = [k for k, frame in enumerate(frames) if frame.special_tokens == special]
-            bodies = [texts[k].strip() if frames[k].strips else texts[k] for k in which]
-            framed = [frames[k].prefix + body + frames[k].suffix for k, body in zip(which, bodies, strict=True)]
-            cut = self.tokenizer(
-                framed, add_special_tokens=special, return_offsets_mapping=True, return_special_tokens_mask=special
-            )
-            for n, k in enumerate(which):
-                added = cut.special_tokens_mask[n] if special else [0] * len(cut.input_ids[n])
-                rows[k] = _row(cut.input_ids[n], cut.offset_mapping[n], added, frames[k], bodies[n], texts[k])
-        return rows  # type: ignore[return-value]
-
-    def _shortened(self, row: Row) -> Row:
-        self._warn_of_length()
-        assert self.max_length is not None
-        excess = min(len(row.ids) - self.max_length, row.stop - row.start)
-        start = row.start if self.tokenizer.truncation_side == "left" else row.stop - excess
-        keep = [k for k in range(len(row.ids)) if not start <= k < start + excess]
-        return Row([row.ids[k] for k in keep], row.start, row.stop - excess, [row.spans[k] for k in keep])
-
-    def _warn_of_length(self) -> None:
-        if "length" not in self._warned:
-            self._warned.add("length")
-            warnings.warn(
-                f"texts longer than the {self.max_length} tokens that the reward's model can take are cut on the "
-                f"{self.tokenizer.truncation_side}, which its tokenizer's `truncation_side` says.",
-                stacklevel=2,
-            )
 
     def _padded(self, rows: list[Row]) -> tuple[Tensor, Tensor, Tensor]:
         """Ids, mask and the text's part of it, each `(batch, length)`."""
@@ -360,46 +273,11 @@ class Reader:
         return ids.to(self.device), mask.to(self.device), text.to(self.device)
 
 
-def _row(ids: list[int], offsets: list[tuple[int, int]], added: list[int], frame: Frame, body: str, text: str) -> Row:
-    """Spans are of `text`, of which `body` is what the frame shows; the token after it has the place after the text."""
-    lead = len(text) - len(text.lstrip()) if frame.strips else 0
-    begin, end = len(frame.prefix), len(frame.prefix) + len(body)
-    inside = [
-        k for k, (first, last) in enumerate(offsets) if not added[k] and first < end and last > begin and last > first
-    ]
-    if inside:
-        start, stop = inside[0], inside[-1] + 1
-    else:  # an empty body stands where the suffix begins
-        start = stop = sum(last <= begin and not added[k] for k, (_, last) in enumerate(offsets)) + _leading(added)
-    spans = []
-    for k, (first, last) in enumerate(offsets):
-        first, last = max(first, begin) - begin, min(last, end) - begin
-        if not start <= k < stop or last <= first:
-            spans.append((len(text), len(text) + 1) if k == stop else (0, 0))
-            continue
-        blank = len(body[first:last]) - len(body[first:last].lstrip())  # a space in front belongs to no letter
-        first += blank if blank < last - first else 0
-        spans.append((first + lead, last + lead))
-    return Row(ids, start, stop, spans)
-
-
-def _leading(added: list[int]) -> int:
-    """Special tokens in front: all of them where there is nothing else but a last one."""
-    count = next((k for k, special in enumerate(added) if not special), len(added))
-    return count if count < len(added) else max(len(added) - 1, min(len(added), 1))
-
-
 def _spread(spans: list[list[tuple[int, int]]], mask: Tensor) -> Tensor:
     """Spans of all rows, `(batch, length, 2)`, where `mask` is."""
     result = torch.zeros(*mask.shape, 2, dtype=torch.long)
     result[mask.cpu()] = torch.tensor([pair for row in spans for pair in row], dtype=torch.long).view(-1, 2)
     return result
-
-
-def _longest(model: Any, tokenizer: Any) -> int | None:
-    limits = [getattr(tokenizer, "model_max_length", None), getattr(model.config, "max_position_embeddings", None)]
-    known = [int(limit) for limit in limits if limit is not None and 0 < limit < 10**9]
-    return min(known, default=None)
 
 
 def _embedding_scale(embedding: Any) -> float:

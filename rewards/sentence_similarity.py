@@ -11,8 +11,9 @@ from transformers import AutoModel
 from transformers.utils import cached_file
 
 from redge_guidance.checkpoints import resolve
+from redge_guidance.rewards.framing import Frame
 from redge_guidance.rewards.model_reward import ModelReward
-from redge_guidance.rewards.reading import Frame, Reading
+from redge_guidance.rewards.reading import Reading
 
 _POOLINGS = ("mean", "cls", "last")
 

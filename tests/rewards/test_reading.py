@@ -11,7 +11,8 @@ from redge_guidance.rewards import (
     SentenceSimilarityReward,
     SequenceClassifierReward,
 )
-from redge_guidance.rewards.reading import Frame, Reader
+from redge_guidance.rewards.framing import Frame
+from redge_guidance.rewards.reading import Reader
 from tests.rewards.models import Linear, causal_lm, classifier, encoder, masked_lm, relaxed, reward_model
 from tests.rewards.tokenizers import TEXTS, tokenizer
 from tests.tiny import WORDS, word_tokenizer
@@ -120,6 +121,16 @@ def test_prompt_and_answer():
     torch.testing.assert_close(reward(tokens), reward.score([" the doctor", " he"]))
     whole = PreferenceModelReward(reward.model, made, "Who?", chat_template=TEMPLATE, whole_text=True)
     torch.testing.assert_close(whole(tokens), whole.score(tokens.texts()))
+
+
+def test_a_text_that_the_template_strips_takes_the_other_way_and_back():
+    made = tokenizer("byte")
+    tokens = [relaxed(made, [text]) for text in ("the doctor", " the doctor", "the doctor")]
+    reward = PreferenceModelReward(reward_model(made), made, "Who?", chat_template=TEMPLATE)
+    grads = [torch.autograd.grad(reward(t).sum(), t.weights)[0] for t in tokens]
+    assert "coverage" in tokens[1].notes
+    assert "coverage" not in tokens[2].notes
+    torch.testing.assert_close(grads[0], grads[2])
 
 
 def test_coverage_is_noted_and_warned_about():
