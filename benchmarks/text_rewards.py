@@ -58,7 +58,7 @@ TARGETS = [
 ]
 WORDS = ["book", "car", "money", "school", "dog", "house", "music", "train", "water", "letter"]
 SIMILARITY = GuidanceConfig(
-    scale=300.0, estimator="straight_through", num_samples=1, support=None, update=Natural(6, 1 / 3)
+    scale=250.0, estimator="straight_through", num_samples=1, support=None, update=Natural(6, 1 / 3)
 )
 LEXICAL = GuidanceConfig(scale=30.0)
 BLACK_BOX = {
