@@ -15,6 +15,7 @@ from redge_guidance.version import __version__
 
 _DEFAULT_MODEL, _DEFAULT_REWARD = "builtin:tatoeba-masked", "builtin:sentiment"
 _BATCH = 64
+_WORD = 15.0  # units of reward, beside the classifier's nats
 
 
 class _Parser(argparse.ArgumentParser):
@@ -45,12 +46,17 @@ def _build_parser() -> argparse.ArgumentParser:
     generate = commands.add_parser(
         "generate",
         help="write texts under a reward",
-        description="Write texts with a diffusion language model, steered toward a label of a text classifier.",
+        description="Write texts with a diffusion language model, steered toward a label of a text classifier, toward "
+        "or away from words, toward a length, or several of these.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     generate.add_argument("--model", default=_DEFAULT_MODEL, help="embedded checkpoint, folder, or hub id")
     generate.add_argument("--reward", default=_DEFAULT_REWARD, help="text classifier, named like --model")
     generate.add_argument("--label", help="label of the classifier to steer toward, by name or index")
+    generate.add_argument("--want", action="append", metavar="TEXT", help="word or phrase to use; may be repeated")
+    generate.add_argument("--ban", action="append", metavar="TEXT", help="word or phrase to avoid; may be repeated")
+    generate.add_argument("--min-words", type=_positive, metavar="N", help="write no less than N words")
+    generate.add_argument("--max-words", type=_positive, metavar="N", help="write no more than N words")
     generate.add_argument(
         "--prompt", action="append", help="text to continue, or to fill in where it says [MASK]; may be repeated"
     )
@@ -61,7 +67,12 @@ def _build_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="denoising steps; not given: what the pipeline says",
     )
-    generate.add_argument("--scale", type=float, help="strength of guidance in nats a unit of reward, 0 is off")
+    generate.add_argument(
+        "--scale",
+        type=float,
+        help="strength of guidance in nats a unit of reward, 0 is off; a word wanted or banned, and each word too few "
+        f"or too many, is {_WORD:g} units",
+    )
     generate.add_argument(
         "--estimator",
         help="straight_through, redge, redge_cov, reindge, reinmax, gumbel_softmax, entropy_mix, soft or reinforce_loo",
@@ -93,19 +104,22 @@ def _generate(args: argparse.Namespace) -> None:
         raise ValueError(f"`--json` must name a file in an existing folder, got {args.json}; create {target.parent}.")
     if target is not None and target.is_dir():
         raise ValueError(f"`--json` must name a file, got the folder {args.json}.")
+    if args.max_words is not None and (args.min_words or 0) > args.max_words:
+        raise ValueError(f"`--min-words` must be <= `--max-words`, got {args.min_words} and {args.max_words}.")
 
     from redge_guidance.config import GuidanceConfig
     from redge_guidance.handle import guide
 
     named = {name: getattr(args, name) for name in ("scale", "estimator", "update")}
     config = GuidanceConfig(**{name: value for name, value in named.items() if value is not None})
-    pipe, reward = _load(args)
+    pipe, goals = _load(args)
+    reward = sum(weight * goal for weight, goal in goals)
     prompts = [text for text in args.prompt or [""] for _ in range(args.num_samples)]
     runs = []
     if args.baseline:
-        runs.append(_run(pipe, reward, prompts, args, scale=0.0))
+        runs.append(_run(pipe, reward, goals, prompts, args, scale=0.0))
     with guide(pipe, reward, config, seed=args.seed):
-        runs.append(_run(pipe, reward, prompts, args, scale=config.scale))
+        runs.append(_run(pipe, reward, goals, prompts, args, scale=config.scale))
     if target is not None:
         settings = vars(args) | {"config": json.loads(config.to_json()), "version": __version__}
         for key in ("json", "prompt", "command"):
@@ -118,7 +132,8 @@ def _generate(args: argparse.Namespace) -> None:
     _report(runs)
 
 
-def _load(args: argparse.Namespace) -> tuple[Any, Any]:
+def _load(args: argparse.Namespace) -> tuple[Any, list[tuple[float, Any]]]:
+    """The pipeline, and the rewards with their weights."""
     import diffusers
     import huggingface_hub
     import torch
@@ -130,7 +145,7 @@ def _load(args: argparse.Namespace) -> tuple[Any, Any]:
         diffusers.utils.logging.disable_progress_bar()
         transformers.utils.logging.disable_progress_bar()
     from redge_guidance.pipelines import TextPipeline
-    from redge_guidance.rewards import SequenceClassifierReward
+    from redge_guidance.rewards import LengthReward, LexicalReward, SequenceClassifierReward
 
     try:
         device = torch.device(args.device)
@@ -139,15 +154,29 @@ def _load(args: argparse.Namespace) -> tuple[Any, Any]:
         raise ValueError(f"`--device` must be a device of this machine, got {args.device!r}: {error}") from error
     dtype = getattr(torch, args.dtype)
     trust: dict[str, Any] = {"trust_remote_code": True} if args.trust_remote_code else {}
-    reward = SequenceClassifierReward.from_pretrained(
-        args.reward, label=args.label, device=device, dtype=dtype, **trust
-    )
+    goals: list[tuple[float, Any]] = []
+    if args.want or args.ban:
+        goals.append((_WORD, LexicalReward(args.want or (), args.ban or ())))
+    if args.min_words or args.max_words:
+        goals.append((_WORD, LengthReward(args.min_words or 0, args.max_words)))
+    if args.label is not None or not goals:
+        classifier = SequenceClassifierReward.from_pretrained(
+            args.reward, label=args.label, device=device, dtype=dtype, **trust
+        )
+        goals.append((1.0, classifier))
     pipe = TextPipeline.from_pretrained(args.model, dtype=dtype, **trust).to(device)
     pipe.set_progress_bar_config(disable=not sys.stderr.isatty(), leave=False)
-    return pipe, reward
+    return pipe, goals
 
 
-def _run(pipe: Any, reward: Any, prompts: list[str], args: argparse.Namespace, scale: float) -> dict[str, Any]:
+def _run(
+    pipe: Any,
+    reward: Any,
+    goals: list[tuple[float, Any]],
+    prompts: list[str],
+    args: argparse.Namespace,
+    scale: float,
+) -> dict[str, Any]:
     """Texts for all prompts, with their rewards and nats; the seconds are those of sampling alone."""
     import torch
 
@@ -167,18 +196,30 @@ def _run(pipe: Any, reward: Any, prompts: list[str], args: argparse.Namespace, s
         "scale": scale,
         "records": records,
         "reward": sum(rewards) / len(rewards),
-        "hits": _hits(reward, texts),
+        "hits": _hits([goal for _, goal in goals], texts),
         "nll": sum(nlls) / tokens,
         "distinct": len(set(texts)) / len(texts),
         "seconds": seconds,
     }
 
 
-def _hits(reward: Any, texts: list[str]) -> str:
-    """Share of texts whose likeliest label is the wanted one."""
-    if reward.model.config.num_labels == 1:
+def _hits(goals: list[Any], texts: list[str]) -> str:
+    """Share of texts that reach every goal there is a yes or no to."""
+    reached = [_reached(goal, texts) for goal in goals]
+    known = [found for found in reached if found is not None]
+    if not known:
         return "-"
-    return f"{sum(found == reward.label_name for found in reward.predict(texts)) / len(texts):.0%}"
+    return f"{sum(all(found) for found in zip(*known, strict=True)) / len(texts):.0%}"
+
+
+def _reached(goal: Any, texts: list[str]) -> list[bool] | None:
+    if hasattr(goal, "report"):
+        return [not missed for missed in goal.report(texts).violations]
+    if hasattr(goal, "lengths"):
+        return [value == 0 for value in goal.score(texts).tolist()]
+    if goal.model.config.num_labels == 1:
+        return None
+    return [found == goal.label_name for found in goal.predict(texts)]
 
 
 def _report(runs: list[dict[str, Any]]) -> None:
@@ -191,7 +232,7 @@ def _report(runs: list[dict[str, Any]]) -> None:
             print()
     if len(runs) == 1:
         return
-    print(f"{'':10}{'reward':>9}{'with label':>12}{'nats/token':>12}{'distinct':>10}{'seconds':>9}")
+    print(f"{'':10}{'reward':>9}{'on target':>12}{'nats/token':>12}{'distinct':>10}{'seconds':>9}")
     for run in runs:
         name = "guided" if run is runs[-1] else "unguided"
         print(

@@ -25,6 +25,7 @@ from pathlib import Path
 
 import torch
 from data import load_sentences
+from tokenizers import processors
 from torch import Tensor
 from torch.nn.functional import smooth_l1_loss
 from torch.utils.data import DataLoader, IterableDataset
@@ -232,6 +233,10 @@ def main() -> None:
     }
     print(figures)
     model.to(torch.float16).save_pretrained(args.output)
+    ends = [(token, tokenizer.convert_tokens_to_ids(token)) for token in (tokenizer.bos_token, tokenizer.eos_token)]
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{tokenizer.bos_token} $A {tokenizer.eos_token}", special_tokens=ends
+    )  # a text as the classifier saw it
     tokenizer.save_pretrained(args.output)
     (Path(args.output) / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")
 

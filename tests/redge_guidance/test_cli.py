@@ -34,6 +34,29 @@ def test_a_uniform_model_by_its_name(capsys):
     assert all(line.startswith("My ") and line.endswith(" is here.") for line in lines)
 
 
+def test_words_and_lengths(capsys):
+    arguments = [
+        "generate",
+        "--num-samples",
+        "6",
+        "--want",
+        "music",
+        "--ban",
+        "Tom",
+        "--max-words",
+        "5",
+        "--scale",
+        "3",
+    ]
+    assert main([*arguments, "--baseline"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    guided = [line.strip() for line in lines[lines.index("guided:") + 1 :][:6]]
+    assert sum("music" in text and "Tom" not in text and len(text.split()) <= 5 for text in guided) >= 5
+    shares = [line.split()[2] for line in lines if line.startswith(("unguided ", "guided "))]
+    assert shares[0] == "0%"
+    assert int(shares[1].rstrip("%")) >= 80
+
+
 def test_same_seed_same_texts(capsys):
     outputs = []
     for seed in ("1", "1", "2"):
