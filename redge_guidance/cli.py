@@ -15,7 +15,7 @@ from redge_guidance.version import __version__
 
 _DEFAULT_MODEL, _DEFAULT_REWARD = "builtin:tatoeba-masked", "builtin:sentiment"
 _BATCH = 64
-_WORD = 15.0  # units of reward, beside the classifier's nats
+_WORD, _LENGTH = 15.0, 8.0  # units of reward, beside the classifier's nats
 
 
 class _Parser(argparse.ArgumentParser):
@@ -70,8 +70,8 @@ def _build_parser() -> argparse.ArgumentParser:
     generate.add_argument(
         "--scale",
         type=float,
-        help="strength of guidance in nats a unit of reward, 0 is off; a word wanted or banned, and each word too few "
-        f"or too many, is {_WORD:g} units",
+        help=f"strength of guidance in nats a unit of reward, 0 is off; a word wanted or banned is {_WORD:g} units, each "
+        f"word too few or too many {_LENGTH:g}",
     )
     generate.add_argument(
         "--estimator",
@@ -158,7 +158,7 @@ def _load(args: argparse.Namespace) -> tuple[Any, list[tuple[float, Any]]]:
     if args.want or args.ban:
         goals.append((_WORD, LexicalReward(args.want or (), args.ban or ())))
     if args.min_words or args.max_words:
-        goals.append((_WORD, LengthReward(args.min_words or 0, args.max_words)))
+        goals.append((_LENGTH, LengthReward(args.min_words or 0, args.max_words)))
     if args.label is not None or not goals:
         classifier = SequenceClassifierReward.from_pretrained(
             args.reward, label=args.label, device=device, dtype=dtype, **trust

@@ -35,20 +35,8 @@ def test_a_uniform_model_by_its_name(capsys):
 
 
 def test_words_and_lengths(capsys):
-    arguments = [
-        "generate",
-        "--num-samples",
-        "6",
-        "--want",
-        "music",
-        "--ban",
-        "Tom",
-        "--max-words",
-        "5",
-        "--scale",
-        "3",
-    ]
-    assert main([*arguments, "--baseline"]) == 0
+    goals = ["--want", "music", "--ban", "Tom", "--max-words", "5"]
+    assert main(["generate", "--num-samples", "6", "--baseline", *goals]) == 0
     lines = capsys.readouterr().out.splitlines()
     guided = [line.strip() for line in lines[lines.index("guided:") + 1 :][:6]]
     assert sum("music" in text and "Tom" not in text and len(text.split()) <= 5 for text in guided) >= 5
@@ -97,6 +85,8 @@ def test_json_has_one_object_a_text(tmp_path, capsys):
         (["--json", "no/such/folder/out.jsonl"], "`--json` must name a file in an existing folder"),
         (["--prompt", "a [EOS]"], "`prompt` must not contain reserved tokens, got '[EOS]'"),
         (["--prompt", "word " * 80], "shorten `prompt`"),
+        (["--want", " "], "must be words or phrases, got ' '"),
+        (["--min-words", "5", "--max-words", "4"], "`--min-words` must be <= `--max-words`, got 5 and 4"),
         (["--device", "abacus"], "`--device` must be a device of this machine, got 'abacus'"),
     ],
 )
