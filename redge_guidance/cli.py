@@ -70,8 +70,8 @@ def _build_parser() -> argparse.ArgumentParser:
     generate.add_argument(
         "--scale",
         type=float,
-        help=f"strength of guidance in nats a unit of reward, 0 is off; a word wanted or banned is {_WORD:g} units, each "
-        f"word too few or too many {_LENGTH:g}",
+        help="strength of guidance in nats a unit of reward, 0 is off; a word wanted or banned is "
+        f"{_WORD:g} units, each word too few or too many {_LENGTH:g}",
     )
     generate.add_argument(
         "--estimator",
