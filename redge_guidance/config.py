@@ -19,10 +19,11 @@ class GuidanceConfig:
         scale: nats of log-probability that one unit of reward is worth; 0 switches guidance off.
         estimator: how a differentiable sample is drawn, by a name of `ESTIMATORS` or as an object. The default,
             `"entropy_mix"`, shows the reward a mixture of tokens where the model is sure and a token where it is not;
-            take `"straight_through"` for a reward that needs one-hot samples, `"reinforce_loo"`, with many samples, for
-            a reward without gradient.
+            take `"straight_through"` for a reward that needs one-hot samples. `"reinforce_loo"` treats every reward as
+            one without gradient; a reward, or a term of a sum, that says it has none is treated so anyway.
         update: how q is improved, by name (`"natural"`, `"adam"`) or as an object with its own step size and count.
-        num_samples: relaxed samples drawn for every update, over which the gradient is averaged.
+        num_samples: relaxed samples drawn for every update, over which the gradient is averaged; 32 or more where a
+            reward has no gradient.
         start, stop: guide while `start <= progress < stop`, progress the share of denoising steps done, in [0, 1).
         kl_budget: upper limit of KL(q || p) at every step, in nats per free token, averaged over a sequence; None: no
             limit. A q beyond it is moved back along the geometric path to p.
