@@ -16,6 +16,7 @@ from redge_guidance.text import text_mask
 from redge_guidance.updates import kl, project_to_budget
 
 _ROWS = 8  # of a large vocabulary that are reduced at once: they stay in the cache
+_MOST_TOGETHER = 2**25  # numbers in the samples that are held at once, 128 MiB
 
 
 @dataclass(frozen=True)
@@ -215,31 +216,47 @@ class _Ascent:
         return dict(zip(names, values, strict=True))
 
     def _gradient(self, log_q: Tensor, at_sample: bool) -> tuple[Tensor, Tensor]:
-        """Gradient of the summed reward, averaged over the draws, by the sample or by the logits: `(rows, S)`."""
-        draws, one_hot = self._config.num_samples, getattr(self._config.estimator, "one_hot", True)
+        """Gradient of the summed reward, averaged over the draws, by the sample or by the logits: `(rows, S)`.
+
+        The draws go through the reward together, or in as many parts as their size asks for.
+        """
+        draws = self._config.num_samples
+        together = min(draws, max(1, _MOST_TOGETHER // max(log_q.numel(), 1)))
+        grads, rewards = torch.zeros(()), torch.zeros((), device=log_q.device)
+        for first in range(0, draws, together):
+            count = min(together, draws - first)
+            grad, reward = self._gradient_of_draws(log_q, count, at_sample)
+            share = count / draws
+            grads = grad.mul_(share) if first == 0 else grads.add_(grad, alpha=share)
+            rewards += share * reward
+        if not grads.isfinite().all():
+            raise ValueError("`reward` has a gradient that is NaN or infinite; look for a log or a division at 0.")
+        return grads, rewards
+
+    def _gradient_of_draws(self, log_q: Tensor, draws: int, at_sample: bool) -> tuple[Tensor, Tensor]:
+        estimator, one_hot = self._config.estimator, getattr(self._config.estimator, "one_hot", True)
         with torch.enable_grad():
-            logits = log_q.detach().requires_grad_()
+            logits = log_q.detach().requires_grad_(not at_sample)
             expanded = logits.expand(draws, *logits.shape)
-            sample = self._config.estimator(expanded, hard=True, generator=self._generator)  # type: ignore[operator]
-            if at_sample:
-                sample = sample.detach().requires_grad_()
-            rewards = self._call(self._smooth, self._relax(sample, one_hot))
+            sample = estimator(expanded, hard=True, generator=self._generator)  # type: ignore[operator]
+            target = sample.detach().requires_grad_() if at_sample else logits
+            rewards = self._call(self._smooth, self._relax(target if at_sample else sample, one_hot))
+            del sample
             if not rewards.requires_grad:
                 raise ValueError(
                     "`reward` returned a tensor without gradient: compute it from `tokens.embed(table)` or "
-                    "`tokens.weights`, and do not detach it or use `torch.no_grad()`; a reward that has none needs "
-                    "the estimator `reinforce_loo`."
+                    "`tokens.weights`, and do not detach it or use `torch.no_grad()`; make one that has none a "
+                    "`BlackBoxReward`, or use the estimator `reinforce_loo`."
                 )
-            target = sample if at_sample else logits
             (grad,) = torch.autograd.grad(rewards.sum() / draws, target, allow_unused=True)
         if grad is None:
             raise ValueError(
                 "`reward` has no gradient with respect to the tokens: it must be computed from `tokens.embed(table)` "
-                "or `tokens.weights`; hard ids and strings carry no gradient and need the estimator `reinforce_loo`."
+                "or `tokens.weights`; hard ids and strings carry none: make it a `BlackBoxReward`, or use the "
+                "estimator `reinforce_loo`."
             )
-        grad = grad.sum(0) if at_sample else grad
-        if not grad.isfinite().all():
-            raise ValueError("`reward` has a gradient that is NaN or infinite; look for a log or a division at 0.")
+        if at_sample:
+            grad = grad[0].clone() if draws == 1 else grad.sum(0)
         return grad, rewards.detach().float().mean()
 
     def _score_gradient(self, log_q: Tensor) -> tuple[Tensor, Tensor]:

@@ -77,7 +77,8 @@ class Term:
 class RewardSum(Reward):
     """`r(x) = sum_k weight_k * r_k(x)`, as made by adding rewards up.
 
-    The unweighted mean of every term is kept in the trace, `handle.trace[i].notes`, under the name of the term.
+    The unweighted mean of every term is kept in the trace, `handle.trace[i].notes`, under the name of the term; so is,
+    for a model with another tokenizer than the generator's, `"coverage of NAME"`.
 
     Args:
         terms: `Term`s; where two have one name, the later ones get a number, as in `"fluency_2"`.
@@ -100,6 +101,8 @@ class RewardSum(Reward):
         for term in self.terms:
             value = checked(term.reward(tokens), len(tokens), term.name).to(total.device)
             tokens.notes[term.name] = value.detach().mean()
+            if "coverage" in tokens.notes:
+                tokens.notes[f"coverage of {term.name}"] = tokens.notes.pop("coverage")
             total = total + term.weight * value
         return total
 

@@ -65,9 +65,9 @@ class Natural:
     def __call__(self, log_p: Tensor, ascent: Ascent, project: Callable[[Tensor], Tensor]) -> Tensor:
         log_q = log_p
         for _ in range(self.num_updates):
-            tilt = ascent.scale * ascent.grad_sample(log_q, self.damping)
-            mixed = log_p + self.step_size * tilt + (1 - self.step_size) * (log_q - log_p)
-            log_q = project(mixed.masked_fill(log_p == -torch.inf, -torch.inf).log_softmax(-1))
+            tilt = ascent.grad_sample(log_q, self.damping).mul(self.step_size * ascent.scale)
+            log_q = tilt.add_(log_q, alpha=1 - self.step_size).add_(log_p, alpha=self.step_size)
+            log_q = project(log_q.masked_fill_(log_p == -torch.inf, -torch.inf).log_softmax(-1))
         return log_q
 
 

@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, ModernBertForMaskedLM
 
 from redge_guidance.pipelines import MaskedDiffusionScheduler, MaskedTextPipeline, TextPipeline, UniformTextPipeline
 
-CANVAS, COOLDOWN_OF_UNIFORM = 19, 1700
+CANVAS, FIRST_RUN_OF_UNIFORM = 19, 1800
 
 HEADER = """---
 license: cc-by-2.0
@@ -91,9 +91,10 @@ weights make it a noisy figure, here one that lies too high throughout:
 
 ## How it was made
 
-`training/train_language_model.py --corruption uniform --init` with the weights of `tatoeba-masked`, {steps:,} steps of
-256 sentences (`--seed 3 --muon-lr 0.012 --adam-lr 0.0018 --cooldown {cooldown:,}`) on 2 CPU cores; then
-`training/build_checkpoints.py`.
+`training/train_language_model.py --corruption uniform`, steps of 256 sentences, in two runs on a CPU: `--init` with the
+weights of `tatoeba-masked`, `--seed 3 --muon-lr 0.012 --adam-lr 0.0018 --steps {first} --cooldown {first_cooldown}`,
+half an hour on two cores; then `--init` with the result, `--seed 5`, the same rates, `--steps {second} --cooldown
+{second_cooldown}`, an hour and a half on one core. Then `training/build_checkpoints.py`.
 
 Sampling defaults: {sampling}.
 
@@ -200,8 +201,10 @@ def build_uniform(source: Path, output: Path, validation: list[str]) -> None:
         bits=bits,
         corruptions=corruptions,
         curve=curve_table(curve),
-        steps=curve[-1]["step"],
-        cooldown=COOLDOWN_OF_UNIFORM,
+        first=FIRST_RUN_OF_UNIFORM,
+        first_cooldown=FIRST_RUN_OF_UNIFORM - 100,
+        second=curve[-1]["step"] - FIRST_RUN_OF_UNIFORM,
+        second_cooldown=curve[-1]["step"] - FIRST_RUN_OF_UNIFORM - 100,
         sampling=f"{steps} steps without corrector, temperature {temperature}",
     )
     (output / "README.md").write_text(card)

@@ -417,3 +417,21 @@ def test_sum_of_functions_and_a_lambda_is_a_reward(pipe):
 
 def test_word_tokenizer_is_what_the_tests_think():
     assert word_tokenizer()("a e").input_ids == [3, 7]
+
+
+def test_draws_that_are_too_large_to_hold_together_go_one_after_the_other(monkeypatch):
+    """A smooth expectation has no noise: the gradient is the same in one part, in two, or draw by draw."""
+    logits, table = torch.randn(2, 3, 8, generator=seeded()), torch.randn(8, 3, generator=seeded())
+    config = GuidanceConfig(scale=2.0, estimator="soft", num_samples=4, support=None)
+    seen, results = [], []
+
+    def reward(tokens):
+        seen.append(tokens.draws)
+        return tokens.embed(table).square().sum((1, 2))
+
+    for limit in (10**6, 3 * logits.numel(), 1):
+        monkeypatch.setattr("redge_guidance.guidance._MOST_TOGETHER", limit)
+        results.append(guided_logits(step_of(logits), reward, config, seeded())[0])
+    assert seen == [4] * 3 + [3, 1] * 3 + [1] * 12
+    torch.testing.assert_close(results[0], results[1])
+    torch.testing.assert_close(results[0], results[2])

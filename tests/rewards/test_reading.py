@@ -148,6 +148,15 @@ def test_coverage_is_noted_and_warned_about():
         reward(tokens)
 
 
+def test_a_sum_says_whose_coverage_it_is():
+    model = tokenizer("wordpiece")
+    reward = SequenceClassifierReward(classifier(model, num_labels=1), model)
+    tokens = relaxed(tokenizer("byte"), ["the doctor"])
+    (reward + 2 * reward)(tokens)
+    names = {"SequenceClassifierReward", "SequenceClassifierReward_2"}
+    assert set(tokens.notes) == names | {f"coverage of {name}" for name in names}
+
+
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("generator", ["byte", "wordpiece"])
 def test_long_texts_lose_the_same_tokens_everywhere(side, generator):
