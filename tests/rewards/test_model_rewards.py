@@ -2,7 +2,7 @@ import json
 
 import pytest
 import torch
-from transformers import BertForSequenceClassification
+from transformers import BertForSequenceClassification, GPT2Config, GPT2ForSequenceClassification
 
 from redge_guidance.rewards import (
     FluencyReward,
@@ -117,6 +117,19 @@ def test_a_batch_of_unlike_lengths_is_padded_where_the_model_reads():
     texts = ["he", "the old doctor lived in a small house"]
     torch.testing.assert_close(reward.score(texts), torch.cat([reward.score([text]) for text in texts]))
     assert reward._reader.padding_side == "left"
+
+
+def test_left_padding_does_not_shift_absolute_positions():
+    made = tokenizer("byte")
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=len(made), n_embd=16, n_layer=2, n_head=2, n_positions=64, initializer_range=0.3)
+    config.num_labels, config.pad_token_id = 1, made.pad_token_id
+    reward = SequenceClassifierReward(GPT2ForSequenceClassification(config), made)
+    texts = ["he", "the old doctor lived in a small house"]
+    torch.testing.assert_close(reward.score(texts), torch.cat([reward.score([text]) for text in texts]))
+    ids = torch.tensor([made(texts[0]).input_ids])
+    with torch.no_grad():
+        torch.testing.assert_close(reward.score(texts)[0], reward.model(input_ids=ids).logits[0, 0])
 
 
 def test_a_prompt_for_every_text():

@@ -118,13 +118,23 @@ def test_a_long_list_such_as_vaders():
     assert grad[0, happy] == pytest.approx(lexicon["happy"], rel=1e-3)
 
 
+def rarest_word(texts):
+    words = " ".join(texts).split()
+    return min(WORDS[3:], key=words.count)
+
+
+def write(pipe):
+    return pipe([""] * 40, generator=torch.Generator().manual_seed(0)).texts
+
+
 def test_guidance_considers_wanted_words_however_unlikely(pipe):
-    """Support 2, and a word that is never among the two likeliest."""
-    reward = LexicalReward("e")
-    assert reward.token_ids(pipe.tokenizer) == [WORDS.index("e")]
-    bare = pipe([""] * 40, generator=torch.Generator().manual_seed(0)).texts
+    """Support 2, and a word that is hardly ever among the two likeliest."""
+    bare = write(pipe)
+    word = rarest_word(bare)
+    reward = LexicalReward(word)
+    assert reward.token_ids(pipe.tokenizer) == [WORDS.index(word)]
     with guide(pipe, reward, GuidanceConfig(scale=30.0, support=2)):
-        texts = pipe([""] * 40, generator=torch.Generator().manual_seed(0)).texts
+        texts = write(pipe)
     assert reward.score(texts).mean() > 0.9
     assert reward.score(texts).mean() > reward.score(bare).mean() + 0.2
 
@@ -171,14 +181,12 @@ def test_longer_tokens_make_longer_texts():
     assert grad[1, newspapers] - grad[1, tokens.ids[0, 1]] == pytest.approx(long - short)
 
 
-def test_guidance_reaches_a_length(pipe):
+def test_guidance_reaches_lengths_that_exclude_each_other(pipe):
     for low, high in ((1, 2), (4, 6)):
         reward = LengthReward(low, high)
-        bare = reward.score(pipe([""] * 40, generator=torch.Generator().manual_seed(0)).texts)
         with guide(pipe, reward, GuidanceConfig(scale=20.0)):
-            guided = reward.score(pipe([""] * 40, generator=torch.Generator().manual_seed(0)).texts)
-        assert (guided == 0).float().mean() > 0.8
-        assert (bare == 0).float().mean() < 0.6
+            texts = write(pipe)
+        assert (reward.score(texts) == 0).float().mean() > 0.8
 
 
 def test_length_bad_input():
@@ -209,10 +217,11 @@ def test_a_black_box_sees_texts_and_is_asked_once_for_each():
 
 
 def test_guidance_by_a_black_box(pipe):
-    reward = BlackBoxReward(lambda text: text.split().count("a"))
-    bare = reward.score(pipe([""] * 40, generator=torch.Generator().manual_seed(0)).texts).mean()
-    with guide(pipe, reward, GuidanceConfig(scale=3.0, num_samples=32)) as handle:
-        guided = reward.score(pipe([""] * 40, generator=torch.Generator().manual_seed(0)).texts).mean()
+    word = rarest_word(write(pipe))
+    reward = BlackBoxReward(lambda text: text.split().count(word))
+    bare = reward.score(write(pipe)).mean()
+    with guide(pipe, reward, GuidanceConfig(scale=6.0, num_samples=32)) as handle:
+        guided = reward.score(write(pipe)).mean()
     assert guided > bare + 0.5
     assert len(handle.trace) > 0
 
