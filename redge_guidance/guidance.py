@@ -227,7 +227,7 @@ class _Ascent:
             count = min(together, draws - first)
             grad, reward = self._gradient_of_draws(log_q, count, at_sample)
             share = count / draws
-            grads = grad.mul_(share) if first == 0 else grads.add_(grad, alpha=share)
+            grads = grad * share if first == 0 else grads.add_(grad, alpha=share)
             rewards += share * reward
         if not grads.isfinite().all():
             raise ValueError("`reward` has a gradient that is NaN or infinite; look for a log or a division at 0.")
@@ -255,9 +255,7 @@ class _Ascent:
                 "or `tokens.weights`; hard ids and strings carry none: make it a `BlackBoxReward`, or use the "
                 "estimator `reinforce_loo`."
             )
-        if at_sample:
-            grad = grad[0].clone() if draws == 1 else grad.sum(0)
-        return grad, rewards.detach().float().mean()
+        return grad.sum(0) if at_sample else grad, rewards.detach().float().mean()
 
     def _score_gradient(self, log_q: Tensor) -> tuple[Tensor, Tensor]:
         """The same by the logits, from rewards alone."""

@@ -22,7 +22,7 @@ class RelaxedTokens:
         support: `(free positions, S)` int64, the token ids that the columns of `weights` stand for; None: column = id.
         hard: whether the rows of `weights` are exactly one-hot, so that an embedding is a look-up.
         attention_mask: `(batch, length)` bool, what counts as text; left padding and all that follows the first
-            end-of-text token do not. None: computed from `ids` and the tokenizer by `text_mask`.
+            end-of-text token do not. None: computed by `text_mask` from `ids`, `given` and the tokenizer.
         tokenizer: the generator's tokenizer.
         given: `(batch, length)` bool, tokens of the prompt, in front of or among what is generated; None: none.
         draws: the batch is that many samples of the same texts, all texts of a sample together; so is `support`.
@@ -60,7 +60,7 @@ class RelaxedTokens:
         if self.draws < 1 or len(self.ids) % self.draws or num_free % self.draws:
             raise ValueError(f"`draws` must divide the batch of {len(self.ids)}, got {self.draws}.")
         if self.attention_mask is None:
-            object.__setattr__(self, "attention_mask", text_mask(self.ids, self.tokenizer))
+            object.__setattr__(self, "attention_mask", text_mask(self.ids, self.tokenizer, given=self.given))
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -73,7 +73,7 @@ class LengthReward(Reward):
         with torch.no_grad():
             added = torch.where(goes_on > 1e-6, adds / goes_on.clamp(min=1e-6), usual)
         change = (adds - added * goes_on) / goes_on.detach().clamp(min=1e-6).where(goes_on > 1e-6, 1.0)
-        added = (added + change).masked_fill(padding | (given & (end > 0)), 0)
+        added = (added + change).masked_fill(padding | (given & (goes_on == 0)), 0)
         lengths = torch.nn.functional.pad(added.cumsum(-1), (1, 0))
         ends = torch.nn.functional.pad(end, (0, 1), value=1.0)
         alive = torch.nn.functional.pad((1 - end).cumprod(-1), (1, 0), value=1.0)

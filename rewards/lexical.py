@@ -75,6 +75,7 @@ class LexicalReward(Reward):
             self._by_first.setdefault(phrase[0], []).append(k)
         self._tokenizer: Any = None  # the last one, and the words in it
         self._spellings = _Spellings([], [], torch.zeros(0, 2))
+        self._groups: list[_Spellings] = []
 
     def __call__(self, tokens: RelaxedTokens) -> Tensor:
         exact = self.score(tokens.texts()).to(tokens.weights)
@@ -128,7 +129,7 @@ class LexicalReward(Reward):
         weights = torch.tensor([self.weights[word] for word in self._words], device=device)
         total = torch.zeros(len(tokens), len(self._words), device=device)
         absent = torch.ones_like(total)
-        for group in spellings.groups():
+        for group in self._groups:
             occurs = _occurrences(tokens, group, mask, free_before, free_after)
             if occurs is None:
                 continue
@@ -142,7 +143,9 @@ class LexicalReward(Reward):
             raise ValueError("`tokens` must carry the generator's tokenizer, got None; a host passes its pipeline's.")
         if tokenizer is not self._tokenizer:
             self._spellings = _Spellings.of(self._words, tokenizer, self.case_sensitive)
-            missing = [w for k, w in enumerate(self._words) if self.weights[w] > 0 and k not in self._spellings.words]
+            self._groups = self._spellings.groups()
+            known = set(self._spellings.words)
+            missing = [w for k, w in enumerate(self._words) if self.weights[w] > 0 and k not in known]
             if missing and len(self._words) <= _MOST_NAMED:
                 raise ValueError(f"`wanted` has {missing[0]!r}, which the generator's tokenizer cannot write.")
             self._tokenizer = tokenizer

@@ -19,11 +19,6 @@ TEMPLATE = (
 )
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("REDGE_GUIDANCE_CACHE", str(tmp_path))
-
-
 def logits_of(model, made, texts):
     encoded = made(texts, padding=True, return_tensors="pt")
     with torch.no_grad():

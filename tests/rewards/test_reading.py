@@ -24,11 +24,6 @@ TEMPLATE = (
 )
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("REDGE_GUIDANCE_CACHE", str(tmp_path))
-
-
 def rewards_of(kind):
     """Every reward with a model, its tokenizer of one kind."""
     made = tokenizer(kind)

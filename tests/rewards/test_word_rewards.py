@@ -172,6 +172,16 @@ def test_expected_reward_of_the_length(limits):
     slopes_agree(reward._relaxed(tokens)[0], expectation(tokens, value), tokens.weights)
 
 
+def test_ends_within_a_prompt_end_nothing_and_add_nothing():
+    ids = torch.tensor([[A, EOS, B, C, EOS, A]])
+    given = torch.tensor([[True, True, False, False, False, False]])
+    weights = torch.nn.functional.one_hot(ids[~given], len(WORDS)).float()
+    tokens = RelaxedTokens(ids, ~given, weights, tokenizer=word_tokenizer(), given=given)
+    assert tokens.texts() == ["a b c"]
+    reward = LengthReward(9)
+    torch.testing.assert_close(reward._relaxed(tokens), reward.score(["a b c"]))
+
+
 def test_longer_tokens_make_longer_texts():
     made = tokenizer("byte")
     tokens = relaxed(made, ["the people"])
