@@ -59,7 +59,7 @@ def config(sizes: Sizes, **more: object) -> ModernBertConfig:
 def hidden_step(logits: Tensor) -> DenoisingStep:
     ids = torch.full((1, LENGTH), 5)
     free = torch.ones_like(ids, dtype=torch.bool)
-    return DenoisingStep(logits, ids, free, free, 1.0, 0.0, None)
+    return DenoisingStep(logits[None], ids, free, free, 1.0, 0.0, None)
 
 
 def seconds(function, repeats: int = 3) -> float:

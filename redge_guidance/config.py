@@ -28,6 +28,8 @@ class GuidanceConfig:
         kl_budget: upper limit of KL(q || p) at every step, in nats per free token, averaged over a sequence; None: no
             limit. A q beyond it is moved back along the geometric path to p.
         support: q differs from p on this many likeliest tokens of every position only; None: on the whole vocabulary.
+        decode_chunk_size: of images, this many are decoded to pixels at a time, and once more in the backward pass
+            (gradient checkpointing), which bounds the memory; None: all at once, and only once.
 
     Raises:
         ValueError: a value out of range or an unknown name.
@@ -44,6 +46,7 @@ class GuidanceConfig:
     stop: float = 1.0
     kl_budget: float | None = None
     support: int | None = 128
+    decode_chunk_size: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "estimator", _by_name("estimator", self.estimator, ESTIMATORS))
@@ -57,9 +60,9 @@ class GuidanceConfig:
             )
         if self.kl_budget is not None and not (_is_number(self.kl_budget) and self.kl_budget > 0):
             raise ValueError(f"`kl_budget` must be > 0 nats per free token or None, got {self.kl_budget!r}.")
-        for name, lowest in (("num_samples", 1), ("support", 2)):
+        for name, lowest in (("num_samples", 1), ("support", 2), ("decode_chunk_size", 1)):
             value = getattr(self, name)
-            if name == "support" and value is None:
+            if name != "num_samples" and value is None:
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < lowest:
                 raise ValueError(f"`{name}` must be an integer >= {lowest}, got {value!r}.")

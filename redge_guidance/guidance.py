@@ -11,12 +11,11 @@ from redge_guidance.config import GuidanceConfig
 from redge_guidance.estimators import ReinforceLOO
 from redge_guidance.hosts.base import DenoisingStep
 from redge_guidance.relaxed import RelaxedTokens
-from redge_guidance.reward import AnyReward, checked, named_tokens, split
+from redge_guidance.reward import AnyReward, checked, evaluate, named_tokens, split
 from redge_guidance.text import text_mask
-from redge_guidance.updates import kl, project_to_budget
+from redge_guidance.updates import LogProbs, kl, project_to_budget, row_chunks
 
-_ROWS = 8  # of a large vocabulary that are reduced at once: they stay in the cache
-_MOST_TOGETHER = 2**25  # numbers in the samples that are held at once, 128 MiB
+_MOST_TOGETHER = 2**24  # numbers in the samples that are held at once, 64 MiB
 
 
 @dataclass(frozen=True)
@@ -48,8 +47,10 @@ class Guidance:
     """A reward, settings and randomness: moves the logits of denoising steps, and notes what it did.
 
     Args:
-        reward: any callable from `RelaxedTokens` to a differentiable tensor `(batch,)`, higher is better. It need not
-            be differentiable for the estimator `reinforce_loo`, nor where it, or a term of a sum, says so.
+        reward: any callable from `RelaxedTokens`, or from pixels `(batch, 3, height, width)` in [0, 1] where the
+            pipeline makes images, to a differentiable tensor `(batch,)`, higher is better; on images also anything
+            with `score(pixels, prompts)`. It need not be differentiable for the estimator `reinforce_loo`, nor where
+            it, or a term of a sum, says so.
         config: `GuidanceConfig()` when None.
         seed: of guidance's own generator, never the host's, which runs on through all steps.
 
@@ -62,9 +63,9 @@ class Guidance:
     """
 
     def __init__(self, reward: AnyReward, config: GuidanceConfig | None = None, seed: int = 0):
-        if not callable(reward):
+        if not callable(reward) and not hasattr(reward, "score"):
             raise ValueError(
-                f"`reward` must be a callable from RelaxedTokens to (batch,), got {type(reward).__name__}."
+                f"`reward` must be a callable from RelaxedTokens, or pixels, to (batch,), got {type(reward).__name__}."
             )
         self.config = GuidanceConfig() if config is None else config
         if not isinstance(self.config, GuidanceConfig):
@@ -116,19 +117,15 @@ def guided_logits(
         `(free positions, vocabulary)` float32 logits, the four figures of `StepTrace` in its order, and its notes.
     """
     with torch.no_grad():
-        scaled = step.logits.float()
-        if step.temperature != 1:
-            scaled = scaled / step.temperature
-        if step.reserved:
-            reserved = torch.tensor(step.reserved, device=scaled.device)
-            scaled = scaled.index_fill(-1, reserved, -torch.inf)
-        kept, support = scaled, None
-        if config.support is not None and config.support < scaled.shape[-1]:
-            kept, support = _likeliest(scaled, config.support, named_tokens(reward, step.tokenizer))
-        log_z = kept.logsumexp(-1, keepdim=True)
-        log_p = kept - log_z
-        total = torch.cat([rows.logsumexp(-1, keepdim=True) for rows in scaled.split(_ROWS)])
-        mass = (log_z - total).exp()[:, 0]  # (rows,), probability of the support under p
+        model = _Prediction(step)
+        support = None
+        if config.support is not None and config.support < model.shape[1]:
+            log_p, support = model.likeliest(config.support, named_tokens(reward, step.tokenizer))
+            log_z = log_p.logsumexp(-1, keepdim=True)
+            log_p -= log_z
+        else:
+            log_p, log_z = model, model.log_z
+        mass = (log_z - model.log_z).exp()[:, 0]  # (rows,), probability of the support under p
         ascent = _Ascent(step, reward, config, generator, support)
         sequence = step.free.nonzero()[:, 0]
 
@@ -138,25 +135,59 @@ def guided_logits(
             budget = config.kl_budget * step.free.sum(-1).to(log_q.dtype)
             return project_to_budget(log_q, log_p, budget, sequence, mass)
 
-        log_q = config.update(log_p, ascent, project)  # type: ignore[operator]  # names were resolved by the config
-        new = log_q + log_z
-        logits = new if support is None else scaled.scatter(-1, support, new)
+        log_q: Tensor = config.update(log_p, ascent, project)  # type: ignore[operator]  # the config resolved names
+        figures = torch.stack([ascent.mean_reward(), *_distances(log_q, log_p, mass), ascent.grad_norm()])
+        reward_mean, kl_mean, entropy, grad_norm = figures.tolist()
+        logits = log_q.add_(log_z) if support is None else model.logits().scatter_(-1, support, log_q + log_z)
         if step.temperature != 1:
             logits *= step.temperature
-        entropy = -(log_q.exp() * log_q.masked_fill(log_q == -torch.inf, 0)).sum(-1).mean()
-        figures = torch.stack([ascent.mean_reward(), (mass * kl(log_q, log_p)).mean(), ascent.grad_norm(), entropy])
-        reward_mean, kl_mean, grad_norm, entropy_mean = figures.tolist()
-    return logits, (reward_mean, kl_mean, grad_norm, entropy_mean), ascent.notes()
+    return logits, (reward_mean, kl_mean, grad_norm, entropy), ascent.notes()
 
 
-def _likeliest(logits: Tensor, count: int, named: list[int]) -> tuple[Tensor, Tensor]:
-    """The named tokens and the `count` likeliest others of every row: logits and ids, both `(rows, S)`."""
-    size = min(count + len(named), logits.shape[-1])
-    if not named:
-        return logits.topk(size, dim=-1)
-    first = torch.tensor(named, device=logits.device)
-    support = logits.index_fill(-1, first, torch.inf).topk(size, dim=-1).indices
-    return logits.gather(-1, support), support
+class _Prediction:
+    """`log p` of the free positions, p what the host draws from: `prediction[rows]` is `(rows, vocabulary)`, float32.
+
+    It is computed from the logits of the host whenever it is asked for, so that guidance keeps no copy.
+    """
+
+    def __init__(self, step: DenoisingStep):
+        self._step = step
+        self._index = step.free[:, -step.logits.shape[1] :].nonzero(as_tuple=True)
+        self._reserved = torch.tensor(step.reserved, dtype=torch.long, device=step.logits.device)
+        self.shape = (len(self._index[0]), step.logits.shape[-1])
+        parts = [self.logits(rows).logsumexp(-1, keepdim=True) for rows in row_chunks(*self.shape)]
+        self.log_z = torch.cat(parts)  # (rows, 1)
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        return self.logits(rows).sub_(self.log_z[rows])
+
+    def logits(self, rows: slice = slice(None)) -> Tensor:
+        """What the host's logits become by temperature and reserved tokens, a new tensor."""
+        logits = self._step.logits[tuple(i[rows] for i in self._index)].float()
+        if self._step.temperature != 1:
+            logits /= self._step.temperature
+        return logits.index_fill_(-1, self._reserved, -torch.inf)
+
+    def likeliest(self, count: int, named: list[int]) -> tuple[Tensor, Tensor]:
+        """The named tokens and the `count` likeliest others of every row: logits and ids, both `(rows, S)`."""
+        size = min(count + len(named), self.shape[1])
+        first = torch.tensor(named, dtype=torch.long, device=self._reserved.device)
+        kept, support = [], []
+        for rows in row_chunks(*self.shape):
+            logits = self.logits(rows)
+            support.append(logits.index_fill(-1, first, torch.inf).topk(size, dim=-1).indices)
+            kept.append(logits.gather(-1, support[-1]))
+        return torch.cat(kept), torch.cat(support)
+
+
+def _distances(log_q: Tensor, log_p: LogProbs, mass: Tensor) -> tuple[Tensor, Tensor]:
+    """Means over the rows of `mass * KL(q || p)` and of the entropy of q."""
+    divergence, entropy = torch.empty_like(mass), torch.empty_like(mass)
+    for rows in row_chunks(*log_q.shape):
+        q = log_q[rows]
+        divergence[rows] = mass[rows] * kl(q, log_p[rows])
+        entropy[rows] = torch.special.entr(q.exp()).sum(-1)
+    return divergence.mean(), entropy.mean()
 
 
 class _Ascent:
@@ -227,9 +258,13 @@ class _Ascent:
             count = min(together, draws - first)
             grad, reward = self._gradient_of_draws(log_q, count, at_sample)
             share = count / draws
-            grads = grad * share if first == 0 else grads.add_(grad, alpha=share)
+            if first > 0:
+                grads.add_(grad, alpha=share)
+            else:
+                grads = grad if share == 1 else grad * share
+            del grad
             rewards += share * reward
-        if not grads.isfinite().all():
+        if not torch.linalg.vector_norm(grads, ord=torch.inf).isfinite():
             raise ValueError("`reward` has a gradient that is NaN or infinite; look for a log or a division at 0.")
         return grads, rewards
 
@@ -239,23 +274,28 @@ class _Ascent:
             logits = log_q.detach().requires_grad_(not at_sample)
             expanded = logits.expand(draws, *logits.shape)
             sample = estimator(expanded, hard=True, generator=self._generator)  # type: ignore[operator]
-            target = sample.detach().requires_grad_() if at_sample else logits
-            rewards = self._call(self._smooth, self._relax(target if at_sample else sample, one_hot))
+            target: Any = logits
+            if at_sample:  # no leaf: a graph keeps its leaves alive, and the sample is as large as its gradient
+                sample = sample.detach().add_(torch.zeros((), device=sample.device, requires_grad=True))
+                target = torch.autograd.graph.get_gradient_edge(sample)
+            rewards = self._call(self._smooth, self._relax(sample, one_hot))
             del sample
             if not rewards.requires_grad:
                 raise ValueError(
-                    "`reward` returned a tensor without gradient: compute it from `tokens.embed(table)` or "
-                    "`tokens.weights`, and do not detach it or use `torch.no_grad()`; make one that has none a "
-                    "`BlackBoxReward`, or use the estimator `reinforce_loo`."
+                    "`reward` returned a tensor without gradient: compute it from `tokens.embed(table)`, "
+                    "`tokens.weights` or the pixels, and do not detach it or use `torch.no_grad()`; make one that has "
+                    "none a `BlackBoxReward`, or use the estimator `reinforce_loo`."
                 )
             (grad,) = torch.autograd.grad(rewards.sum() / draws, target, allow_unused=True)
         if grad is None:
             raise ValueError(
-                "`reward` has no gradient with respect to the tokens: it must be computed from `tokens.embed(table)` "
-                "or `tokens.weights`; hard ids and strings carry none: make it a `BlackBoxReward`, or use the "
-                "estimator `reinforce_loo`."
+                "`reward` has no gradient with respect to the tokens: it must be computed from `tokens.embed(table)`, "
+                "`tokens.weights` or the pixels; hard ids and strings carry none: make it a `BlackBoxReward`, or use "
+                "the estimator `reinforce_loo`."
             )
-        return grad.sum(0) if at_sample else grad, rewards.detach().float().mean()
+        if at_sample:
+            grad = grad[0] if draws == 1 else grad.sum(0)
+        return grad, rewards.detach().float().mean()
 
     def _score_gradient(self, log_q: Tensor) -> tuple[Tensor, Tensor]:
         """The same by the logits, from rewards alone."""
@@ -269,12 +309,14 @@ class _Ascent:
         """The sum of the parts' gradients; it and their rewards go into the figures of the step."""
         grad = parts[0][0] if len(parts) == 1 else parts[0][0] + parts[1][0]
         self._rewards.append(torch.stack([reward for _, reward in parts]).sum())
-        self._grad_norms.append(grad.square().sum(-1).mean().sqrt())
+        self._grad_norms.append(torch.linalg.vector_norm(grad, dim=-1).square().mean().sqrt())
         return grad
 
     def _call(self, reward: AnyReward | None, tokens: RelaxedTokens) -> Tensor:
         assert reward is not None
-        rewards = checked(reward(tokens), len(tokens), "reward")
+        decoder, chunk_size = self._step.images, self._config.decode_chunk_size
+        sample = tokens if decoder is None else decoder.images(tokens, chunk_size)
+        rewards = checked(evaluate(reward, sample), len(tokens), "reward")
         for name, value in tokens.notes.items():
             self._notes.setdefault(name, []).append(torch.as_tensor(value, dtype=torch.float32).detach())
         return rewards

@@ -115,8 +115,10 @@ def guide(pipe: Any, reward: AnyReward, config: GuidanceConfig | None = None, *,
 
     Args:
         pipe: a pipeline with a discrete scheduler.
-        reward: any callable from `RelaxedTokens` to a differentiable tensor `(batch,)`, higher is better. It need not
-            be differentiable for the estimator `reinforce_loo`, nor where it, or a term of a sum, says so.
+        reward: any callable from `RelaxedTokens`, or from pixels `(batch, 3, height, width)` in [0, 1] where the
+            pipeline makes images, to a differentiable tensor `(batch,)`, higher is better; on images also anything
+            with `score(pixels, prompts)`. It need not be differentiable for the estimator `reinforce_loo`, nor where
+            it, or a term of a sum, says so.
         config: `GuidanceConfig()` when None.
         seed: of guidance's own generator, which runs on through all calls of the pipeline.
 

@@ -1,4 +1,4 @@
-"""What a reward is: a callable from relaxed tokens to one number a sequence. Rewards add up."""
+"""What a reward is: a callable from relaxed tokens, or pixels, to one number a sequence or image. Rewards add up."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -7,22 +7,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from redge_guidance.images import RelaxedImages
 from redge_guidance.relaxed import RelaxedTokens
 
-AnyReward = Callable[[RelaxedTokens], Tensor]
+AnyReward = Callable[[Any], Tensor]
 
 
 class Reward:
     """Base of rewards that can be added, scaled, and used outside guidance. A plain callable is a reward too.
 
-    `0.7 * a + 0.3 * b - c` is the `RewardSum` of its terms, c being any callable.
+    `0.7 * a + 0.3 * b - c` is the `RewardSum` of its terms, c being any callable. What is said here of tokens and texts
+    holds of pixels and images as well, for which `ImageReward` is the base.
 
     Attributes:
         differentiable: False for a reward without gradient, which guidance then climbs by the score function.
         name: what the trace calls it in a sum.
+        modality: `"text"`, `"image"`, or None for a reward that takes either: what it is asked about.
     """
 
     differentiable: bool = True
+    modality: str | None = None
 
     def __call__(self, tokens: RelaxedTokens) -> Tensor:
         """Rewards `(batch,)`, higher is better."""
@@ -96,13 +100,13 @@ class RewardSum(Reward):
         if not self.terms:
             raise ValueError("`terms` must name at least one reward, got none.")
 
-    def __call__(self, tokens: RelaxedTokens) -> Tensor:
-        total = torch.zeros(len(tokens), device=tokens.weights.device)
+    def __call__(self, sample: RelaxedTokens | RelaxedImages) -> Tensor:
+        total = torch.zeros(len(sample), device=sample.weights.device)
         for term in self.terms:
-            value = checked(term.reward(tokens), len(tokens), term.name).to(total.device)
-            tokens.notes[term.name] = value.detach().mean()
-            if "coverage" in tokens.notes:
-                tokens.notes[f"coverage of {term.name}"] = tokens.notes.pop("coverage")
+            value = checked(evaluate(term.reward, sample), len(sample), term.name).to(total.device)
+            sample.notes[term.name] = value.detach().mean()
+            if "coverage" in sample.notes:
+                sample.notes[f"coverage of {term.name}"] = sample.notes.pop("coverage")
             total = total + term.weight * value
         return total
 
@@ -149,10 +153,47 @@ class RewardSum(Reward):
 def _terms(reward: Any) -> list[Term]:
     if isinstance(reward, RewardSum):
         return reward.terms
-    if not callable(reward):
-        raise TypeError(f"a reward can be added to a callable from RelaxedTokens, got {type(reward).__name__}.")
+    if not callable(reward) and not hasattr(reward, "score"):
+        raise TypeError(f"a reward can be added to a callable, got {type(reward).__name__}.")
     name = reward.name if isinstance(reward, Reward) else getattr(reward, "__name__", type(reward).__name__)
     return [Term(1.0, reward, name)]
+
+
+def evaluate(reward: AnyReward, sample: RelaxedTokens | RelaxedImages) -> Tensor:
+    """The reward of what it is made for: relaxed tokens, or of images pixels and prompts.
+
+    Raises:
+        ValueError: a reward of texts for images, or the other way round.
+    """
+    found = "image" if isinstance(sample, RelaxedImages) else "text"
+    if getattr(reward, "modality", None) not in (None, found):
+        raise ValueError(
+            f"`reward` {type(reward).__name__} is for {reward.modality}s, and the pipeline makes {found}s."  # type: ignore[attr-defined]
+        )
+    if isinstance(reward, RewardSum) or not isinstance(sample, RelaxedImages):
+        return reward(sample)
+    if hasattr(reward, "score"):
+        score: Tensor = reward.score(sample.pixels, sample.prompts)
+        return score
+    return reward(sample.pixels)
+
+
+class ImageReward(Reward):
+    """Base of rewards of images: one has to write `score`, which guidance differentiates."""
+
+    modality = "image"
+
+    def score(self, pixels: Tensor, prompts: list[str] | None = None) -> Tensor:  # type: ignore[override]
+        """Rewards `(batch,)`, higher is better.
+
+        Args:
+            pixels: `(batch, 3, height, width)` in [0, 1].
+            prompts: what the images are to show, one string each.
+        """
+        raise NotImplementedError
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        return self.score(pixels)
 
 
 def split(reward: AnyReward) -> tuple[AnyReward | None, AnyReward | None]:

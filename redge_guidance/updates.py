@@ -1,17 +1,27 @@
 """Update rules: how the factorised distribution q of the free positions climbs the guidance objective.
 
 All rules maximise, for every sequence, `scale * E_q[r] - KL(q || p)`. They see the free positions of the whole batch as
-rows: `log_p` and `log_q` are `(rows, S)`, normalised log-probabilities in nats.
+rows: `log_p` and `log_q` are `(rows, S)`, normalised log-probabilities in nats. `log_q` is a tensor, `log_p` may be
+computed anew for every slice of rows that is asked for.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-RewardGradient = Callable[[Tensor], Tensor]
+_CHUNK_ELEMENTS = 2**20  # numbers that are worked on at once where something is done row by row
+
+
+class LogProbs(Protocol):
+    """A tensor `(rows, S)`, or what gives the rows of one: `log_p[first:last]` is a tensor of those rows."""
+
+    @property
+    def shape(self) -> Any: ...
+
+    def __getitem__(self, rows: slice) -> Tensor: ...
 
 
 class Ascent(Protocol):
@@ -29,7 +39,7 @@ class Ascent(Protocol):
 class Update(Protocol):
     """Anything that turns `log_p` into an improved `log_q`."""
 
-    def __call__(self, log_p: Tensor, ascent: Any, project: Callable[[Tensor], Tensor]) -> Tensor: ...
+    def __call__(self, log_p: LogProbs, ascent: Any, project: Callable[[Tensor], Tensor]) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -62,12 +72,17 @@ class Natural:
         if not 0 <= self.damping < float("inf"):
             raise ValueError(f"`damping` must be >= 0, got {self.damping!r}.")
 
-    def __call__(self, log_p: Tensor, ascent: Ascent, project: Callable[[Tensor], Tensor]) -> Tensor:
-        log_q = log_p
+    def __call__(self, log_p: LogProbs, ascent: Ascent, project: Callable[[Tensor], Tensor]) -> Tensor:
+        log_q = log_p[:].clone()
         for _ in range(self.num_updates):
-            tilt = ascent.grad_sample(log_q, self.damping).mul(self.step_size * ascent.scale)
-            log_q = tilt.add_(log_q, alpha=1 - self.step_size).add_(log_p, alpha=self.step_size)
-            log_q = project(log_q.masked_fill_(log_p == -torch.inf, -torch.inf).log_softmax(-1))
+            grad = ascent.grad_sample(log_q, self.damping)
+            for rows in row_chunks(*log_q.shape):
+                p = log_p[rows]
+                tilted = grad[rows] * (self.step_size * ascent.scale)
+                tilted.add_(log_q[rows], alpha=1 - self.step_size).add_(p, alpha=self.step_size)
+                log_q[rows] = tilted.masked_fill_(p == -torch.inf, -torch.inf).log_softmax(-1)
+            del grad
+            log_q = project(log_q)
         return log_q
 
 
@@ -88,7 +103,8 @@ class Adam:
         if not 0 < self.learning_rate < float("inf"):
             raise ValueError(f"`learning_rate` must be > 0, got {self.learning_rate!r}.")
 
-    def __call__(self, log_p: Tensor, ascent: Ascent, project: Callable[[Tensor], Tensor]) -> Tensor:
+    def __call__(self, log_p: LogProbs, ascent: Ascent, project: Callable[[Tensor], Tensor]) -> Tensor:
+        log_p = log_p[:]
         logits = log_p.clone()
         adam = torch.optim.Adam([logits], lr=self.learning_rate)
         for _ in range(self.num_updates):
@@ -97,6 +113,16 @@ class Adam:
             adam.step()
             logits.copy_(project(logits.log_softmax(-1)))
         return logits
+
+
+def row_chunks(rows: int, columns: int) -> Iterator[slice]:
+    """Slices of rows that together hold about a million numbers, in order.
+
+    >>> list(row_chunks(3, 2**19))
+    [slice(0, 2, None), slice(2, 4, None)]
+    """
+    size = max(1, _CHUNK_ELEMENTS // max(columns, 1))
+    return (slice(first, first + size) for first in range(0, rows, size))
 
 
 UPDATES: dict[str, Any] = {"adam": Adam, "natural": Natural}
@@ -121,7 +147,7 @@ def kl_gradient(log_q: Tensor, log_p: Tensor) -> Tensor:
     return log_q.exp() * (log_ratio(log_q, log_p) - kl(log_q, log_p)[..., None])
 
 
-def project_to_budget(log_q: Tensor, log_p: Tensor, budget: Tensor, groups: Tensor, weights: Tensor) -> Tensor:
+def project_to_budget(log_q: Tensor, log_p: LogProbs, budget: Tensor, groups: Tensor, weights: Tensor) -> Tensor:
     """Move q back along `log q_s = (1 - s) log p + s log q + const` until every group's KL(q_s || p) is within budget.
 
     The KL grows with s, so s is found by bisection, from below: the result never exceeds the budget.
@@ -136,19 +162,28 @@ def project_to_budget(log_q: Tensor, log_p: Tensor, budget: Tensor, groups: Tens
         `(rows, S)`; groups within their budget come back as they were.
     """
 
-    def path(s: Tensor) -> Tensor:
-        return (log_p + s[groups, None] * log_ratio(log_q, log_p)).log_softmax(-1)
+    def path(s: Tensor, rows: slice, p: Tensor) -> Tensor:
+        return (p + s[groups[rows], None] * log_ratio(log_q[rows], p)).log_softmax(-1)
 
-    def total_kl(candidate: Tensor) -> Tensor:
-        return torch.zeros_like(budget).index_add_(0, groups, weights * kl(candidate, log_p))
+    def fits(s: Tensor | None) -> Tensor:
+        """Whether q_s is within the budget, q itself for None."""
+        total = torch.zeros_like(budget)
+        for rows in row_chunks(*log_q.shape):
+            p = log_p[rows]
+            candidate = log_q[rows] if s is None else path(s, rows, p)
+            total.index_add_(0, groups[rows], weights[rows] * kl(candidate, p))
+        return total <= budget
 
-    inside = total_kl(log_q) <= budget
+    inside = fits(None)
     low, high = inside.to(log_q.dtype), torch.ones_like(budget, dtype=log_q.dtype)
     for _ in range(20):
         middle = (low + high) / 2
-        fits = total_kl(path(middle)) <= budget
-        low, high = torch.where(fits, middle, low), torch.where(fits, high, middle)
-    return torch.where(inside[groups, None], log_q, path(low))
+        found = fits(middle)
+        low, high = torch.where(found, middle, low), torch.where(found, high, middle)
+    result = torch.empty_like(log_q)
+    for rows in row_chunks(*log_q.shape):
+        result[rows] = torch.where(inside[groups[rows], None], log_q[rows], path(low, rows, log_p[rows]))
+    return result
 
 
 def _check_positive_integer(name: str, value: Any) -> None:

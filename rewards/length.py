@@ -31,6 +31,8 @@ class LengthReward(Reward):
         ValueError: an impossible range or an unknown unit.
     """
 
+    modality = "text"
+
     def __init__(self, minimum: int = 0, maximum: int | None = None, *, unit: str = "words"):
         if minimum < 0 or (maximum is not None and maximum < minimum):
             raise ValueError(f"`minimum` and `maximum` must satisfy 0 <= minimum <= maximum, got {minimum}, {maximum}.")

@@ -53,6 +53,8 @@ class LexicalReward(Reward):
             wanted word that the generator's tokenizer cannot write.
     """
 
+    modality = "text"
+
     def __init__(
         self,
         wanted: str | Iterable[str] | Mapping[str, float] = (),

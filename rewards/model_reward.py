@@ -31,6 +31,7 @@ class ModelReward(Reward):
         max_length: in tokens; None: what the tokenizer and the model's config say.
     """
 
+    modality = "text"
     auto_class: ClassVar[Any]
     answer_only: bool = False
 

@@ -3,9 +3,11 @@
 from importlib.metadata import version
 from typing import Any
 
+from redge_guidance.hosts.amused import AmusedHost
 from redge_guidance.hosts.base import DenoisingStep, Host, is_a
 from redge_guidance.hosts.diffusion_gemma import DiffusionGemmaHost
 from redge_guidance.hosts.llada2 import LLaDA2Host
+from redge_guidance.hosts.masked_image import MaskedImageHost
 from redge_guidance.hosts.masked_text import MaskedTextHost
 from redge_guidance.hosts.uniform_text import UniformTextHost
 
@@ -26,7 +28,7 @@ class MyHost(Host):
         ids = arguments["sample"]  # (batch, length)
         free = ids == arguments["mask_token_id"]
         return DenoisingStep(
-            logits=arguments["model_output"][free],
+            logits=arguments["model_output"],
             ids=ids,
             free=free,
             attention_mask=ids != self.pipe.tokenizer.pad_token_id,
@@ -38,7 +40,14 @@ class MyHost(Host):
 HOSTS.append(MyHost)
 """
 
-HOSTS: list[type[Host]] = [MaskedTextHost, UniformTextHost, LLaDA2Host, DiffusionGemmaHost]
+HOSTS: list[type[Host]] = [
+    MaskedImageHost,
+    MaskedTextHost,
+    UniformTextHost,
+    LLaDA2Host,
+    DiffusionGemmaHost,
+    AmusedHost,
+]
 
 
 # What the adapters were tested with; the discrete schedulers of diffusers are still changing.

@@ -7,13 +7,16 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from redge_guidance.images import ImageDecoder
+
 
 @dataclass(frozen=True, eq=False)
 class DenoisingStep:
     """What guidance needs to know of one call of `scheduler.step`.
 
     Attributes:
-        logits: `(free positions, vocabulary)`, the model's logits at the free positions in row-major order.
+        logits: `(batch, block, vocabulary)`, the model's logits at the last `block` positions, as the host has them;
+            those at the free positions are read, and nothing is written to them.
         ids: `(batch, length)` int64, the whole context, fixed and free.
         free: `(batch, length)` bool, the positions whose tokens are still to be drawn.
         attention_mask: `(batch, length)` bool, False on padding.
@@ -22,6 +25,8 @@ class DenoisingStep:
         tokenizer: the generator's; None where the host has none.
         given: `(batch, length)` bool, tokens of the prompt, among which an end-of-text token ends nothing; None: none.
         reserved: token ids that guidance forbids at the free positions.
+        images: where tokens are those of images, what makes them pixels for the reward; None: the reward sees
+            `RelaxedTokens`.
     """
 
     logits: Tensor
@@ -33,6 +38,7 @@ class DenoisingStep:
     tokenizer: Any
     given: Tensor | None = None
     reserved: list[int] = field(default_factory=list)
+    images: ImageDecoder | None = None
 
 
 class Host(ABC):
@@ -63,7 +69,7 @@ class Host(ABC):
         """The step that is about to be taken; `arguments` are those of the scheduler's method `seam`, by name."""
 
     def write(self, arguments: dict[str, Any], step: DenoisingStep, logits: Tensor) -> None:
-        """Put guided logits, of the shape of `step.logits`, into the arguments; the host's own tensors stay."""
+        """Put guided logits `(free positions, vocabulary)` into the arguments; the host's own tensors stay."""
         output = arguments["model_output"].clone()
         output[step.free[:, -output.shape[1] :]] = logits.to(output.dtype)
         arguments["model_output"] = output

@@ -79,7 +79,7 @@ class GuidanceLogitsProcessor(LogitsProcessor):
         free = (position >= input_ids.shape[1]).expand(batch, -1)
         given = (position < self._prompt_length).expand(batch, -1)
         step = DenoisingStep(
-            logits=scores.flatten(0, 1),
+            logits=scores,
             ids=ids,
             free=free,
             attention_mask=~((ids == self._tokenizer.pad_token_id) & given),
@@ -164,7 +164,7 @@ class DreamLogitsHook:
             valid[:, : self._prompt_mask.shape[1]] = self._prompt_mask.to(valid)
         guided = self._guidance(
             DenoisingStep(
-                logits=logits[free],
+                logits=logits,
                 ids=x,
                 free=free,
                 attention_mask=valid,

@@ -47,7 +47,7 @@ class DiffusionGemmaHost(Host):
         position = torch.arange(ids.shape[1], device=ids.device)
         steps = self.pipe.scheduler.num_inference_steps
         return DenoisingStep(
-            logits=arguments["model_output"][free[:, -canvas.shape[1] :]],
+            logits=arguments["model_output"],
             ids=ids,
             free=free,
             attention_mask=torch.nn.functional.pad(self._attention_mask, (0, canvas.shape[1]), value=True),

@@ -49,7 +49,7 @@ class LLaDA2Host(Host):
             free = torch.ones_like(free)
         free = in_block(free & ~in_prompt, length) & self._attention_mask
         return DenoisingStep(
-            logits=arguments["model_output"][free[:, -block_length:]],
+            logits=arguments["model_output"],
             ids=ids,
             free=free,
             attention_mask=self._attention_mask,

@@ -26,7 +26,7 @@ class MaskedTextHost(Host):
         free = hidden if active is None else hidden & active
         within = int((timesteps > arguments["timestep"]).sum()) / len(timesteps)
         return DenoisingStep(
-            logits=arguments["model_output"][free],
+            logits=arguments["model_output"],
             ids=ids,
             free=free,
             attention_mask=_not_padding(ids, frozen, self.pipe.tokenizer) & (free | ~hidden),

@@ -22,7 +22,7 @@ class UniformTextHost(Host):
     def read(self, seam: str, arguments: dict[str, Any]) -> DenoisingStep:
         free = self.pipe._hidden
         return DenoisingStep(
-            logits=arguments["model_output"][free],
+            logits=arguments["model_output"],
             ids=arguments["sample"],
             free=free,
             attention_mask=self.pipe._attention_mask,

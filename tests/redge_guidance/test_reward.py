@@ -75,7 +75,7 @@ def test_an_error_names_its_term(pipe):
 
 
 def test_bad_terms():
-    with pytest.raises(TypeError, match="can be added to a callable from RelaxedTokens, got float"):
+    with pytest.raises(TypeError, match="can be added to a callable, got float"):
         LexicalReward("a") + 1.0
     with pytest.raises(TypeError, match="can be multiplied by a number, got str"):
         LexicalReward("a") * "b"
@@ -107,9 +107,10 @@ def points_of_text(text):
 
 
 def step_of(logits):
+    """All of two texts of three words; `logits` `(6, vocabulary)`."""
     ids = torch.full((2, 3), 2)
     free = torch.ones_like(ids).bool()
-    return DenoisingStep(logits, ids, free, free, 1.0, 0.0, word_tokenizer(), reserved=[0, 1, 2])
+    return DenoisingStep(logits.view(2, 3, -1), ids, free, free, 1.0, 0.0, word_tokenizer(), reserved=[0, 1, 2])
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from redge_guidance.updates import Adam, Natural, kl, kl_gradient, project_to_budget
+from redge_guidance import updates
+from redge_guidance.updates import Adam, Natural, kl, kl_gradient, project_to_budget, row_chunks
 
 
 class LinearReward:
@@ -99,6 +100,33 @@ def test_projection_stops_at_the_budget_of_each_group():
     moved, full = (x - x[..., :1] for x in ((projected - log_p)[:2], (log_q - log_p)[:2]))
     ratio = moved[:, 1:] / full[:, 1:]
     torch.testing.assert_close(ratio, ratio[0, 0].expand_as(ratio))
+
+
+class OnDemand:
+    """Rows of a tensor, computed when they are asked for."""
+
+    def __init__(self, rows):
+        self._rows, self.shape = rows, rows.shape
+
+    def __getitem__(self, rows):
+        return self._rows[rows].clone()
+
+
+@pytest.mark.parametrize("update", [Natural(), Adam(num_updates=3)])
+def test_rows_on_demand_and_in_chunks_give_what_a_tensor_gives(update, monkeypatch):
+    log_p, ascent = problem()
+    before = log_p.clone()
+    groups, weights = torch.arange(6) // 2, torch.ones(6, dtype=torch.float64)
+    budget = torch.full((3,), 0.05, dtype=torch.float64)
+
+    def run(log_p):
+        return update(log_p, ascent, lambda log_q: project_to_budget(log_q, log_p, budget, groups, weights))
+
+    whole = run(log_p)
+    assert torch.equal(log_p, before)  # p is the caller's
+    monkeypatch.setattr(updates, "_CHUNK_ELEMENTS", 11)  # two rows of five
+    assert len(list(row_chunks(6, 5))) == 3
+    torch.testing.assert_close(run(OnDemand(log_p)), whole)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,376 @@
+"""Image generation with a masked diffusion model over the tokens of a VQ model."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.image_processor import VaeImageProcessor
+from diffusers.utils import BaseOutput
+from torch import Tensor
+
+from redge_guidance.checkpoints import loading, resolve
+from redge_guidance.image_tokens import codebook_of, to_pixels, to_tokens
+from redge_guidance.pipelines.halton import convert_transformer, convert_vq_model
+from redge_guidance.pipelines.masked_scheduler import MaskedDiffusionScheduler
+
+
+@dataclass
+class MaskedImagePipelineOutput(BaseOutput):
+    """Output of `MaskedImagePipeline`.
+
+    Attributes:
+        images: as `output_type` says.
+        tokens: `(batch, side**2)` int64, rows from top to bottom.
+    """
+
+    images: Any
+    tokens: Tensor
+
+
+class MaskedImagePipeline(DiffusionPipeline):
+    """Generate or complete images with a masked model of image tokens, as MaskGIT (arXiv 2202.04200).
+
+    An image is a square of tokens, entries of the codebook of `vqvae`. Hidden tokens hold an id outside the codebook,
+    and `scheduler` decides which of them to draw in each denoising step.
+
+    Args:
+        transformer: a `MaskedImageTransformer`, with or without classes, or diffusers' `UVit2DModel`, which is given a
+            text.
+        vqvae: diffusers' `VQModel`.
+        scheduler: a `MaskedDiffusionScheduler`.
+        tokenizer, text_encoder: of CLIP, for a `UVit2DModel`.
+        mask_token_id: id of a hidden token; None: the one after the codebook, of a `UVit2DModel` its last one.
+        do_normalize: whether the pixels of `vqvae` lie in [-1, 1] rather than [0, 1].
+        num_inference_steps, temperature, guidance_scale: what `__call__` uses when it is not told otherwise.
+
+    Raises:
+        ValueError: a codebook and a transformer of different sizes, a mask token inside the codebook, or a text model
+            without tokenizer or text encoder.
+    """
+
+    transformer: Any
+    vqvae: Any
+    scheduler: MaskedDiffusionScheduler
+    tokenizer: Any
+    text_encoder: Any
+    model_cpu_offload_seq = "text_encoder->transformer->vqvae"
+    _optional_components: ClassVar[list[str]] = ["tokenizer", "text_encoder"]
+    _callback_tensor_inputs: ClassVar[list[str]] = ["sample", "logits"]
+
+    def __init__(
+        self,
+        transformer: Any,
+        vqvae: Any,
+        scheduler: MaskedDiffusionScheduler,
+        tokenizer: Any = None,
+        text_encoder: Any = None,
+        mask_token_id: int | None = None,
+        do_normalize: bool = True,
+        num_inference_steps: int = 16,
+        temperature: float = 1.0,
+        guidance_scale: float = 1.0,
+    ):
+        super().__init__()
+        codes, size = len(codebook_of(vqvae)), transformer.config.codebook_size
+        if codes != size:
+            raise ValueError(
+                f"`vqvae` and `transformer` must have one codebook, got {codes} codes and a transformer for {size}; "
+                "take both from the same checkpoint."
+            )
+        self._takes_text = "encoder_hidden_size" in transformer.config
+        if mask_token_id is None:
+            mask_token_id = transformer.config.vocab_size - 1 if self._takes_text else size
+        if mask_token_id < size:
+            raise ValueError(
+                f"`mask_token_id` must lie outside the codebook of {size} codes, got {mask_token_id}; a hidden token "
+                "is no image token."
+            )
+        if self._takes_text and (tokenizer is None or text_encoder is None):
+            raise ValueError("`tokenizer` and `text_encoder` must be given with a transformer that is given a text.")
+        self.register_modules(transformer=transformer, vqvae=vqvae, scheduler=scheduler)
+        self.register_modules(tokenizer=tokenizer, text_encoder=text_encoder)
+        self.register_to_config(mask_token_id=mask_token_id, do_normalize=do_normalize, temperature=temperature)
+        self.register_to_config(num_inference_steps=num_inference_steps, guidance_scale=guidance_scale)
+        self._prompts: list[str] | None = None  # of the images that are being drawn
+        self.image_processor = VaeImageProcessor(do_resize=False, do_normalize=False)
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str | os.PathLike[str], *, dtype: torch.dtype = torch.float32, **kwargs: Any
+    ) -> "MaskedImagePipeline":
+        """Load a pipeline folder, a hub id, or an embedded checkpoint (`"builtin:mnist-masked"`).
+
+        Args:
+            name: embedded checkpoint, folder, or hub id.
+            dtype: of the models.
+            **kwargs: for `DiffusionPipeline.from_pretrained`.
+
+        Raises:
+            ValueError, FileNotFoundError: `name` is unknown, or its parts do not fit one another.
+            OSError: `name` is a hub id that cannot be loaded.
+        """
+        with loading(name):
+            pipe: MaskedImagePipeline = super().from_pretrained(resolve(name), dtype=dtype, **kwargs)
+        return pipe
+
+    @classmethod
+    def from_halton(
+        cls, transformer: str | os.PathLike[str], vqvae: str | os.PathLike[str], **kwargs: Any
+    ) -> "MaskedImagePipeline":
+        """The class-conditional ImageNet models of Halton-MaskGIT, from their published files.
+
+        `save_pretrained` then writes a folder that `from_pretrained` reads.
+
+        Args:
+            transformer: `ImageNet_256_*.pth` or `ImageNet_384_*.pth` of llvictorll/Halton-Maskgit.
+            vqvae: `vq_ds16_c2i.pt` of FoundationVision/LlamaGen.
+            **kwargs: further arguments of the constructor; the scheduler is a cosine schedule in the order of
+                confidence, if not given.
+
+        Raises:
+            ValueError: a file that is a pickle of code, or holds other weights.
+            FileNotFoundError: no such file.
+        """
+        defaults = {"guidance_scale": 4.0, "num_inference_steps": 32}
+        scheduler = kwargs.pop("scheduler", None)
+        if scheduler is None:
+            scheduler = MaskedDiffusionScheduler("confidence", schedule="cosine", choice_temperature=4.5)
+        return cls(convert_transformer(transformer), convert_vq_model(vqvae), scheduler, **defaults | kwargs)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        class_labels: int | Sequence[int] | None = None,
+        prompt: str | list[str] | None = None,
+        *,
+        num_images: int = 1,
+        tokens: Tensor | None = None,
+        image: Any = None,
+        mask_image: Any = None,
+        num_inference_steps: int | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        guidance_scale: float | None = None,
+        negative_prompt: str | None = None,
+        generator: torch.Generator | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable[[Any, int, Tensor, dict[str, Any]], dict[str, Any]] | None = None,
+        callback_on_step_end_tensor_inputs: list[str] | None = None,
+    ) -> MaskedImagePipelineOutput | tuple[Any, Tensor]:
+        """Generate images.
+
+        Args:
+            class_labels: one class or several, of a model with classes; None: whatever class.
+            prompt: one text or several, of a model that is given a text.
+            num_images: images of every class or prompt, or in all.
+            tokens: `(batch, side**2)` or `(side**2,)` int64, tokens that stay; `pipe.mask_token_id` where one is to be
+                drawn.
+            image: an image to complete, PIL or `(3, height, width)` or a batch of these in [0, 1]; of the size that the
+                pipeline makes.
+            mask_image: white (1) where `image` is to be drawn anew, PIL or `(height, width)`. A token that covers any
+                of it is drawn; elsewhere the result is `image` itself.
+            num_inference_steps, temperature, guidance_scale: None: those of the pipeline. `temperature` 0 is greedy.
+            top_k, top_p: draw from the k likeliest tokens, from the likeliest tokens of total probability p.
+            guidance_scale: classifier-free guidance, `logits = u + guidance_scale * (c - u)`, u without class or text;
+                1 is none.
+            negative_prompt: what u is told instead of no text.
+            generator: source of all randomness; the same generator gives the same images.
+            output_type: `"pil"`, `"np"`, `"pt"` (`(batch, 3, height, width)` in [0, 1]) or `"latent"`, the tokens.
+            return_dict: return an output object instead of `(images, tokens)`.
+            callback_on_step_end: called as `callback(pipe, step, timestep, {name: tensor})`; may return a dict with a
+                new `sample`.
+            callback_on_step_end_tensor_inputs: of `["sample", "logits"]`; default `["sample"]`.
+
+        Raises:
+            ValueError: a label outside the classes, a text or a class for a model without, an image of the wrong size
+                or range, or a setting out of range.
+        """
+        temperature = self.config.temperature if temperature is None else temperature
+        steps = self.config.num_inference_steps if num_inference_steps is None else num_inference_steps
+        guidance_scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
+        callback_inputs = callback_on_step_end_tensor_inputs or ["sample"]
+        _check_inputs(temperature, top_p, {"num_images": num_images, "num_inference_steps": steps, "top_k": top_k})
+        unknown = set(callback_inputs) - set(self._callback_tensor_inputs)
+        if unknown:
+            raise ValueError(
+                "`callback_on_step_end_tensor_inputs` must be of "
+                f"{self._callback_tensor_inputs}, got {sorted(unknown)}."
+            )
+        self._prompts, given, nothing = self._conditions(class_labels, prompt, negative_prompt, num_images)
+        batch = next(iter(given.values())).shape[0]
+        pixels, redrawn = self._given_image(image, mask_image)
+        sample = self._canvas(batch, tokens, pixels, redrawn)
+        frozen = sample != self.mask_token_id
+        self.scheduler.set_timesteps(steps, device=sample.device)
+        for step, t in enumerate(self.progress_bar(self.scheduler.timesteps)):
+            logits = self._logits(sample, given)
+            if guidance_scale != 1:
+                unconditional = self._logits(sample, nothing)
+                logits = unconditional + guidance_scale * (logits - unconditional)
+            sample, _ = self.scheduler.step(
+                logits,
+                t,
+                sample,
+                mask_token_id=self.mask_token_id,
+                frozen=frozen,
+                temperature=temperature,
+                top_k=top_k,
+                top_p=top_p,
+                generator=generator,
+                return_dict=False,
+            )
+            if callback_on_step_end is not None:
+                tensors = {"sample": sample, "logits": logits}
+                inputs = {name: tensors[name] for name in callback_inputs}
+                sample = (callback_on_step_end(self, step, t, inputs) or {}).get("sample", sample)
+        images = sample if output_type == "latent" else self._images(sample, pixels, redrawn, output_type)
+        self.maybe_free_model_hooks()
+        return MaskedImagePipelineOutput(images, sample) if return_dict else (images, sample)
+
+    @property
+    def mask_token_id(self) -> int:
+        return int(self.config.mask_token_id)
+
+    @property
+    def side(self) -> int:
+        """Tokens in a row, and in a column."""
+        return int(self.transformer.config.sample_size)
+
+    @property
+    def image_size(self) -> int:
+        """Pixels in a row, and in a column."""
+        return int(self.side * 2 ** (len(self.vqvae.config.block_out_channels) - 1))
+
+    def decode(self, tokens: Tensor) -> Tensor:
+        """Pixels `(batch, 3, height, width)` in [0, 1] of tokens `(batch, side**2)`."""
+        return to_pixels(self.vqvae, codebook_of(self.vqvae)[tokens], self.config.do_normalize)
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Tokens `(batch, side**2)` of pixels `(batch, 3, height, width)` in [0, 1]."""
+        return to_tokens(self.vqvae, pixels, self.config.do_normalize)
+
+    def _logits(self, sample: Tensor, condition: dict[str, Tensor]) -> Tensor:
+        """`(batch, side**2, codes)`."""
+        if not self._takes_text:
+            logits: Tensor = self.transformer(sample, **condition)
+            return logits
+        square = sample.unflatten(1, (self.side, self.side))
+        return self.transformer(square, **condition).flatten(2).transpose(1, 2)  # type: ignore[no-any-return]
+
+    def _conditions(
+        self, class_labels: Any, prompt: Any, negative_prompt: str | None, num_images: int
+    ) -> tuple[list[str] | None, dict[str, Tensor], dict[str, Tensor]]:
+        """The prompts, what the transformer is given with them or with the labels, and what without."""
+        if not self._takes_text:
+            if prompt is not None or negative_prompt is not None:
+                raise ValueError("`prompt` is for a transformer that is given a text; this one has `class_labels`.")
+            labels = self._labels(class_labels, num_images)
+            return None, {"class_labels": labels}, {"class_labels": torch.full_like(labels, self._num_classes)}
+        if class_labels is not None:
+            raise ValueError("`class_labels` are for a transformer with classes; this one is given a `prompt`.")
+        texts = [prompt or ""] if prompt is None or isinstance(prompt, str) else list(prompt)
+        texts = [text for text in texts for _ in range(num_images)]
+        return texts, self._embed(texts), self._embed([negative_prompt or ""] * len(texts))
+
+    def _labels(self, class_labels: Any, num_images: int) -> Tensor:
+        classes = self._num_classes
+        if class_labels is None:
+            given = [classes]
+        else:
+            given = [class_labels] if isinstance(class_labels, int) else [int(label) for label in class_labels]
+            wrong = [label for label in given if not 0 <= label < classes]
+            if wrong or not given:
+                raise ValueError(f"`class_labels` must lie in [0, {classes}), got {wrong[0] if wrong else 'none'}.")
+        return torch.tensor(given, device=self._execution_device).repeat_interleave(num_images)
+
+    @property
+    def _num_classes(self) -> int:
+        return int(self.transformer.config.num_classes)
+
+    def _embed(self, texts: list[str]) -> dict[str, Tensor]:
+        """What a `UVit2DModel` is given of texts, and of the size of the image."""
+        length, device = self.tokenizer.model_max_length, self._execution_device
+        ids = self.tokenizer(texts, return_tensors="pt", padding="max_length", truncation=True, max_length=length)
+        output = self.text_encoder(ids.input_ids.to(device), return_dict=True, output_hidden_states=True)
+        size = float(self.image_size)
+        micro_conds = torch.tensor([[size, size, 0.0, 0.0, 6.0]], device=device)  # crop and aesthetics as aMUSEd's
+        return {
+            "pooled_text_emb": output.text_embeds,
+            "encoder_hidden_states": output.hidden_states[-2],
+            "micro_conds": micro_conds.to(output.text_embeds).expand(len(texts), -1),
+        }
+
+    def _given_image(self, image: Any, mask_image: Any) -> tuple[Tensor | None, Tensor | None]:
+        """Pixels `(batch, 3, height, width)`, and where they are drawn anew `(batch, 1, height, width)`, as floats."""
+        if (image is None) != (mask_image is None):
+            raise ValueError("`image` and `mask_image` must be given together; the mask is white where to draw.")
+        if image is None:
+            return None, None
+        pixels, mask = _as_pixels(image, "image"), _as_pixels(mask_image, "mask_image")
+        pixels = pixels.expand(-1, 3, -1, -1)
+        size = self.image_size
+        for name, found in (("image", pixels), ("mask_image", mask)):
+            if found.shape[2:] != (size, size):
+                raise ValueError(f"`{name}` must be {size} x {size} pixels, got {found.shape[3]} x {found.shape[2]}.")
+        device = self._execution_device
+        return pixels.to(device), (mask.amax(1, keepdim=True) > 0.5).float().to(device)
+
+    def _canvas(self, batch: int, tokens: Tensor | None, pixels: Tensor | None, redrawn: Tensor | None) -> Tensor:
+        length, device = self.side**2, self._execution_device
+        if pixels is not None and redrawn is not None:
+            if tokens is not None:
+                raise ValueError("`tokens` and `image` cannot be given together.")
+            cells = torch.nn.functional.adaptive_max_pool2d(redrawn, self.side).flatten(1) > 0
+            tokens = self.encode(pixels).masked_fill(cells, self.mask_token_id)
+        if tokens is None:
+            return torch.full((batch, length), self.mask_token_id, device=device)
+        tokens = torch.atleast_2d(tokens).to(device)
+        if tokens.shape[1] != length or batch % len(tokens):
+            raise ValueError(
+                f"`tokens` must be (batch, {length}) for {batch} images or a part of them, got {tuple(tokens.shape)}."
+            )
+        codes = self.transformer.config.codebook_size
+        if not (((tokens >= 0) & (tokens < codes)) | (tokens == self.mask_token_id)).all():
+            raise ValueError(f"`tokens` must be ids of the {codes} codes, or {self.mask_token_id} where to draw one.")
+        return tokens.repeat_interleave(batch // len(tokens), 0)
+
+    def _images(self, sample: Tensor, pixels: Tensor | None, redrawn: Tensor | None, output_type: str) -> Any:
+        images = self.decode(sample)
+        if pixels is not None and redrawn is not None:
+            repeats = len(images) // len(pixels)
+            kept, where = (x.repeat_interleave(repeats, 0) for x in (pixels, redrawn.expand(len(pixels), -1, -1, -1)))
+            images = torch.where(where > 0, images, kept)
+        return self.image_processor.postprocess(images, output_type, [False] * len(images))
+
+
+def _as_pixels(image: Any, name: str) -> Tensor:
+    """`(batch, channels, height, width)` in [0, 1]."""
+    if isinstance(image, list | tuple):
+        return torch.cat([_as_pixels(one, name) for one in image])
+    if isinstance(image, Tensor):
+        pixels = image.float()
+        while pixels.ndim < 4:
+            pixels = pixels[None]
+    elif hasattr(image, "convert"):
+        pixels = VaeImageProcessor(do_resize=False, do_normalize=False).preprocess(image.convert("RGB"))
+    else:
+        raise ValueError(f"`{name}` must be a PIL image or a tensor, got {type(image).__name__}.")
+    if pixels.numel() and not (pixels.min() >= 0 and pixels.max() <= 1):
+        low, high = pixels.min().item(), pixels.max().item()
+        raise ValueError(f"`{name}` must have values in [0, 1], got {low:.3g} to {high:.3g}.")
+    return pixels
+
+
+def _check_inputs(temperature: float, top_p: float | None, counts: dict[str, int | None]) -> None:
+    if not 0 <= temperature < float("inf"):
+        raise ValueError(f"`temperature` must be >= 0, got {temperature}; 0 is greedy.")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"`top_p` must lie in (0, 1], got {top_p}.")
+    for name, value in counts.items():
+        if value is not None and value < 1:
+            raise ValueError(f"`{name}` must be >= 1, got {value}.")

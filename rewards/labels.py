@@ -1,0 +1,61 @@
+"""What a classifier's logits are worth."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Label:
+    """Log-probability of a label, the margin between two, or the output of a regression model.
+
+    In nats, z being the logits and T the temperature: `log softmax(z / T)[label]`; for a classifier of several labels
+    at once (`problem_type` `"multi_label_classification"`) `log sigmoid(z[label] / T)`; with `against`,
+    `(z[label] - z[against]) / T`. With one output, `z / T`.
+
+    Args:
+        config: the classifier's, with `num_labels`, `id2label` and `problem_type`.
+        label: name or index; None only for a model with one output.
+        against: name or index of another label; None: all others.
+        temperature: > 0.
+
+    Raises:
+        ValueError: an unknown label, none where the model has several, or a temperature that is not positive.
+    """
+
+    def __init__(self, config: Any, label: str | int | None, against: str | int | None, temperature: float):
+        self._temperature = temperature
+        self._index = _label_index(config, label, "label")
+        self._against = None if against is None else _label_index(config, against, "against")
+        if self._against == self._index:
+            raise ValueError(f"`against` must be another label than `label`, got {against!r} for both.")
+        if not temperature > 0:
+            raise ValueError(f"`temperature` must be > 0, got {temperature!r}.")
+        self._several = getattr(config, "problem_type", None) == "multi_label_classification"
+        self.name = str(config.id2label[self._index])
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """`(batch, labels)` to `(batch,)`."""
+        logits = logits / self._temperature
+        if self._against is not None:
+            return logits[:, self._index] - logits[:, self._against]
+        if logits.shape[-1] == 1:
+            return logits[:, 0]
+        if self._several:
+            return torch.nn.functional.logsigmoid(logits[:, self._index])
+        return logits.log_softmax(-1)[:, self._index]
+
+
+def _label_index(config: Any, label: str | int | None, argument: str) -> int:
+    names = {int(i): str(name) for i, name in config.id2label.items()}
+    if config.num_labels == 1:
+        if label not in (None, 0, names.get(0)):
+            raise ValueError(f"`{argument}` must be None for a model with one output, got {label!r}.")
+        return 0
+    choices = ", ".join(f"{name} ({i})" for i, name in sorted(names.items()))
+    if isinstance(label, int) and not isinstance(label, bool) and label in names:
+        return label
+    for i, name in names.items():
+        if isinstance(label, str) and label.lower() in (name.lower(), str(i)):
+            return i
+    raise ValueError(f"`{argument}` must be one of {choices}, got {label!r}.")
