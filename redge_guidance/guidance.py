@@ -155,8 +155,11 @@ class _Prediction:
         self._index = step.free[:, -step.logits.shape[1] :].nonzero(as_tuple=True)
         self._reserved = torch.tensor(step.reserved, dtype=torch.long, device=step.logits.device)
         self.shape = (len(self._index[0]), step.logits.shape[-1])
-        parts = [self.logits(rows).logsumexp(-1, keepdim=True) for rows in row_chunks(*self.shape)]
-        self.log_z = torch.cat(parts)  # (rows, 1)
+        # Results are written into memory that was there before: small new tensors among large temporary ones would
+        # keep the latter's memory from being used again.
+        self.log_z = torch.empty(self.shape[0], 1, device=step.logits.device)
+        for rows in row_chunks(*self.shape):
+            self.log_z[rows] = self.logits(rows).logsumexp(-1, keepdim=True)
 
     def __getitem__(self, rows: slice) -> Tensor:
         return self.logits(rows).sub_(self.log_z[rows])
@@ -172,12 +175,13 @@ class _Prediction:
         """The named tokens and the `count` likeliest others of every row: logits and ids, both `(rows, S)`."""
         size = min(count + len(named), self.shape[1])
         first = torch.tensor(named, dtype=torch.long, device=self._reserved.device)
-        kept, support = [], []
+        support = torch.empty(self.shape[0], size, dtype=torch.long, device=first.device)
+        kept = torch.empty(support.shape, device=first.device)
         for rows in row_chunks(*self.shape):
             logits = self.logits(rows)
-            support.append(logits.index_fill(-1, first, torch.inf).topk(size, dim=-1).indices)
-            kept.append(logits.gather(-1, support[-1]))
-        return torch.cat(kept), torch.cat(support)
+            support[rows] = logits.index_fill(-1, first, torch.inf).topk(size, dim=-1).indices
+            kept[rows] = logits.gather(-1, support[rows])
+        return kept, support
 
 
 def _distances(log_q: Tensor, log_p: LogProbs, mass: Tensor) -> tuple[Tensor, Tensor]:

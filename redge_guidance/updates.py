@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-_CHUNK_ELEMENTS = 2**20  # numbers that are worked on at once where something is done row by row
+_CHUNK_ELEMENTS = 2**18  # numbers that are worked on at once where something is done row by row: they stay in the cache
 
 
 class LogProbs(Protocol):
