@@ -118,13 +118,12 @@ def guided_logits(
     """
     with torch.no_grad():
         model = _Prediction(step)
-        support = None
+        log_p: LogProbs = model
+        log_z, support = model.log_z, None
         if config.support is not None and config.support < model.shape[1]:
-            log_p, support = model.likeliest(config.support, named_tokens(reward, step.tokenizer))
-            log_z = log_p.logsumexp(-1, keepdim=True)
-            log_p -= log_z
-        else:
-            log_p, log_z = model, model.log_z
+            kept, support = model.likeliest(config.support, named_tokens(reward, step.tokenizer))
+            log_z = kept.logsumexp(-1, keepdim=True)
+            log_p = kept.sub_(log_z)
         mass = (log_z - model.log_z).exp()[:, 0]  # (rows,), probability of the support under p
         ascent = _Ascent(step, reward, config, generator, support)
         sequence = step.free.nonzero()[:, 0]

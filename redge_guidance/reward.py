@@ -28,11 +28,11 @@ class Reward:
     differentiable: bool = True
     modality: str | None = None
 
-    def __call__(self, tokens: RelaxedTokens) -> Tensor:
+    def __call__(self, tokens: Any) -> Tensor:
         """Rewards `(batch,)`, higher is better."""
         raise NotImplementedError
 
-    def score(self, texts: list[str], batch_size: int = 32) -> Tensor:
+    def score(self, texts: Any, *args: Any, **kwargs: Any) -> Tensor:
         """Rewards `(len(texts),)` of finished texts, on the CPU: what `__call__` gives for the same hard tokens."""
         raise NotImplementedError
 
@@ -183,7 +183,7 @@ class ImageReward(Reward):
 
     modality = "image"
 
-    def score(self, pixels: Tensor, prompts: list[str] | None = None) -> Tensor:  # type: ignore[override]
+    def score(self, pixels: Tensor, prompts: list[str] | None = None) -> Tensor:
         """Rewards `(batch,)`, higher is better.
 
         Args:

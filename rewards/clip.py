@@ -1,6 +1,5 @@
 """Rewards of models that embed images and texts in one space: CLIP, SigLIP, and preference models built on them."""
 
-from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
@@ -129,7 +128,8 @@ class PreferenceReward(_EmbeddingReward):
         if prompts is None:
             raise ValueError("`prompt` is None and the pipeline has no prompts; pass `prompt=`.")
         cosine = (self.embed_images(pixel_values) * self.embed_texts(prompts)).sum(-1)
-        return self.model.logit_scale.exp().float() * cosine
+        scale: Tensor = self.model.logit_scale.exp().float()
+        return scale * cosine
 
 
 class AestheticReward(ImageModelReward):
@@ -188,5 +188,5 @@ def _read_head(path: Path) -> torch.nn.Module:
     return torch.nn.Sequential(*layers)
 
 
-def _numbers(name: str) -> Sequence[int]:
+def _numbers(name: str) -> list[int]:
     return [int(part) for part in name.split(".") if part.isdigit()]

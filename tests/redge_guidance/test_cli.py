@@ -131,7 +131,7 @@ def test_a_failure_while_writing_leaves_the_old_file_and_nothing_else(tmp_path, 
     def full(*args, **kwargs):
         raise OSError("disk full")
 
-    monkeypatch.setattr("redge_guidance.cli.os.replace", full)
+    monkeypatch.setattr("redge_guidance.cli.common.os.replace", full)
     assert main(["generate", *FAST, "--json", str(file)]) == 2
     assert file.read_text() == "old\n"
     assert os.listdir(tmp_path) == ["out.jsonl"]

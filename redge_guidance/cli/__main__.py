@@ -1,0 +1,5 @@
+import sys
+
+from redge_guidance.cli import main
+
+sys.exit(main())

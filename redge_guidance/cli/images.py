@@ -1,0 +1,200 @@
+"""`redge-guidance generate` with a model of images."""
+
+import argparse
+import importlib.util
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from redge_guidance.cli.common import device_of, quiet, replacing, write_records
+from redge_guidance.config import GuidanceConfig
+from redge_guidance.guidance import StepTrace
+
+_PIPELINES = ("MaskedImagePipeline", "AmusedPipeline")
+_DEFAULT_REWARD = "builtin:mnist-classifier"
+_BATCH = 64
+_COLUMNS, _SMALLEST = 16, 56  # of a contact sheet: images in a row, pixels of an image
+
+
+def makes_images(name: str) -> bool:
+    """Whether the model of that name is a pipeline of images."""
+    return _pipeline_class(name) in _PIPELINES
+
+
+def generate(args: argparse.Namespace, config: GuidanceConfig) -> None:
+    """Draw images, compare them on stdout with unguided ones, and write the sheet that was asked for."""
+    from redge_guidance.handle import guide
+
+    if args.out is None and args.json is None:
+        raise ValueError("`--out` must name an image file for images, got none; add `--out sheet.png`.")
+    if args.out is not None:
+        _check_sheet(args.out)
+    quiet()
+    pipe, reward = _load(args)
+    runs = []
+    if args.baseline or args.out is not None:
+        runs.append(_run(pipe, reward, args, scale=0.0))
+    with guide(pipe, reward, config, seed=args.seed) as handle:
+        runs.append(_run(pipe, reward, args, scale=config.scale))
+    write_records(runs, args, config)
+    if args.out is not None:
+        sheet, trace = Path(args.out), _trace_file(Path(args.out))
+        with replacing(sheet) as name, replacing(trace) as other:
+            _contact_sheet(runs).save(name)
+            _plot(handle.trace, other)
+        print(f"{sheet}: unguided above guided; {trace}: what guidance did")
+    _report(runs)
+
+
+def _pipeline_class(name: str) -> str | None:
+    from redge_guidance.checkpoints import resolve
+
+    path = resolve(name)
+    index = Path(path) / "model_index.json"
+    if not Path(path).is_dir():
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import EntryNotFoundError
+
+        try:
+            index = Path(hf_hub_download(path, "model_index.json"))
+        except (EntryNotFoundError, OSError):  # no pipeline: whoever loads it says what is wrong
+            return None
+    if not index.is_file():
+        return None
+    kind: str | None = json.loads(index.read_text(encoding="utf-8")).get("_class_name")
+    return kind
+
+
+def _check_sheet(name: str) -> None:
+    if Path(name).suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+        raise ValueError(f"`--out` must be a .png, .jpg or .webp file, got {name}.")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ValueError("`--out` plots the trace and needs matplotlib: pip install 'redge-guidance[notebook]'.")
+
+
+def _trace_file(sheet: Path) -> Path:
+    return sheet.with_name(f"{sheet.stem}-trace{sheet.suffix}")
+
+
+def _load(args: argparse.Namespace) -> tuple[Any, Any]:
+    """The pipeline and the reward."""
+    import torch
+    from diffusers import AmusedPipeline
+    from transformers import AutoConfig
+
+    from redge_guidance.checkpoints import resolve
+    from redge_guidance.pipelines import MaskedImagePipeline
+    from redge_guidance.rewards import ClassifierReward, CLIPReward
+
+    device, dtype = device_of(args.device), getattr(torch, args.dtype)
+    if _pipeline_class(args.model) == "MaskedImagePipeline":
+        pipe: Any = MaskedImagePipeline.from_pretrained(args.model, dtype=dtype)
+    else:
+        pipe = AmusedPipeline.from_pretrained(resolve(args.model), torch_dtype=dtype)
+    name, reward = args.reward or _DEFAULT_REWARD, None
+    settings: dict[str, Any] = {"device": device, "dtype": dtype}
+    if args.trust_remote_code:
+        settings["trust_remote_code"] = True
+    config = AutoConfig.from_pretrained(resolve(name))
+    kinds = getattr(config, "architectures", None) or []
+    if any(kind.endswith("ForImageClassification") for kind in kinds):
+        reward = ClassifierReward.from_pretrained(name, args.label, **settings)
+    elif hasattr(config, "vision_config"):
+        if args.label is not None:
+            raise ValueError(f"`--label` is for a classifier, and {name} is {config.model_type}; use `--prompt`.")
+        if not args.prompt:
+            raise ValueError(f"`--prompt` must say what images are to show, for {name}, got none.")
+        prompts = [text for text in args.prompt for _ in range(args.num_samples)]
+        reward = CLIPReward.from_pretrained(name, prompts if len(args.prompt) > 1 else args.prompt[0], **settings)
+    else:
+        raise ValueError(f"`--reward` must be an image classifier or a CLIP model, got {name}, {config.model_type}.")
+    pipe = pipe.to(device)
+    pipe.set_progress_bar_config(disable=not sys.stderr.isatty(), leave=False)
+    return pipe, reward
+
+
+def _run(pipe: Any, reward: Any, args: argparse.Namespace, scale: float) -> dict[str, Any]:
+    """Images for all prompts, with their rewards; the seconds are those of sampling alone."""
+    import torch
+
+    generator = torch.Generator(args.device).manual_seed(args.seed)
+    own = type(pipe).__name__ == "MaskedImagePipeline"
+    takes_text = not own or pipe.tokenizer is not None
+    if args.class_label is not None and (takes_text or not own):
+        raise ValueError(f"`--class-label` is for a model with classes, and {args.model} is given a text.")
+    prompts = [text for text in args.prompt or [""] for _ in range(args.num_samples)]
+    settings: dict[str, Any] = {"generator": generator, "output_type": "pt"}
+    if args.num_inference_steps is not None:
+        settings["num_inference_steps"] = args.num_inference_steps
+    tokens: list[Any] = []
+    parts, started = [], time.perf_counter()
+    for first in range(0, len(prompts), _BATCH):
+        batch = prompts[first : first + _BATCH]
+        if takes_text:
+            output = pipe(prompt=batch, **settings)
+        else:
+            output = pipe(args.class_label, num_images=len(batch), **settings)
+        parts.append(output.images.float())
+        tokens += output.tokens.tolist() if own else [None] * len(batch)
+    seconds, pixels = time.perf_counter() - started, torch.cat(parts)
+    with torch.no_grad():
+        rewards = torch.cat([reward.score(part) for part in pixels.split(len(prompts) if args.prompt else _BATCH)])
+    predicted = reward.predict(pixels) if hasattr(reward, "predict") else [None] * len(prompts)
+    records = [
+        {"prompt": prompt, "reward": r, "predicted": label, "tokens": ids}
+        for prompt, r, label, ids in zip(prompts, rewards.tolist(), predicted, tokens, strict=True)
+    ]
+    hits = sum(label == reward.label_name for label in predicted) / len(predicted) if predicted[0] else None
+    return {
+        "scale": scale,
+        "records": records,
+        "pixels": pixels.cpu(),
+        "reward": rewards.mean().item(),
+        "hits": "-" if hits is None else f"{hits:.0%}",
+        "seconds": seconds,
+    }
+
+
+def _report(runs: list[dict[str, Any]]) -> None:
+    print(f"{'':10}{'reward':>9}{'on target':>12}{'seconds':>9}")
+    for run in runs:
+        name = "guided" if run is runs[-1] else "unguided"
+        print(f"{name:10}{run['reward']:9.2f}{run['hits']:>12}{run['seconds']:9.1f}")
+
+
+def _contact_sheet(runs: list[dict[str, Any]]) -> Any:
+    """Unguided images, and guided ones in the row below, as many in a row as fit."""
+    from diffusers.image_processor import VaeImageProcessor
+    from diffusers.utils import make_image_grid
+    from PIL import Image
+
+    processor, rows = VaeImageProcessor(do_normalize=False), []
+    by_run = [processor.postprocess(run["pixels"], "pil", [False] * len(run["pixels"])) for run in runs]
+    columns = min(_COLUMNS, len(by_run[0]))
+    size = max(_SMALLEST, by_run[0][0].width)
+    for first in range(0, len(by_run[0]), columns):
+        for images in by_run:
+            row = images[first : first + columns]
+            rows += row + [Image.new("RGB", row[0].size, "white")] * (columns - len(row))
+    return make_image_grid(rows, len(rows) // columns, columns, resize=size)
+
+
+def _plot(trace: list[StepTrace], name: str) -> None:
+    """Reward, and KL in nats a free token, over the share of denoising steps done."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axis = pyplot.subplots(figsize=(6, 3.5), layout="constrained")
+    progress = [step.progress for step in trace]
+    axis.plot(progress, [step.reward for step in trace], ".", color="C0")
+    axis.set(xlabel="share of denoising steps done", ylabel="mean reward of the relaxed samples")
+    axis.yaxis.label.set_color("C0")
+    right = axis.twinx()
+    right.plot(progress, [step.kl for step in trace], ".", color="C1")
+    right.set_ylabel("KL(q || p), nats a free token", color="C1")
+    figure.savefig(name, dpi=150)
+    pyplot.close(figure)

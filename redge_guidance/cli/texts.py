@@ -1,0 +1,127 @@
+"""`redge-guidance generate` with a model of texts."""
+
+import argparse
+import sys
+import time
+from typing import Any
+
+from redge_guidance.cli.common import device_of, quiet, write_records
+from redge_guidance.config import GuidanceConfig
+
+WORD, LENGTH = 15.0, 8.0  # units of reward, beside the classifier's nats
+_DEFAULT_REWARD = "builtin:sentiment"
+_BATCH = 64
+
+
+def generate(args: argparse.Namespace, config: GuidanceConfig) -> None:
+    """Write texts, and to stdout a comparison where there is a baseline."""
+    from redge_guidance.handle import guide
+
+    quiet()
+    pipe, goals = _load(args)
+    reward = sum(weight * goal for weight, goal in goals)
+    prompts = [text for text in args.prompt or [""] for _ in range(args.num_samples)]
+    runs = []
+    if args.baseline:
+        runs.append(_run(pipe, reward, goals, prompts, args, scale=0.0))
+    with guide(pipe, reward, config, seed=args.seed):
+        runs.append(_run(pipe, reward, goals, prompts, args, scale=config.scale))
+    write_records(runs, args, config)
+    _report(runs)
+
+
+def _load(args: argparse.Namespace) -> tuple[Any, list[tuple[float, Any]]]:
+    """The pipeline, and the rewards with their weights."""
+    import torch
+
+    from redge_guidance.pipelines import TextPipeline
+    from redge_guidance.rewards import LengthReward, LexicalReward, SequenceClassifierReward
+
+    device = device_of(args.device)
+    dtype = getattr(torch, args.dtype)
+    trust: dict[str, Any] = {"trust_remote_code": True} if args.trust_remote_code else {}
+    goals: list[tuple[float, Any]] = []
+    if args.want or args.ban:
+        goals.append((WORD, LexicalReward(args.want or (), args.ban or ())))
+    if args.min_words or args.max_words:
+        goals.append((LENGTH, LengthReward(args.min_words or 0, args.max_words)))
+    if args.label is not None or not goals:
+        classifier = SequenceClassifierReward.from_pretrained(
+            args.reward or _DEFAULT_REWARD, label=args.label, device=device, dtype=dtype, **trust
+        )
+        goals.append((1.0, classifier))
+    pipe = TextPipeline.from_pretrained(args.model, dtype=dtype, **trust).to(device)
+    pipe.set_progress_bar_config(disable=not sys.stderr.isatty(), leave=False)
+    return pipe, goals
+
+
+def _run(
+    pipe: Any,
+    reward: Any,
+    goals: list[tuple[float, Any]],
+    prompts: list[str],
+    args: argparse.Namespace,
+    scale: float,
+) -> dict[str, Any]:
+    """Texts for all prompts, with their rewards and nats; the seconds are those of sampling alone."""
+    import torch
+
+    generator = torch.Generator(args.device).manual_seed(args.seed)
+    started, texts = time.perf_counter(), []
+    for first in range(0, len(prompts), _BATCH):
+        batch = prompts[first : first + _BATCH]
+        texts += pipe(batch, num_inference_steps=args.num_inference_steps, generator=generator).texts
+    seconds = time.perf_counter() - started
+    rewards, nlls = reward.score(texts).tolist(), pipe.nll(texts).tolist()
+    records = [
+        {"prompt": prompt, "text": text, "reward": r, "nll": nll}
+        for prompt, text, r, nll in zip(prompts, texts, rewards, nlls, strict=True)
+    ]
+    tokens = sum(len(ids) + 1 for ids in pipe.tokenizer(texts, add_special_tokens=False).input_ids)  # with the end
+    return {
+        "scale": scale,
+        "records": records,
+        "reward": sum(rewards) / len(rewards),
+        "hits": _hits([goal for _, goal in goals], texts),
+        "nll": sum(nlls) / tokens,
+        "distinct": len(set(texts)) / len(texts),
+        "seconds": seconds,
+    }
+
+
+def _hits(goals: list[Any], texts: list[str]) -> str:
+    """Share of texts that reach every goal there is a yes or no to."""
+    reached = [_reached(goal, texts) for goal in goals]
+    known = [found for found in reached if found is not None]
+    if not known:
+        return "-"
+    return f"{sum(all(found) for found in zip(*known, strict=True)) / len(texts):.0%}"
+
+
+def _reached(goal: Any, texts: list[str]) -> list[bool] | None:
+    if hasattr(goal, "report"):
+        return [not missed for missed in goal.report(texts).violations]
+    if hasattr(goal, "lengths"):
+        return [value == 0 for value in goal.score(texts).tolist()]
+    if goal.model.config.num_labels == 1:
+        return None
+    return [found == goal.label_name for found in goal.predict(texts)]
+
+
+def _report(runs: list[dict[str, Any]]) -> None:
+    for run in runs:
+        if len(runs) > 1:
+            print("guided:" if run is runs[-1] else "unguided:")
+        for record in run["records"]:
+            print(("  " if len(runs) > 1 else "") + record["text"])
+        if len(runs) > 1:
+            print()
+    if len(runs) == 1:
+        return
+    print(f"{'':10}{'reward':>9}{'on target':>12}{'nats/token':>12}{'distinct':>10}{'seconds':>9}")
+    for run in runs:
+        name = "guided" if run is runs[-1] else "unguided"
+        print(
+            f"{name:10}{run['reward']:9.2f}{run['hits']:>12}{run['nll']:12.2f}"
+            f"{run['distinct']:>10.0%}{run['seconds']:9.1f}"
+        )
