@@ -17,7 +17,7 @@ from torch import Tensor
 
 from redge_guidance.pipelines.image_transformer import MaskedImageTransformer
 
-_HEAD_WIDTHS = {384: 6, 512: 6, 768: 12, 1024: 16, 1152: 16}  # heads of the published sizes, by width
+_HEADS = {384: 6, 512: 6, 768: 12, 1024: 16, 1152: 16}  # heads of the published sizes, by width
 
 _LAYER = {
     "mlp.1": "modulation",
@@ -75,7 +75,7 @@ def convert_transformer(path: str | os.PathLike[str], num_attention_heads: int |
     if missing:
         raise ValueError(f"`transformer` {path} is no Halton-MaskGIT class-to-image model: no `{missing[0]}`.")
     width = renamed["token_embedding.weight"].shape[1]
-    heads = num_attention_heads or _HEAD_WIDTHS.get(width)
+    heads = num_attention_heads or _HEADS.get(width)
     if heads is None:
         raise ValueError(f"`num_attention_heads` must be given for a transformer of width {width}, got None.")
     renamed.setdefault("registers", torch.zeros(0, width))

@@ -71,7 +71,7 @@ class ImageModelReward(ImageReward):
 
     def score(self, pixels: Tensor, prompts: list[str] | None = None) -> Tensor:
         if prompts is not None and len(prompts) != len(pixels):
-            raise ValueError(f"`prompts` must be one a image, {len(pixels)}, got {len(prompts)}.")
+            raise ValueError(f"`prompts` must be one an image, {len(pixels)}, got {len(prompts)}.")
         parameter = next(self.model.parameters())
         pixel_values = self._transform(pixels.to(parameter.device)).to(parameter.dtype)
         return self.value(pixel_values, prompts).float().to(pixels.device)

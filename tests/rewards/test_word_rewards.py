@@ -253,7 +253,7 @@ def test_black_box_bad_input(pipe):
         BlackBoxReward(lambda text: float("nan")).score(["a"])
     with pytest.raises(ValueError, match="must return a finite number, got '3', on 'a'"):
         BlackBoxReward(lambda text: "3").score(["a"])
-    with pytest.raises(ValueError, match="must return 2 numbers, got 1, on 2 texts, the first 'a'"):
+    with pytest.raises(ValueError, match="must return 2 numbers, got 1, on 2 samples, the first 'a'"):
         BlackBoxReward(lambda texts: [1.0], batched=True).score(["a", "b"])
     with pytest.raises(ValueError, match="must return a list of numbers, got float"):
         BlackBoxReward(lambda texts: 1.0, batched=True).score(["a", "b"])

@@ -1,0 +1,197 @@
+"""Rewards of images on the real classes, tiny."""
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+    SiglipConfig,
+    SiglipImageProcessor,
+    SiglipModel,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessor,
+)
+
+from redge_guidance.rewards import AestheticReward, ClassifierReward, CLIPReward, PreferenceReward
+from tests.images import randomised, text_tokenizer
+
+VISION = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+VISION |= {"image_size": 8, "patch_size": 4}
+TEXT = {"vocab_size": 8, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+TEXT |= {"max_position_embeddings": 8, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 0}
+SIZE = {"height": 8, "width": 8}
+
+
+def clip(kind=CLIPReward, **settings):
+    model = randomised(CLIPModel(CLIPConfig(text_config=TEXT, vision_config=VISION, projection_dim=8)))
+    return kind(model, CLIPImageProcessor(size={"shortest_edge": 8}, crop_size=SIZE), text_tokenizer(), **settings)
+
+
+def siglip(**settings):
+    model = randomised(SiglipModel(SiglipConfig(text_config=TEXT | {"projection_size": 16}, vision_config=VISION)))
+    return CLIPReward(model, SiglipImageProcessor(size=SIZE), text_tokenizer(), **settings)
+
+
+def classifier(label="cat", num_labels=3, **settings):
+    names = {0: "cat", 1: "dog", 2: "cow"} if num_labels == 3 else {0: "score"}
+    problem = settings.pop("problem_type", None)
+    config = ViTConfig(**VISION, id2label=names, label2id={n: i for i, n in names.items()}, problem_type=problem)
+    return ClassifierReward(
+        randomised(ViTForImageClassification(config)), ViTImageProcessor(size=SIZE), label, **settings
+    )
+
+
+def images(count=3, size=8, seed=0):
+    return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+def pixel_values(reward, pixels):
+    return (pixels - reward._transform._mean) / reward._transform._deviation
+
+
+# ---- CLIP and what is built on it ----
+
+
+@pytest.mark.parametrize("make", [clip, siglip])
+def test_cosines_are_those_of_the_model(make):
+    reward, pixels, prompts = make(), images(), ["a b", "c", "a b"]
+    settings = {"padding": "max_length", "max_length": 8} if make is siglip else {"padding": True}
+    ids = reward.tokenizer(prompts, return_tensors="pt", **settings)
+    more = {} if make is siglip else {"attention_mask": ids.attention_mask}
+    output = reward.model(input_ids=ids.input_ids, pixel_values=pixel_values(reward, pixels), **more)
+    expected = (output.image_embeds * output.text_embeds).sum(-1)
+    torch.testing.assert_close(reward.score(pixels, prompts), expected)
+    assert expected.std() > 1e-3
+    torch.testing.assert_close(make(target="c").score(pixels), make().score(pixels, ["c"] * 3))
+    per_image = make(target=prompts).score(pixels)
+    torch.testing.assert_close(per_image, expected)
+    twice = make(target=prompts).score(torch.cat([pixels, pixels]))  # two samples of every image
+    torch.testing.assert_close(twice, expected.repeat(2))
+
+
+def test_an_image_as_target():
+    pixels = (255 * images(1)[0]).round() / 255
+    picture = Image.fromarray((255 * pixels).to(torch.uint8).permute(1, 2, 0).numpy())
+    for target in (pixels, picture):
+        scores = clip(target=target).score(torch.stack([pixels, 1 - pixels]))
+        torch.testing.assert_close(scores[0], torch.tensor(1.0))
+        assert scores[1] < 0.99
+    assert clip(target=[pixels, "a"]).score(images(2)).shape == (2,)
+
+
+def test_preferences_are_the_logits_of_the_model():
+    reward, pixels = clip(PreferenceReward), images(2)
+    ids = reward.tokenizer(["a b", "c"], return_tensors="pt", padding=True)
+    output = reward.model(
+        input_ids=ids.input_ids, attention_mask=ids.attention_mask, pixel_values=pixel_values(reward, pixels)
+    )
+    torch.testing.assert_close(reward.score(pixels, ["a b", "c"]), output.logits_per_image.diagonal())
+    torch.testing.assert_close(
+        clip(PreferenceReward, prompt="c").score(pixels, ["a", "a"]), output.logits_per_image[:, 1]
+    )
+
+
+@pytest.mark.parametrize("vision_only", [False, True])
+def test_an_aesthetic_head_is_its_layers_on_the_unit_embedding(vision_only, tmp_path):
+    torch.manual_seed(0)
+    weights = {"layers.0.weight": torch.randn(4, 8), "layers.0.bias": torch.randn(4)}
+    weights |= {"layers.10.weight": torch.randn(1, 3), "layers.2.weight": torch.randn(3, 4)}  # 10 after 2
+    save_file(weights, tmp_path / "head.safetensors")
+    processor = CLIPImageProcessor(size={"shortest_edge": 8}, crop_size=SIZE)
+    if vision_only:
+        model = randomised(CLIPVisionModelWithProjection(CLIPVisionConfig(**VISION, projection_dim=8)))
+    else:
+        model = clip().model
+    reward, pixels = AestheticReward(model, processor, tmp_path / "head.safetensors"), images()
+    if vision_only:
+        embeddings = model(pixel_values=pixel_values(reward, pixels)).image_embeds
+    else:
+        ids = torch.ones(1, 2, dtype=torch.long)
+        embeddings = model(input_ids=ids, pixel_values=pixel_values(reward, pixels)).image_embeds
+    unit = embeddings / embeddings.norm(dim=-1, keepdim=True)
+    hidden = unit @ weights["layers.0.weight"].T + weights["layers.0.bias"]
+    expected = hidden @ weights["layers.2.weight"].T @ weights["layers.10.weight"].T
+    torch.testing.assert_close(reward.score(pixels), expected[:, 0])
+
+
+def test_bad_heads(tmp_path):
+    model, processor = clip().model, CLIPImageProcessor(size={"shortest_edge": 8}, crop_size=SIZE)
+    torch.save({}, tmp_path / "head.pth")
+    with pytest.raises(ValueError, match="`head` must be a file of safetensors, got .*; a pickle is not read"):
+        AestheticReward(model, processor, tmp_path / "head.pth")
+    save_file({"a.0.weight": torch.ones(4, 8), "a.1.weight": torch.ones(1, 3)}, tmp_path / "head.safetensors")
+    with pytest.raises(ValueError, match=r"down to one output, got \[\(8, 4\), \(3, 1\)\]"):
+        AestheticReward(model, processor, tmp_path / "head.safetensors")
+
+
+# ---- classifiers ----
+
+
+def test_classifiers_give_log_probabilities_margins_and_outputs():
+    pixels = images()
+    logits = classifier().model(pixel_values=pixel_values(classifier(), pixels)).logits
+    torch.testing.assert_close(classifier("dog").score(pixels), logits.log_softmax(-1)[:, 1])
+    torch.testing.assert_close(classifier(2, temperature=2.0).score(pixels), (logits / 2).log_softmax(-1)[:, 2])
+    torch.testing.assert_close(classifier("cat", against="cow").score(pixels), logits[:, 0] - logits[:, 2])
+    several = classifier("cat", problem_type="multi_label_classification")
+    torch.testing.assert_close(several.score(pixels), logits.sigmoid().log()[:, 0])
+    one = classifier(None, num_labels=1)
+    torch.testing.assert_close(one.score(pixels), one.model(pixel_values=pixel_values(one, pixels)).logits[:, 0])
+    assert classifier().predict(pixels) == [("cat", "dog", "cow")[i] for i in logits.argmax(-1)]
+    assert classifier("DOG").label_name == "dog"
+
+
+@pytest.mark.parametrize("make", [lambda: clip(target="a b"), lambda: siglip(target="c"), lambda: classifier()])
+@pytest.mark.parametrize("size", [8, 12])
+def test_the_gradient_is_the_slope(make, size):
+    reward = make()
+    reward.model.double()
+    reward._transform._mean, reward._transform._deviation = (
+        x.double() for x in (reward._transform._mean, reward._transform._deviation)
+    )
+    torch.manual_seed(0)
+    pixels = (0.25 + 0.5 * images(2, size).double()).requires_grad_()
+    direction = torch.randn(pixels.shape, dtype=torch.float64)
+    (grad,) = torch.autograd.grad(reward.score(pixels).sum(), pixels)
+    with torch.no_grad():
+        ahead, behind = (reward.score(pixels + h * direction).double().sum() for h in (1e-3, -1e-3))
+    torch.testing.assert_close((grad * direction).sum(), (ahead - behind) / 2e-3, rtol=2e-2, atol=1e-4)
+
+
+def test_saved_and_loaded(tmp_path):
+    reward, pixels = classifier("cow"), images()
+    reward.model.save_pretrained(tmp_path / "classifier")
+    reward.processor.save_pretrained(tmp_path / "classifier")
+    loaded = ClassifierReward.from_pretrained(tmp_path / "classifier", "cow")
+    torch.testing.assert_close(loaded.score(pixels), reward.score(pixels))
+    assert not any(parameter.requires_grad for parameter in loaded.model.parameters())
+    reward = clip(target="a b")
+    for part in (reward.model, reward.processor, reward.tokenizer):
+        part.save_pretrained(tmp_path / "clip")
+    loaded = CLIPReward.from_pretrained(tmp_path / "clip", "a b", dtype=torch.float32)
+    torch.testing.assert_close(loaded.score(pixels), reward.score(pixels))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: classifier("bird"), r"`label` must be one of cat \(0\), dog \(1\), cow \(2\), got 'bird'"),
+        (lambda: classifier("cat", against=0), "`against` must be another label"),
+        (lambda: classifier(temperature=0.0), "`temperature` must be > 0"),
+        (lambda: clip().score(images()), "`target` is None and the pipeline has no prompts; pass `target=`"),
+        (lambda: clip(PreferenceReward).score(images()), "`prompt` is None and the pipeline has no prompts"),
+        (lambda: clip(target=["a", "b"]).score(images(3)), "got 2 targets for 3 images"),
+        (lambda: clip(target=3), "`target` must be a text or an image, got int"),
+        (lambda: clip().score(images(), ["a"]), "`prompts` must be one an image, 3, got 1"),
+        (lambda: clip(target="a").score(images()[0]), r"`pixels` must be floating point \(batch, 3, height, width\)"),
+    ],
+)
+def test_bad_input(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
