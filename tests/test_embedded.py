@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from redge_guidance import checkpoints, guide
-from redge_guidance.pipelines import TextPipeline, UniformTextPipeline
-from redge_guidance.rewards import SequenceClassifierReward
+from redge_guidance.pipelines import MaskedImagePipeline, TextPipeline, UniformTextPipeline
+from redge_guidance.rewards import ClassifierReward, SequenceClassifierReward
 
 SENTENCES = [
     "The children were playing in the garden when it began to rain.",
@@ -86,8 +86,45 @@ def test_infilling_keeps_what_is_given(embedded):
         assert " to " in text
 
 
+@pytest.fixture(scope="module")
+def digits():
+    pipe = MaskedImagePipeline.from_pretrained("builtin:mnist-masked")
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def test_digits_of_a_class(digits):
+    reward = ClassifierReward.from_pretrained("builtin:mnist-classifier", 0)
+    labels = list(range(10))
+    images = digits(labels, num_images=4, generator=torch.Generator().manual_seed(0), output_type="pt").images
+    found = reward.predict(images)
+    assert sum(label == str(i // 4) for i, label in enumerate(found)) >= 34
+
+
+def test_guidance_of_digits_without_a_class(digits):
+    reward = ClassifierReward.from_pretrained("builtin:mnist-classifier", "7")
+
+    def draw():
+        return digits(num_images=16, generator=torch.Generator().manual_seed(0), output_type="pt").images
+
+    bare = draw()
+    with guide(digits, reward):
+        guided = draw()
+    assert sum(label == "7" for label in reward.predict(bare)) <= 6
+    assert sum(label == "7" for label in reward.predict(guided)) >= 15
+    assert torch.pdist(guided[:, 0].flatten(1)).min() > 1  # no two alike
+
+
+def test_digits_are_reconstructed(digits):
+    images = digits(list(range(10)), generator=torch.Generator().manual_seed(0), output_type="pt").images
+    again = digits.decode(digits.encode(images))
+    assert (images - again).square().mean().sqrt() < 0.12
+    assert images.square().mean().sqrt() > 0.2
+
+
 def test_all_checkpoints_are_there_with_cards_and_small():
-    assert checkpoints.builtin_names() == ["builtin:sentiment", "builtin:tatoeba-masked", "builtin:tatoeba-uniform"]
+    names = ["mnist-classifier", "mnist-masked", "sentiment", "tatoeba-masked", "tatoeba-uniform"]
+    assert checkpoints.builtin_names() == [f"builtin:{name}" for name in names]
     total = 0
     for name in checkpoints.builtin_names():
         folder = checkpoints.resolve(name)
@@ -95,5 +132,5 @@ def test_all_checkpoints_are_there_with_cards_and_small():
         with open(os.path.join(folder, "README.md"), encoding="utf-8") as card:
             text = card.read()
         assert "license:" in text
-        assert "Tatoeba" in text
+        assert "## Data and licence" in text
     assert total < 45e6

@@ -34,9 +34,7 @@ def build_model(role: str):
         )
         return ConvNextForImageClassification(config)
     config = ResNetConfig(embedding_size=32, hidden_sizes=[32, 64, 64], depths=[1, 2, 1], layer_type="basic", **names)
-    model = ResNetForImageClassification(config)
-    model.resnet.embedder.pooler = torch.nn.Identity()
-    return model
+    return ResNetForImageClassification(config)
 
 
 def main() -> None:

@@ -92,7 +92,7 @@ def _load(args: argparse.Namespace) -> tuple[Any, Any]:
     if _pipeline_class(args.model) == "MaskedImagePipeline":
         pipe: Any = MaskedImagePipeline.from_pretrained(args.model, dtype=dtype)
     else:
-        pipe = AmusedPipeline.from_pretrained(resolve(args.model), torch_dtype=dtype)
+        pipe = AmusedPipeline.from_pretrained(resolve(args.model), dtype=dtype)
     name, reward = args.reward or _DEFAULT_REWARD, None
     settings: dict[str, Any] = {"device": device, "dtype": dtype}
     if args.trust_remote_code:

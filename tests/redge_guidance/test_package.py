@@ -20,8 +20,8 @@ def test_public_names_are_sorted_and_there():
 @pytest.mark.parametrize(
     ("module", "names"),
     [
-        ("redge_guidance.pipelines", ["MaskedDiffusionScheduler", "MaskedTextPipeline"]),
-        ("redge_guidance.rewards", ["SequenceClassifierReward"]),
+        ("redge_guidance.pipelines", ["MaskedDiffusionScheduler", "MaskedImagePipeline", "MaskedTextPipeline"]),
+        ("redge_guidance.rewards", ["CLIPReward", "ClassifierReward", "SequenceClassifierReward"]),
         ("redge_guidance.estimators", [*estimators.ESTIMATORS, "ESTIMATORS", "OneHotCategoricalReDGE"]),
     ],
 )

@@ -1,0 +1,105 @@
+import json
+import os
+
+import pytest
+import torch
+from diffusers import AmusedPipeline
+from PIL import Image
+
+from redge_guidance.cli import main
+from tests.images import tiny_amused, tiny_image_pipeline
+from tests.rewards.test_image_rewards import classifier, clip
+
+FAST = ["--num-samples", "3", "--num-inference-steps", "2"]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A pipeline with classes, one of aMUSEd, a classifier and a CLIP model, by name."""
+    root = tmp_path_factory.mktemp("models")
+    tiny_image_pipeline().save_pretrained(root / "masked")
+    tiny_amused(AmusedPipeline).save_pretrained(root / "amused")
+    for name, reward in (("classifier", classifier()), ("clip", clip(target="a"))):
+        for part in (reward.model, reward.processor, getattr(reward, "tokenizer", None)):
+            if part is not None:
+                part.save_pretrained(root / name)
+    return {name: str(root / name) for name in ("masked", "amused", "classifier", "clip")}
+
+
+def test_digits_in_a_contact_sheet(tmp_path, capsys):
+    file = tmp_path / "sheet.png"
+    models = ["--model", "builtin:mnist-masked", "--reward", "builtin:mnist-classifier", "--label", "7"]
+    assert main(["generate", *models, "--num-samples", "20", "--out", str(file)]) == 0
+    sheet = Image.open(file)
+    assert sheet.size == (16 * 56, 4 * 56)  # 16 in a row, unguided above guided, and the remaining four
+    assert sheet.getpixel((16 * 56 - 1, 4 * 56 - 1)) == (255, 255, 255)  # beyond the last
+    assert sorted(os.listdir(tmp_path)) == ["sheet-trace.png", "sheet.png"]
+    assert Image.open(tmp_path / "sheet-trace.png").width > 500
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    shares = {line.split()[0]: int(line.split()[2].rstrip("%")) for line in captured.out.splitlines()[2:]}
+    assert shares["unguided"] <= 40
+    assert shares["guided"] >= 90
+
+
+def test_records_of_images(folders, tmp_path, capsys):
+    file = tmp_path / "out.jsonl"
+    models = ["--model", folders["masked"], "--reward", folders["classifier"], "--label", "dog"]
+    assert main(["generate", *models, *FAST, "--class-label", "1", "--json", str(file), "--baseline"]) == 0
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [line["settings"]["guided"] for line in lines] == [False] * 3 + [True] * 3
+    assert set(lines[0]) == {"prompt", "reward", "predicted", "tokens", "settings"}
+    assert {len(line["tokens"]) for line in lines} == {16}
+    assert {line["settings"]["class_label"] for line in lines} == {1}
+    assert "unguided" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("model", ["masked", "amused"])
+def test_toward_a_text_by_clip(model, folders, tmp_path, capsys):
+    prompts = ["--prompt", "a b", "--prompt", "c"] if model == "amused" else ["--prompt", "a b"]
+    models = ["--model", folders[model], "--reward", folders["clip"]]
+    assert main(["generate", *models, *FAST, *prompts, "--scale", "50", "--out", str(tmp_path / "s.jpg")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    rewards = {line.split()[0]: float(line.split()[1]) for line in lines[2:]}
+    assert rewards["guided"] > rewards["unguided"]
+    assert lines[2].split()[2] == "-"  # no classes to hit
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--label", "7"], "`--out` must name an image file for images, got none"),
+        (["--label", "7", "--out", "sheet.gif"], "`--out` must be a .png, .jpg or .webp file, got sheet.gif"),
+        (["--label", "7", "--out", "no/such/folder/s.png"], "`--out` must name a file in an existing folder"),
+        (["--label", "7", "--want", "music"], "`--want` cannot be used with {masked}, which makes images"),
+        (["--label", "bird"], "`label` must be one of cat (0), dog (1), cow (2), got 'bird'"),
+        (["--label", "cat", "--class-label", "5"], "`class_labels` must lie in [0, 3), got 5"),
+        (["--reward", "builtin:sentiment"], "`--reward` must be an image classifier or a CLIP model"),
+        (["--reward", "{clip}"], "`--prompt` must say what images are to show"),
+        (["--reward", "{clip}", "--label", "7", "--prompt", "a"], "`--label` is for a classifier"),
+        (
+            ["--model", "{amused}", "--label", "cat", "--class-label", "1"],
+            "`--class-label` is for a model with classes",
+        ),
+        (["--model", "builtin:tatoeba-masked", "--out", "s.png"], "`--out` cannot be used with builtin:tatoeba-masked"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(arguments, message, folders, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    defaults = ["--model", folders["masked"], "--reward", folders["classifier"]]
+    if not {"--out", "--want"} & set(arguments) and message[:7] != "`--out`":
+        defaults += ["--out", "sheet.png"]
+    assert main(["generate", *defaults, *FAST, *(a.format(**folders) for a in arguments)]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1
+    assert message.format(**folders) in captured.err
+    assert os.listdir(tmp_path) == []
+
+
+def test_the_same_seed_gives_the_same_sheet(folders, tmp_path):
+    models = ["--model", folders["masked"], "--reward", folders["classifier"], "--label", "cat"]
+    for name, seed in (("a.png", "1"), ("b.png", "1"), ("c.png", "2")):
+        assert main(["generate", *models, *FAST, "--seed", seed, "--out", str(tmp_path / name)]) == 0
+    a, b, c = (torch.tensor(list(Image.open(tmp_path / f"{name}.png").tobytes())) for name in "abc")
+    assert torch.equal(a, b)
+    assert not torch.equal(a, c)
