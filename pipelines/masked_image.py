@@ -1,7 +1,7 @@
 """Image generation with a masked diffusion model over the tokens of a VQ model."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -15,6 +15,7 @@ from redge_guidance.checkpoints import loading, resolve
 from redge_guidance.image_tokens import codebook_of, to_pixels, to_tokens
 from redge_guidance.pipelines.halton import convert_transformer, convert_vq_model
 from redge_guidance.pipelines.masked_scheduler import MaskedDiffusionScheduler
+from redge_guidance.pipelines.steps import AfterStep, Callback, check_settings
 
 
 @dataclass
@@ -159,7 +160,7 @@ class MaskedImagePipeline(DiffusionPipeline):
         generator: torch.Generator | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
-        callback_on_step_end: Callable[[Any, int, Tensor, dict[str, Any]], dict[str, Any]] | None = None,
+        callback_on_step_end: Callback | None = None,
         callback_on_step_end_tensor_inputs: list[str] | None = None,
     ) -> MaskedImagePipelineOutput | tuple[Any, Tensor]:
         """Generate images.
@@ -193,14 +194,8 @@ class MaskedImagePipeline(DiffusionPipeline):
         temperature = self.config.temperature if temperature is None else temperature
         steps = self.config.num_inference_steps if num_inference_steps is None else num_inference_steps
         guidance_scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
-        callback_inputs = callback_on_step_end_tensor_inputs or ["sample"]
-        _check_inputs(temperature, top_p, {"num_images": num_images, "num_inference_steps": steps, "top_k": top_k})
-        unknown = set(callback_inputs) - set(self._callback_tensor_inputs)
-        if unknown:
-            raise ValueError(
-                "`callback_on_step_end_tensor_inputs` must be of "
-                f"{self._callback_tensor_inputs}, got {sorted(unknown)}."
-            )
+        after_step = AfterStep(self, callback_on_step_end, callback_on_step_end_tensor_inputs)
+        check_settings(temperature, top_p, {"num_images": num_images, "num_inference_steps": steps, "top_k": top_k})
         self._prompts, given, nothing = self._conditions(class_labels, prompt, negative_prompt, num_images)
         batch = next(iter(given.values())).shape[0]
         pixels, redrawn = self._given_image(image, mask_image)
@@ -224,10 +219,7 @@ class MaskedImagePipeline(DiffusionPipeline):
                 generator=generator,
                 return_dict=False,
             )
-            if callback_on_step_end is not None:
-                tensors = {"sample": sample, "logits": logits}
-                inputs = {name: tensors[name] for name in callback_inputs}
-                sample = (callback_on_step_end(self, step, t, inputs) or {}).get("sample", sample)
+            sample = after_step(step, t, sample, logits)
         images = sample if output_type == "latent" else self._images(sample, pixels, redrawn, output_type)
         self.maybe_free_model_hooks()
         return MaskedImagePipelineOutput(images, sample) if return_dict else (images, sample)
@@ -364,13 +356,3 @@ def _as_pixels(image: Any, name: str) -> Tensor:
         low, high = pixels.min().item(), pixels.max().item()
         raise ValueError(f"`{name}` must have values in [0, 1], got {low:.3g} to {high:.3g}.")
     return pixels
-
-
-def _check_inputs(temperature: float, top_p: float | None, counts: dict[str, int | None]) -> None:
-    if not 0 <= temperature < float("inf"):
-        raise ValueError(f"`temperature` must be >= 0, got {temperature}; 0 is greedy.")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(f"`top_p` must lie in (0, 1], got {top_p}.")
-    for name, value in counts.items():
-        if value is not None and value < 1:
-            raise ValueError(f"`{name}` must be >= 1, got {value}.")

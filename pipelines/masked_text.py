@@ -1,6 +1,5 @@
 """Text generation with a masked diffusion language model."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,6 +8,7 @@ from torch import Tensor
 from redge_guidance.pipelines.canvas import split_into_blocks, steps_of_blocks
 from redge_guidance.pipelines.families import ModelFamily, set_mask_token
 from redge_guidance.pipelines.masked_scheduler import MaskedDiffusionScheduler
+from redge_guidance.pipelines.steps import AfterStep, Callback, check_settings
 from redge_guidance.pipelines.text import TextPipeline, TextPipelineOutput, check_tokenizer
 from redge_guidance.text import generated_after
 
@@ -78,7 +78,7 @@ class MaskedTextPipeline(TextPipeline):
         use_chat_template: bool = False,
         generator: torch.Generator | None = None,
         return_dict: bool = True,
-        callback_on_step_end: Callable[[Any, int, Tensor, dict[str, Any]], dict[str, Any]] | None = None,
+        callback_on_step_end: Callback | None = None,
         callback_on_step_end_tensor_inputs: list[str] | None = None,
     ) -> TextPipelineOutput | tuple[Tensor, list[str]]:
         """Generate one text a prompt.
@@ -108,10 +108,10 @@ class MaskedTextPipeline(TextPipeline):
         """
         temperature = self.config.temperature if temperature is None else temperature
         top_p = self.config.top_p if top_p is None else top_p
-        callback_inputs = callback_on_step_end_tensor_inputs or ["sample"]
+        after_step = AfterStep(self, callback_on_step_end, callback_on_step_end_tensor_inputs)
         counts = {"top_k": top_k, "gen_length": gen_length, "block_length": block_length}
         counts["num_inference_steps"] = num_inference_steps
-        self._check_inputs(temperature, top_p, counts, callback_inputs)
+        check_settings(temperature, top_p, counts)
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         if not prompts:
             sample = torch.empty(0, 0, dtype=torch.long, device=self._execution_device)
@@ -146,10 +146,7 @@ class MaskedTextPipeline(TextPipeline):
                         generator=generator,
                         return_dict=False,
                     )
-                    if callback_on_step_end is not None:
-                        tensors = {"sample": sample, "logits": logits}
-                        inputs = {name: tensors[name] for name in callback_inputs}
-                        sample = (callback_on_step_end(self, step, t, inputs) or {}).get("sample", sample)
+                    sample = after_step(step, t, sample, logits)
                     step += 1
                     progress_bar.update()
         self.maybe_free_model_hooks()

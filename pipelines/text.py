@@ -225,23 +225,6 @@ class TextPipeline(DiffusionPipeline):
                 "shorten `prompt`, or lower `gen_length`."
             )
 
-    def _check_inputs(
-        self, temperature: float, top_p: float | None, counts: dict[str, int | None], callback_inputs: list[str]
-    ) -> None:
-        if not 0 <= temperature < float("inf"):
-            raise ValueError(f"`temperature` must be >= 0, got {temperature}; 0 is greedy.")
-        if top_p is not None and not 0 < top_p <= 1:
-            raise ValueError(f"`top_p` must lie in (0, 1], got {top_p}.")
-        for name, value in counts.items():
-            if value is not None and value < 1:
-                raise ValueError(f"`{name}` must be >= 1, got {value}.")
-        unknown = set(callback_inputs) - set(self._callback_tensor_inputs)
-        if unknown:
-            raise ValueError(
-                "`callback_on_step_end_tensor_inputs` must be of "
-                f"{self._callback_tensor_inputs}, got {sorted(unknown)}."
-            )
-
 
 def check_tokenizer(tokenizer: Any, *names: str) -> None:
     """A ValueError if one of these special tokens is missing."""
