@@ -13,6 +13,7 @@ from torch import Tensor
 
 from redge_guidance.checkpoints import loading, resolve
 from redge_guidance.image_tokens import codebook_of, to_pixels, to_tokens
+from redge_guidance.pipelines.given_image import GivenImage
 from redge_guidance.pipelines.halton import convert_transformer, convert_vq_model
 from redge_guidance.pipelines.masked_scheduler import MaskedDiffusionScheduler
 from redge_guidance.pipelines.steps import AfterStep, Callback, check_settings
@@ -198,8 +199,8 @@ class MaskedImagePipeline(DiffusionPipeline):
         check_settings(temperature, top_p, {"num_images": num_images, "num_inference_steps": steps, "top_k": top_k})
         self._prompts, given, nothing = self._conditions(class_labels, prompt, negative_prompt, num_images)
         batch = next(iter(given.values())).shape[0]
-        pixels, redrawn = self._given_image(image, mask_image)
-        sample = self._canvas(batch, tokens, pixels, redrawn)
+        completed = GivenImage.read(image, mask_image, self.image_size, self._execution_device)
+        sample = self._canvas(batch, tokens, completed)
         frozen = sample != self.mask_token_id
         self.scheduler.set_timesteps(steps, device=sample.device)
         for step, t in enumerate(self.progress_bar(self.scheduler.timesteps)):
@@ -220,7 +221,10 @@ class MaskedImagePipeline(DiffusionPipeline):
                 return_dict=False,
             )
             sample = after_step(step, t, sample, logits)
-        images = sample if output_type == "latent" else self._images(sample, pixels, redrawn, output_type)
+        images = sample
+        if output_type != "latent":
+            images = self.decode(sample) if completed is None else completed.pasted_into(self.decode(sample))
+            images = self.image_processor.postprocess(images, output_type, [False] * len(images))
         self.maybe_free_model_hooks()
         return MaskedImagePipelineOutput(images, sample) if return_dict else (images, sample)
 
@@ -297,28 +301,12 @@ class MaskedImagePipeline(DiffusionPipeline):
             "micro_conds": micro_conds.to(output.text_embeds).expand(len(texts), -1),
         }
 
-    def _given_image(self, image: Any, mask_image: Any) -> tuple[Tensor | None, Tensor | None]:
-        """Pixels `(batch, 3, height, width)`, and where they are drawn anew `(batch, 1, height, width)`, as floats."""
-        if (image is None) != (mask_image is None):
-            raise ValueError("`image` and `mask_image` must be given together; the mask is white where to draw.")
-        if image is None:
-            return None, None
-        pixels, mask = _as_pixels(image, "image"), _as_pixels(mask_image, "mask_image")
-        pixels = pixels.expand(-1, 3, -1, -1)
-        size = self.image_size
-        for name, found in (("image", pixels), ("mask_image", mask)):
-            if found.shape[2:] != (size, size):
-                raise ValueError(f"`{name}` must be {size} x {size} pixels, got {found.shape[3]} x {found.shape[2]}.")
-        device = self._execution_device
-        return pixels.to(device), (mask.amax(1, keepdim=True) > 0.5).float().to(device)
-
-    def _canvas(self, batch: int, tokens: Tensor | None, pixels: Tensor | None, redrawn: Tensor | None) -> Tensor:
+    def _canvas(self, batch: int, tokens: Tensor | None, given: GivenImage | None) -> Tensor:
         length, device = self.side**2, self._execution_device
-        if pixels is not None and redrawn is not None:
+        if given is not None:
             if tokens is not None:
                 raise ValueError("`tokens` and `image` cannot be given together.")
-            cells = torch.nn.functional.adaptive_max_pool2d(redrawn, self.side).flatten(1) > 0
-            tokens = self.encode(pixels).masked_fill(cells, self.mask_token_id)
+            tokens = self.encode(given.pixels).masked_fill(given.cells(self.side), self.mask_token_id)
         if tokens is None:
             return torch.full((batch, length), self.mask_token_id, device=device)
         tokens = torch.atleast_2d(tokens).to(device)
@@ -330,29 +318,3 @@ class MaskedImagePipeline(DiffusionPipeline):
         if not (((tokens >= 0) & (tokens < codes)) | (tokens == self.mask_token_id)).all():
             raise ValueError(f"`tokens` must be ids of the {codes} codes, or {self.mask_token_id} where to draw one.")
         return tokens.repeat_interleave(batch // len(tokens), 0)
-
-    def _images(self, sample: Tensor, pixels: Tensor | None, redrawn: Tensor | None, output_type: str) -> Any:
-        images = self.decode(sample)
-        if pixels is not None and redrawn is not None:
-            repeats = len(images) // len(pixels)
-            kept, where = (x.repeat_interleave(repeats, 0) for x in (pixels, redrawn.expand(len(pixels), -1, -1, -1)))
-            images = torch.where(where > 0, images, kept)
-        return self.image_processor.postprocess(images, output_type, [False] * len(images))
-
-
-def _as_pixels(image: Any, name: str) -> Tensor:
-    """`(batch, channels, height, width)` in [0, 1]."""
-    if isinstance(image, list | tuple):
-        return torch.cat([_as_pixels(one, name) for one in image])
-    if isinstance(image, Tensor):
-        pixels = image.float()
-        while pixels.ndim < 4:
-            pixels = pixels[None]
-    elif hasattr(image, "convert"):
-        pixels = VaeImageProcessor(do_resize=False, do_normalize=False).preprocess(image.convert("RGB"))
-    else:
-        raise ValueError(f"`{name}` must be a PIL image or a tensor, got {type(image).__name__}.")
-    if pixels.numel() and not (pixels.min() >= 0 and pixels.max() <= 1):
-        low, high = pixels.min().item(), pixels.max().item()
-        raise ValueError(f"`{name}` must have values in [0, 1], got {low:.3g} to {high:.3g}.")
-    return pixels

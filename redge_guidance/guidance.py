@@ -10,10 +10,11 @@ from torch import Tensor
 from redge_guidance.config import GuidanceConfig
 from redge_guidance.estimators import ReinforceLOO
 from redge_guidance.hosts.base import DenoisingStep
+from redge_guidance.prediction import Prediction, distances
 from redge_guidance.relaxed import RelaxedTokens
 from redge_guidance.reward import AnyReward, checked, evaluate, named_tokens, split
 from redge_guidance.text import text_mask
-from redge_guidance.updates import LogProbs, kl, project_to_budget, row_chunks
+from redge_guidance.updates import LogProbs, project_to_budget
 
 _MOST_TOGETHER = 2**24  # numbers in the samples that are held at once, 64 MiB
 
@@ -117,7 +118,7 @@ def guided_logits(
         `(free positions, vocabulary)` float32 logits, the four figures of `StepTrace` in its order, and its notes.
     """
     with torch.no_grad():
-        model = _Prediction(step)
+        model = Prediction(step)
         log_p: LogProbs = model
         log_z, support = model.log_z, None
         if config.support is not None and config.support < model.shape[1]:
@@ -135,62 +136,12 @@ def guided_logits(
             return project_to_budget(log_q, log_p, budget, sequence, mass)
 
         log_q: Tensor = config.update(log_p, ascent, project)  # type: ignore[operator]  # the config resolved names
-        figures = torch.stack([ascent.mean_reward(), *_distances(log_q, log_p, mass), ascent.grad_norm()])
+        figures = torch.stack([ascent.mean_reward(), *distances(log_q, log_p, mass), ascent.grad_norm()])
         reward_mean, kl_mean, entropy, grad_norm = figures.tolist()
         logits = log_q.add_(log_z) if support is None else model.logits().scatter_(-1, support, log_q + log_z)
         if step.temperature != 1:
             logits *= step.temperature
     return logits, (reward_mean, kl_mean, grad_norm, entropy), ascent.notes()
-
-
-class _Prediction:
-    """`log p` of the free positions, p what the host draws from: `prediction[rows]` is `(rows, vocabulary)`, float32.
-
-    It is computed from the logits of the host whenever it is asked for, so that guidance keeps no copy.
-    """
-
-    def __init__(self, step: DenoisingStep):
-        self._step = step
-        self._index = step.free[:, -step.logits.shape[1] :].nonzero(as_tuple=True)
-        self._reserved = torch.tensor(step.reserved, dtype=torch.long, device=step.logits.device)
-        self.shape = (len(self._index[0]), step.logits.shape[-1])
-        # Results are written into memory that was there before: small new tensors among large temporary ones would
-        # keep the latter's memory from being used again.
-        self.log_z = torch.empty(self.shape[0], 1, device=step.logits.device)
-        for rows in row_chunks(*self.shape):
-            self.log_z[rows] = self.logits(rows).logsumexp(-1, keepdim=True)
-
-    def __getitem__(self, rows: slice) -> Tensor:
-        return self.logits(rows).sub_(self.log_z[rows])
-
-    def logits(self, rows: slice = slice(None)) -> Tensor:
-        """What the host's logits become by temperature and reserved tokens, a new tensor."""
-        logits = self._step.logits[tuple(i[rows] for i in self._index)].float()
-        if self._step.temperature != 1:
-            logits /= self._step.temperature
-        return logits.index_fill_(-1, self._reserved, -torch.inf)
-
-    def likeliest(self, count: int, named: list[int]) -> tuple[Tensor, Tensor]:
-        """The named tokens and the `count` likeliest others of every row: logits and ids, both `(rows, S)`."""
-        size = min(count + len(named), self.shape[1])
-        first = torch.tensor(named, dtype=torch.long, device=self._reserved.device)
-        support = torch.empty(self.shape[0], size, dtype=torch.long, device=first.device)
-        kept = torch.empty(support.shape, device=first.device)
-        for rows in row_chunks(*self.shape):
-            logits = self.logits(rows)
-            support[rows] = logits.index_fill(-1, first, torch.inf).topk(size, dim=-1).indices
-            kept[rows] = logits.gather(-1, support[rows])
-        return kept, support
-
-
-def _distances(log_q: Tensor, log_p: LogProbs, mass: Tensor) -> tuple[Tensor, Tensor]:
-    """Means over the rows of `mass * KL(q || p)` and of the entropy of q."""
-    divergence, entropy = torch.empty_like(mass), torch.empty_like(mass)
-    for rows in row_chunks(*log_q.shape):
-        q = log_q[rows]
-        divergence[rows] = mass[rows] * kl(q, log_p[rows])
-        entropy[rows] = torch.special.entr(q.exp()).sum(-1)
-    return divergence.mean(), entropy.mean()
 
 
 class _Ascent:
