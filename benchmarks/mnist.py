@@ -36,7 +36,7 @@ DIGITS = [str(i) for i in range(10)]
 
 class Judge:
     def __init__(self, path: str | Path):
-        self.model = AutoModelForImageClassification.from_pretrained(path).eval()
+        self.model = AutoModelForImageClassification.from_pretrained(path, dtype=torch.float32).eval()
 
     @torch.no_grad()
     def __call__(self, pixels: Tensor) -> tuple[Tensor, Tensor]:

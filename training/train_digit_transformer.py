@@ -16,7 +16,7 @@ from torch import Tensor
 
 from redge_guidance.pipelines import MaskedImageTransformer
 
-VARIANTS, DROPPED_LABELS, EMA = 12, 0.3, 0.998
+VARIANTS, EMA = 12, 0.998
 
 
 @torch.no_grad()
@@ -50,9 +50,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--lr", type=float, default=1.5e-3)
+    parser.add_argument("--dropped-labels", type=float, default=0.5, help="share of images that have no class")
+    parser.add_argument("--init", help="folder of an earlier run, to go on from its weights")
+    parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    torch.manual_seed(0)
-    generator = torch.Generator().manual_seed(3)
+    torch.manual_seed(args.seed)
+    generator = torch.Generator().manual_seed(3 + args.seed)
     vq = VQModel.from_pretrained(args.vq).eval()
     digits = load_digits(args.data)
     training = digits["training"]
@@ -69,14 +72,19 @@ def main() -> None:
         intermediate_size=args.width * 5 // 2,
         **config,
     )
+    curve = []
+    if args.init:
+        model = MaskedImageTransformer.from_pretrained(args.init)
+        curve = json.loads((Path(args.init) / "curve.json").read_text())
+    before = curve[-1]["step"] if curve else 0
     average = copy.deepcopy(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=0.05, betas=(0.9, 0.98), fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, args.steps, pct_start=0.05)
-    started, running, curve = time.time(), 0.0, []
+    started, running = time.time(), 0.0
     for step in range(1, args.steps + 1):
         chosen = torch.randint(len(training), (args.batch_size,), generator=generator)
         variant = torch.randint(VARIANTS, (args.batch_size,), generator=generator)
-        dropped = torch.rand(args.batch_size, generator=generator) < DROPPED_LABELS
+        dropped = torch.rand(args.batch_size, generator=generator) < args.dropped_labels
         labels = training.labels[chosen].masked_fill(dropped, 10)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             loss = loss_of(model, tokens[variant, chosen], labels, generator, weighted=False)
@@ -91,7 +99,7 @@ def main() -> None:
                 kept.lerp_(new, 1 - min(EMA, step / (step + 10)))
         if step % 250 == 0 or step == args.steps:
             figures = evaluate(average, validation)
-            curve.append({"step": step, **figures})
+            curve.append({"step": before + step, **figures})
             print(f"step {step} loss {running:.3f} {figures} seconds {time.time() - started:.0f}", flush=True)
     average.save_pretrained(args.output)
     (Path(args.output) / "curve.json").write_text(json.dumps(curve, indent=1) + "\n")

@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from redge_guidance.pipelines import MaskedDiffusionScheduler, MaskedImagePipeline, MaskedImageTransformer
+from redge_guidance.pipelines.given_image import GivenImage
 from tests.images import (
     CODES,
     SIDE,
@@ -155,6 +156,7 @@ def test_a_given_region_stays(order):
     drawn = torch.zeros(SIDE, SIDE, dtype=torch.bool)
     drawn[1:3, 1:4] = True
     tokens = output.tokens.view(3, SIDE, SIDE)
+    assert torch.equal(GivenImage.read(image, mask, 8, torch.device("cpu")).cells(SIDE).view(SIDE, SIDE), drawn)
     assert torch.equal(tokens[:, ~drawn], given[~drawn].expand(3, -1))
     assert (tokens[:, drawn] != given[drawn]).any()
     outside = (mask == 0).expand(3, 3, -1, -1)
