@@ -6,7 +6,7 @@ import os
 import pytest
 import torch
 
-from redge_guidance import checkpoints, guide
+from redge_guidance import GuidanceConfig, checkpoints, guide
 from redge_guidance.pipelines import MaskedImagePipeline, TextPipeline, UniformTextPipeline
 from redge_guidance.rewards import ClassifierReward, SequenceClassifierReward
 
@@ -108,7 +108,7 @@ def test_guidance_of_digits_without_a_class(digits):
         return digits(num_images=16, generator=torch.Generator().manual_seed(0), output_type="pt").images
 
     bare = draw()
-    with guide(digits, reward):
+    with guide(digits, reward, GuidanceConfig(scale=64.0)):
         guided = draw()
     assert sum(label == "7" for label in reward.predict(bare)) <= 6
     assert sum(label == "7" for label in reward.predict(guided)) >= 15

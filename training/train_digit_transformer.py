@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--lr", type=float, default=1.5e-3)
-    parser.add_argument("--dropped-labels", type=float, default=0.5, help="share of images that have no class")
+    parser.add_argument("--dropped-labels", type=float, default=0.3, help="share of images that have no class")
     parser.add_argument("--init", help="folder of an earlier run, to go on from its weights")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()

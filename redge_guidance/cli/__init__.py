@@ -75,7 +75,8 @@ def _build_parser() -> argparse.ArgumentParser:
         "--scale",
         type=float,
         help="strength of guidance in nats a unit of reward, 0 is off; a word wanted or banned is "
-        f"{WORD:g} units, each word too few or too many {LENGTH:g}",
+        f"{WORD:g} units, each word too few or too many {LENGTH:g}; not given: 2 for texts, "
+        f"{images.SCALE:g} for images",
     )
     generate.add_argument(
         "--estimator",
@@ -113,9 +114,11 @@ def _generate(args: argparse.Namespace) -> None:
         _check_target(name, getattr(args, name))
     if args.max_words is not None and (args.min_words or 0) > args.max_words:
         raise ValueError(f"`--min-words` must be <= `--max-words`, got {args.min_words} and {args.max_words}.")
-    named = {name: getattr(args, name) for name in ("scale", "estimator", "update")}
-    config = GuidanceConfig(**{name: value for name, value in named.items() if value is not None})
     makes_images = images.makes_images(args.model)
+    named = {name: getattr(args, name) for name in ("scale", "estimator", "update")}
+    if makes_images and args.scale is None:
+        named["scale"] = images.SCALE
+    config = GuidanceConfig(**{name: value for name, value in named.items() if value is not None})
     for name in _TEXT_ONLY if makes_images else _IMAGE_ONLY:
         if getattr(args, name) is not None:
             found = "images" if makes_images else "texts"

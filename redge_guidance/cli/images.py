@@ -14,6 +14,7 @@ from redge_guidance.guidance import StepTrace
 
 _PIPELINES = ("MaskedImagePipeline", "AmusedPipeline")
 _DEFAULT_REWARD = "builtin:mnist-classifier"
+SCALE = 64.0  # many pixels have to change for a nat of a classifier
 _BATCH = 64
 _COLUMNS, _SMALLEST = 16, 56  # of a contact sheet: images in a row, pixels of an image
 
