@@ -54,8 +54,8 @@ codes {perplexity:.0f}. The transformer, by the ELBO bound in nats a token, 4 co
 
 `training/train_digit_vq.py` ({vq_steps:,} steps of 128 images), `training/train_digit_transformer.py` ({steps:,} steps
 of 128 images in two runs: 4,000 with labels left out of 30 %, then `--init` with the result, `--seed 1 --lr 1e-3
---steps 2400 --dropped-labels 0.65`), `training/build_digit_checkpoints.py`; on one CPU core in an hour and a half. Images are
-moved by up to a pixel and turned a little in training, and digits come out so.
+--steps 2400 --dropped-labels 0.65`), `training/build_digit_checkpoints.py`; on one CPU core in an hour and a half.
+Images are moved by up to a pixel and turned a little in training, and digits come out so.
 
 Sampling defaults: {sampling_steps} steps, `{order}` order with choice temperature {choice:g}, `{schedule}` schedule.
 
