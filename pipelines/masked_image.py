@@ -58,7 +58,8 @@ class MaskedImagePipeline(DiffusionPipeline):
     scheduler: MaskedDiffusionScheduler
     tokenizer: Any
     text_encoder: Any
-    model_cpu_offload_seq = "text_encoder->transformer->vqvae"
+    model_cpu_offload_seq = "text_encoder->transformer"
+    _exclude_from_cpu_offload: ClassVar[list[str]] = ["vqvae"]  # guidance decodes in the middle of a step
     _optional_components: ClassVar[list[str]] = ["tokenizer", "text_encoder"]
     _callback_tensor_inputs: ClassVar[list[str]] = ["sample", "logits"]
 

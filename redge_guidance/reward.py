@@ -111,25 +111,32 @@ class RewardSum(Reward):
         return total
 
     @torch.no_grad()
-    def score(self, texts: list[str], batch_size: int = 32) -> Tensor:
+    def score(self, samples: list[str] | Tensor, prompts: list[str] | None = None, batch_size: int = 32) -> Tensor:
+        """Rewards `(n,)` of n finished texts, or of pixels `(n, 3, height, width)` and what they are to show."""
         return sum(
-            (term.weight * value for term, value in zip(self.terms, self._scores(texts, batch_size), strict=True)),
-            torch.zeros(len(texts)),
+            (
+                term.weight * value
+                for term, value in zip(self.terms, self._scores(samples, prompts, batch_size), strict=True)
+            ),
+            torch.zeros(len(samples)),
         )
 
-    def normalized(self, texts: Sequence[str], batch_size: int = 32) -> "RewardSum":
-        """The same sum with every term divided by its standard deviation over `texts`, such as unguided samples.
+    def normalized(
+        self, samples: Sequence[str] | Tensor, prompts: list[str] | None = None, batch_size: int = 32
+    ) -> "RewardSum":
+        """The same sum with every term divided by its standard deviation over `samples`, such as unguided ones.
 
         Raises:
-            ValueError: fewer than two texts, or a term that is the same for all of them.
+            ValueError: fewer than two samples, or a term that is the same for all of them.
         """
+        samples = samples if isinstance(samples, Tensor) else list(samples)
         terms = []
-        for term, values in zip(self.terms, self._scores(list(texts), batch_size), strict=True):
+        for term, values in zip(self.terms, self._scores(samples, prompts, batch_size), strict=True):
             deviation = float(values.double().std()) if len(values) > 1 else 0.0
             if not deviation > 0:
                 raise ValueError(
-                    f"`texts` must show how much the term {term.name} varies, got {len(values)} texts on which it does "
-                    "not; pass varied texts, or leave this term out."
+                    f"`samples` must show how much the term {term.name} varies, got {len(values)} on which it does "
+                    "not; pass varied samples, or leave this term out."
                 )
             terms.append(replace(term, weight=term.weight / deviation))
         return RewardSum(terms)
@@ -140,14 +147,22 @@ class RewardSum(Reward):
     def __repr__(self) -> str:
         return " + ".join(f"{term.weight:g} * {term.name}" for term in self.terms)
 
-    def _scores(self, texts: list[str], batch_size: int) -> list[Tensor]:
+    @torch.no_grad()
+    def _scores(self, samples: list[str] | Tensor, prompts: list[str] | None, batch_size: int) -> list[Tensor]:
+        values = []
         for term in self.terms:
-            if not hasattr(term.reward, "score"):
+            reward: Any = term.reward
+            if isinstance(samples, Tensor):
+                value = reward.score(samples, prompts) if hasattr(reward, "score") else reward(samples)
+                values.append(value.cpu())
+            elif hasattr(reward, "score"):
+                values.append(reward.score(samples, batch_size=batch_size))
+            else:
                 raise ValueError(
                     f"the term {term.name} has no `score`, so texts cannot be scored; make it a class derived from "
                     "`Reward`, or a `BlackBoxReward`."
                 )
-        return [term.reward.score(texts, batch_size=batch_size) for term in self.terms]  # type: ignore[attr-defined]
+        return values
 
 
 def _terms(reward: Any) -> list[Term]:

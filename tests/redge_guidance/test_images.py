@@ -9,7 +9,7 @@ from redge_guidance.guidance import guided_logits
 from redge_guidance.hosts import DenoisingStep, supports
 from redge_guidance.image_tokens import codebook_of, to_pixels
 from redge_guidance.images import ImageDecoder
-from redge_guidance.rewards import BlackBoxReward, ImageReward
+from redge_guidance.rewards import BlackBoxReward, ImageReward, RewardSum
 from redge_guidance.updates import Natural
 from tests.images import CODES, SIDE, tiny_amused, tiny_image_pipeline, tiny_vqvae
 from tests.redge_guidance.test_hosts import spied
@@ -116,6 +116,24 @@ def test_a_linear_decoder_gives_the_exact_tilt():
     expected = (logits[free] / 0.7 + 1.5 * codebook @ direction).softmax(-1)
     torch.testing.assert_close((new / 0.7).softmax(-1), expected)
     assert torch.equal(logits, before)  # the host's
+
+
+def test_sums_score_finished_images():
+    class Scored:
+        def score(self, pixels, prompts):
+            return brightness(pixels) * torch.tensor([float(len(prompt)) for prompt in prompts])
+
+    pixels = torch.rand(3, 3, 8, 8, generator=seeded())
+    total = 2 * Constant() + brightness + Scored() + BlackBoxReward(lambda image: image[0, 0, 0].item())
+    prompts = ["a", "bb", "ccc"]
+    light = brightness(pixels)
+    expected = 2 + light + light * torch.tensor([1.0, 2.0, 3.0]) + pixels[:, 0, 0, 0]
+    torch.testing.assert_close(total.score(pixels, prompts), expected)
+    scaled = (Constant() * 0 + brightness + Scored()).terms[1:]
+    normalized = RewardSum(scaled).normalized(pixels, prompts)
+    for term in normalized.terms:
+        value = term.reward.score(pixels, prompts) if hasattr(term.reward, "score") else term.reward(pixels)
+        torch.testing.assert_close((term.weight * value).std(), torch.tensor(1.0))
 
 
 # ---- hosts ----

@@ -53,7 +53,7 @@ def test_unit_scale():
     total = (3 * LexicalReward("a") + LengthReward(9)).normalized(texts)
     for term, weight in zip(total.terms, (3, 1), strict=True):
         assert (term.weight * term.reward.score(texts)).std().item() == pytest.approx(weight, rel=1e-5)
-    with pytest.raises(ValueError, match="how much the term LexicalReward varies, got 2 texts on which it does not"):
+    with pytest.raises(ValueError, match="how much the term LexicalReward varies, got 2 on which it does not"):
         (LexicalReward("a") + LengthReward(9)).normalized(["b", "c c"])
 
 
