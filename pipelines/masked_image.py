@@ -115,8 +115,13 @@ class MaskedImagePipeline(DiffusionPipeline):
             ValueError, FileNotFoundError: `name` is unknown, or its parts do not fit one another.
             OSError: `name` is a hub id that cannot be loaded.
         """
+        path = resolve(name)
         with loading(name):
-            pipe: MaskedImagePipeline = super().from_pretrained(resolve(name), dtype=dtype, **kwargs)
+            stored = cls.load_config(path, **{key: kwargs[key] for key in ("revision", "token") if key in kwargs})
+            if "vqvae" not in stored:
+                kind = stored["_class_name"]
+                raise ValueError(f"`{name}` is for {kind}, which makes no images; call {kind}.from_pretrained.")
+            pipe: MaskedImagePipeline = super().from_pretrained(path, dtype=dtype, **kwargs)
         return pipe
 
     @classmethod

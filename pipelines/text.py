@@ -86,6 +86,8 @@ class TextPipeline(DiffusionPipeline):
             if _is_pipeline(path, remote):
                 stored = cls.load_config(path, **remote)["_class_name"]
                 kind = next((kind for kind in TextPipeline.__subclasses__() if kind.__name__ == stored), cls)
+                if kind is TextPipeline:
+                    raise ValueError(f"`{name}` is for {stored}, which makes no texts; call {stored}.from_pretrained.")
                 _check_kind(name, cls, kind)
                 return kind._load(path, dtype=dtype, **kwargs)
             code = {key: kwargs[key] for key in ("trust_remote_code",) if key in kwargs}

@@ -115,6 +115,13 @@ def test_guidance_of_digits_without_a_class(digits):
     assert torch.pdist(guided[:, 0].flatten(1)).min() > 1  # no two alike
 
 
+def test_pipelines_of_the_other_kind_are_refused():
+    with pytest.raises(ValueError, match="`builtin:mnist-masked` is for MaskedImagePipeline, which makes no texts"):
+        TextPipeline.from_pretrained("builtin:mnist-masked")
+    with pytest.raises(ValueError, match="`builtin:tatoeba-masked` is for MaskedTextPipeline, which makes no images"):
+        MaskedImagePipeline.from_pretrained("builtin:tatoeba-masked")
+
+
 def test_digits_are_reconstructed(digits):
     images = digits(list(range(10)), generator=torch.Generator().manual_seed(0), output_type="pt").images
     again = digits.decode(digits.encode(images))
