@@ -105,9 +105,13 @@ def build_model(vq_source: Path, source: Path, output: Path) -> None:
     vq = VQModel.from_pretrained(vq_source, dtype=torch.float16)
     transformer = MaskedImageTransformer.from_pretrained(source, dtype=torch.float16)
     MaskedImagePipeline(transformer, vq, MaskedDiffusionScheduler(**ORDER), **SAMPLING).save_pretrained(output)
+    for part in ("transformer", "vqvae"):  # without the folder it was read from
+        file = output / part / "config.json"
+        config = {key: value for key, value in json.loads(file.read_text()).items() if key != "_name_or_path"}
+        file.write_text(json.dumps(config, indent=2) + "\n")
     curve = json.loads((source / "curve.json").read_text())
     figures = json.loads((vq_source / "figures.json").read_text())
-    shown = curve[3::4] if len(curve) > 8 else curve
+    shown = [point for point in curve if point["step"] % 1000 == 0] + [curve[-1]]
     card = MODEL.format(
         header=HEADER,
         data=DATA,
