@@ -107,8 +107,11 @@ def _load(args: argparse.Namespace) -> tuple[Any, Any]:
             raise ValueError(f"`--label` is for a classifier, and {name} is {config.model_type}; use `--prompt`.")
         if not args.prompt:
             raise ValueError(f"`--prompt` must say what images are to show, for {name}, got none.")
-        prompts = [text for text in args.prompt for _ in range(args.num_samples)]
-        reward = CLIPReward.from_pretrained(name, prompts if len(args.prompt) > 1 else args.prompt[0], **settings)
+        if len(args.prompt) > 1 and not _takes_text(pipe):
+            raise ValueError(
+                f"`--prompt` must be one text for {args.model}, which is not told it, got {len(args.prompt)}."
+            )
+        reward = CLIPReward.from_pretrained(name, None if _takes_text(pipe) else args.prompt[0], **settings)
     else:
         raise ValueError(f"`--reward` must be an image classifier or a CLIP model, got {name}, {config.model_type}.")
     pipe = pipe.to(device)
@@ -116,14 +119,16 @@ def _load(args: argparse.Namespace) -> tuple[Any, Any]:
     return pipe, reward
 
 
+def _takes_text(pipe: Any) -> bool:
+    return getattr(pipe, "tokenizer", None) is not None
+
+
 def _run(pipe: Any, reward: Any, args: argparse.Namespace, scale: float) -> dict[str, Any]:
     """Images for all prompts, with their rewards; the seconds are those of sampling alone."""
     import torch
 
     generator = torch.Generator(args.device).manual_seed(args.seed)
-    own = type(pipe).__name__ == "MaskedImagePipeline"
-    takes_text = not own or pipe.tokenizer is not None
-    if args.class_label is not None and (takes_text or not own):
+    if args.class_label is not None and _takes_text(pipe):
         raise ValueError(f"`--class-label` is for a model with classes, and {args.model} is given a text.")
     prompts = [text for text in args.prompt or [""] for _ in range(args.num_samples)]
     settings: dict[str, Any] = {"generator": generator, "output_type": "pt"}
@@ -133,15 +138,16 @@ def _run(pipe: Any, reward: Any, args: argparse.Namespace, scale: float) -> dict
     parts, started = [], time.perf_counter()
     for first in range(0, len(prompts), _BATCH):
         batch = prompts[first : first + _BATCH]
-        if takes_text:
+        if _takes_text(pipe):
             output = pipe(prompt=batch, **settings)
         else:
             output = pipe(args.class_label, num_images=len(batch), **settings)
         parts.append(output.images.float())
-        tokens += output.tokens.tolist() if own else [None] * len(batch)
+        tokens += output.tokens.tolist() if hasattr(output, "tokens") else [None] * len(batch)
     seconds, pixels = time.perf_counter() - started, torch.cat(parts)
     with torch.no_grad():
-        rewards = torch.cat([reward.score(part) for part in pixels.split(len(prompts) if args.prompt else _BATCH)])
+        scored = [reward.score(part, prompts[i * _BATCH :][: len(part)]) for i, part in enumerate(parts)]
+        rewards = torch.cat(scored)
     predicted = reward.predict(pixels) if hasattr(reward, "predict") else [None] * len(prompts)
     records = [
         {"prompt": prompt, "reward": r, "predicted": label, "tokens": ids}

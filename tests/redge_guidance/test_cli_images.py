@@ -76,6 +76,7 @@ def test_toward_a_text_by_clip(model, folders, tmp_path, capsys):
         (["--label", "cat", "--class-label", "5"], "`class_labels` must lie in [0, 3), got 5"),
         (["--reward", "builtin:sentiment"], "`--reward` must be an image classifier or a CLIP model"),
         (["--reward", "{clip}"], "`--prompt` must say what images are to show"),
+        (["--reward", "{clip}", "--prompt", "a", "--prompt", "b"], "`--prompt` must be one text for {masked}"),
         (["--reward", "{clip}", "--label", "7", "--prompt", "a"], "`--label` is for a classifier"),
         (
             ["--model", "{amused}", "--label", "cat", "--class-label", "1"],
