@@ -21,7 +21,7 @@ class Prediction:
         # Results are written into memory that was there before: small new tensors among large temporary ones would
         # keep the latter's memory from being used again.
         self.log_z = torch.empty(self.shape[0], 1, device=step.logits.device)
-        for rows in row_chunks(*self.shape):
+        for rows in row_chunks(self.shape, self._reserved.device):
             self.log_z[rows] = self.logits(rows).logsumexp(-1, keepdim=True)
 
     def __getitem__(self, rows: slice) -> Tensor:
@@ -40,7 +40,7 @@ class Prediction:
         first = torch.tensor(named, dtype=torch.long, device=self._reserved.device)
         support = torch.empty(self.shape[0], size, dtype=torch.long, device=first.device)
         kept = torch.empty(support.shape, device=first.device)
-        for rows in row_chunks(*self.shape):
+        for rows in row_chunks(self.shape, self._reserved.device):
             logits = self.logits(rows)
             support[rows] = logits.index_fill(-1, first, torch.inf).topk(size, dim=-1).indices
             kept[rows] = logits.gather(-1, support[rows])
@@ -50,7 +50,7 @@ class Prediction:
 def distances(log_q: Tensor, log_p: LogProbs, mass: Tensor) -> tuple[Tensor, Tensor]:
     """Means over the rows of `mass * KL(q || p)` and of the entropy of q."""
     divergence, entropy = torch.empty_like(mass), torch.empty_like(mass)
-    for rows in row_chunks(*log_q.shape):
+    for rows in row_chunks(log_q.shape, log_q.device):
         q = log_q[rows]
         divergence[rows] = mass[rows] * kl(q, log_p[rows])
         entropy[rows] = torch.special.entr(q.exp()).sum(-1)

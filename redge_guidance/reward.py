@@ -186,6 +186,8 @@ def evaluate(reward: AnyReward, sample: RelaxedTokens | RelaxedImages) -> Tensor
             f"`reward` {type(reward).__name__} is for {reward.modality}s, and the pipeline makes {found}s."  # type: ignore[attr-defined]
         )
     if isinstance(reward, RewardSum) or not isinstance(sample, RelaxedImages):
+        if not callable(reward):
+            raise ValueError(f"`reward` must be a callable from RelaxedTokens, got {type(reward).__name__}.")
         return reward(sample)
     if hasattr(reward, "score"):
         score: Tensor = reward.score(sample.pixels, sample.prompts)

@@ -5,14 +5,16 @@ rows: `log_p` and `log_q` are `(rows, S)`, normalised log-probabilities in nats.
 computed anew for every slice of rows that is asked for.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-_CHUNK_ELEMENTS = 2**18  # numbers that are worked on at once where something is done row by row: they stay in the cache
+# Numbers that are worked on at once where something is done row by row: on a CPU they stay in the cache, on an
+# accelerator they are enough to keep it busy.
+_CHUNK_ELEMENTS, _CHUNK_ELEMENTS_ACCELERATOR = 2**18, 2**24
 
 
 class LogProbs(Protocol):
@@ -76,7 +78,7 @@ class Natural:
         log_q = log_p[:].clone()
         for _ in range(self.num_updates):
             grad = ascent.grad_sample(log_q, self.damping)
-            for rows in row_chunks(*log_q.shape):
+            for rows in row_chunks(log_q.shape, log_q.device):
                 p = log_p[rows]
                 tilted = grad[rows] * (self.step_size * ascent.scale)
                 tilted.add_(log_q[rows], alpha=1 - self.step_size).add_(p, alpha=self.step_size)
@@ -115,13 +117,15 @@ class Adam:
         return logits
 
 
-def row_chunks(rows: int, columns: int) -> Iterator[slice]:
-    """Slices of rows that together hold about a million numbers, in order.
+def row_chunks(shape: Sequence[int], device: torch.device | None = None) -> Iterator[slice]:
+    """Slices of the rows of `(rows, columns)`, in order; on a CPU (None) of about `2**18` numbers each.
 
-    >>> list(row_chunks(3, 2**19))
+    >>> list(row_chunks((3, 2**17)))
     [slice(0, 2, None), slice(2, 4, None)]
     """
-    size = max(1, _CHUNK_ELEMENTS // max(columns, 1))
+    rows, columns = shape
+    on_cpu = device is None or device.type == "cpu"
+    size = max(1, (_CHUNK_ELEMENTS if on_cpu else _CHUNK_ELEMENTS_ACCELERATOR) // max(columns, 1))
     return (slice(first, first + size) for first in range(0, rows, size))
 
 
@@ -168,7 +172,7 @@ def project_to_budget(log_q: Tensor, log_p: LogProbs, budget: Tensor, groups: Te
     def fits(s: Tensor | None) -> Tensor:
         """Whether q_s is within the budget, q itself for None."""
         total = torch.zeros_like(budget)
-        for rows in row_chunks(*log_q.shape):
+        for rows in row_chunks(log_q.shape, log_q.device):
             p = log_p[rows]
             candidate = log_q[rows] if s is None else path(s, rows, p)
             total.index_add_(0, groups[rows], weights[rows] * kl(candidate, p))
@@ -181,7 +185,7 @@ def project_to_budget(log_q: Tensor, log_p: LogProbs, budget: Tensor, groups: Te
         found = fits(middle)
         low, high = torch.where(found, middle, low), torch.where(found, high, middle)
     result = torch.empty_like(log_q)
-    for rows in row_chunks(*log_q.shape):
+    for rows in row_chunks(log_q.shape, log_q.device):
         result[rows] = torch.where(inside[groups[rows], None], log_q[rows], path(low, rows, log_p[rows]))
     return result
 

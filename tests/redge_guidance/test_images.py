@@ -341,11 +341,19 @@ def test_a_black_box_on_pixels_guides_by_the_score_function():
     assert means[1] > means[0] + 1
 
 
+class OnlyScore:
+    def score(self, pixels, prompts):
+        return brightness(pixels)
+
+
 def test_rewards_of_the_other_kind_are_refused(pipe, reward):
     images, _ = masked()
     wrong = pytest.raises(ValueError, match="SequenceClassifierReward is for texts, and the pipeline makes images")
     with guide(images, reward), wrong:
         images()
+    wrong = pytest.raises(ValueError, match="`reward` must be a callable from RelaxedTokens, got OnlyScore")
+    with guide(pipe, OnlyScore()), wrong:
+        pipe("a")
     wrong = pytest.raises(ValueError, match="Constant is for images, and the pipeline makes texts")
     with guide(pipe, Constant()), wrong:
         pipe("a")

@@ -125,7 +125,7 @@ def test_rows_on_demand_and_in_chunks_give_what_a_tensor_gives(update, monkeypat
     whole = run(log_p)
     assert torch.equal(log_p, before)  # p is the caller's
     monkeypatch.setattr(updates, "_CHUNK_ELEMENTS", 11)  # two rows of five
-    assert len(list(row_chunks(6, 5))) == 3
+    assert len(list(row_chunks((6, 5)))) == 3
     torch.testing.assert_close(run(OnDemand(log_p)), whole)
 
 
