@@ -69,9 +69,8 @@ def convert_transformer(path: str | os.PathLike[str], num_attention_heads: int |
             renamed[_TOP[name]] = value
         elif name != _TIED:
             raise ValueError(f"`transformer` {path} is no Halton-MaskGIT class-to-image model: unexpected `{name}`.")
-    missing = sorted(set(_TOP.values()) - set(renamed) - {"registers"}) + ["layers.0.gate.weight"] * (
-        "layers.0.gate.weight" not in renamed
-    )
+    needed = {*_TOP.values(), "layers.0.gate.weight"} - {"registers"}
+    missing = sorted(needed - set(renamed))
     if missing:
         raise ValueError(f"`transformer` {path} is no Halton-MaskGIT class-to-image model: no `{missing[0]}`.")
     width = renamed["token_embedding.weight"].shape[1]
@@ -107,7 +106,7 @@ def convert_vq_model(path: str | os.PathLike[str]) -> VQModel:
     for name, value in state.items():
         if name == "quantize.codebook_used":
             continue
-        new = _vq_name(name, levels)
+        new = _vq_name(name)
         # the linear layers of an attention were convolutions of one pixel
         linear = value.ndim == 4 and ".to_" in new
         renamed[new] = value[:, :, 0, 0] if linear else value
@@ -131,7 +130,7 @@ def convert_vq_model(path: str | os.PathLike[str]) -> VQModel:
     return _loaded(model, renamed, "vqvae", path)
 
 
-def _vq_name(name: str, levels: int) -> str:
+def _vq_name(name: str) -> str:
     """A name of LlamaGen's in diffusers' words."""
     part, _, rest = name.partition(".")
     if part not in ("encoder", "decoder"):

@@ -1,7 +1,5 @@
 """The token transformer of Halton-MaskGIT: predicts every token of an image from those that are visible."""
 
-from typing import Any
-
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
@@ -30,8 +28,6 @@ class MaskedImageTransformer(ModelMixin, ConfigMixin):
     Raises:
         ValueError: a width that the heads do not divide. When called: another number of tokens.
     """
-
-    _supports_gradient_checkpointing = False
 
     @register_to_config
     def __init__(
@@ -68,7 +64,7 @@ class MaskedImageTransformer(ModelMixin, ConfigMixin):
         for layer in self.layers:  # every layer begins as the identity
             nn.init.zeros_(layer.modulation.weight)  # type: ignore[union-attr, arg-type]
 
-    def forward(self, input_ids: Tensor, class_labels: Tensor | None = None, **_: Any) -> Tensor:
+    def forward(self, input_ids: Tensor, class_labels: Tensor | None = None) -> Tensor:
         """Logits of the clean tokens.
 
         Args:

@@ -203,8 +203,9 @@ class MaskedImagePipeline(DiffusionPipeline):
         guidance_scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
         after_step = AfterStep(self, callback_on_step_end, callback_on_step_end_tensor_inputs)
         check_settings(temperature, top_p, {"num_images": num_images, "num_inference_steps": steps, "top_k": top_k})
-        self._prompts, given, nothing = self._conditions(class_labels, prompt, negative_prompt, num_images)
+        self._prompts, given = self._condition(class_labels, prompt, negative_prompt, num_images)
         batch = next(iter(given.values())).shape[0]
+        nothing = {} if guidance_scale == 1 else self._without(batch, negative_prompt)
         completed = GivenImage.read(image, mask_image, self.image_size, self._execution_device)
         sample = self._canvas(batch, tokens, completed)
         frozen = sample != self.mask_token_id
@@ -264,20 +265,25 @@ class MaskedImagePipeline(DiffusionPipeline):
         square = sample.unflatten(1, (self.side, self.side))
         return self.transformer(square, **condition).flatten(2).transpose(1, 2)  # type: ignore[no-any-return]
 
-    def _conditions(
+    def _condition(
         self, class_labels: Any, prompt: Any, negative_prompt: str | None, num_images: int
-    ) -> tuple[list[str] | None, dict[str, Tensor], dict[str, Tensor]]:
-        """The prompts, what the transformer is given with them or with the labels, and what without."""
+    ) -> tuple[list[str] | None, dict[str, Tensor]]:
+        """The prompts, and what the transformer is given with them or with the labels."""
         if not self._takes_text:
             if prompt is not None or negative_prompt is not None:
                 raise ValueError("`prompt` is for a transformer that is given a text; this one has `class_labels`.")
-            labels = self._labels(class_labels, num_images)
-            return None, {"class_labels": labels}, {"class_labels": torch.full_like(labels, self._num_classes)}
+            return None, {"class_labels": self._labels(class_labels, num_images)}
         if class_labels is not None:
             raise ValueError("`class_labels` are for a transformer with classes; this one is given a `prompt`.")
         texts = [prompt or ""] if prompt is None or isinstance(prompt, str) else list(prompt)
         texts = [text for text in texts for _ in range(num_images)]
-        return texts, self._embed(texts), self._embed([negative_prompt or ""] * len(texts))
+        return texts, self._embed(texts)
+
+    def _without(self, batch: int, negative_prompt: str | None) -> dict[str, Tensor]:
+        """What the transformer is given without class or text."""
+        if self._takes_text:
+            return self._embed([negative_prompt or ""] * batch)
+        return {"class_labels": torch.full((batch,), self._num_classes, device=self._execution_device)}
 
     def _labels(self, class_labels: Any, num_images: int) -> Tensor:
         classes = self._num_classes

@@ -118,13 +118,13 @@ def guided_logits(
         `(free positions, vocabulary)` float32 logits, the four figures of `StepTrace` in its order, and its notes.
     """
     with torch.no_grad():
-        model = Prediction(step)
+        named = [] if config.support is None else named_tokens(reward, step.tokenizer)
+        model = Prediction(step, config.support, named)
         log_p: LogProbs = model
-        log_z, support = model.log_z, None
-        if config.support is not None and config.support < model.shape[1]:
-            kept, support = model.likeliest(config.support, named_tokens(reward, step.tokenizer))
-            log_z = kept.logsumexp(-1, keepdim=True)
-            log_p = kept.sub_(log_z)
+        log_z, support = model.log_z, model.support
+        if model.kept is not None:
+            log_z = model.kept.logsumexp(-1, keepdim=True)
+            log_p = model.kept - log_z
         mass = (log_z - model.log_z).exp()[:, 0]  # (rows,), probability of the support under p
         ascent = _Ascent(step, reward, config, generator, support)
         sequence = step.free.nonzero()[:, 0]

@@ -1,5 +1,7 @@
 """What the host draws from at the free positions, computed row by row from its logits."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -11,18 +13,40 @@ class Prediction:
     """`log p` of the free positions, p what the host draws from: `prediction[rows]` is `(rows, vocabulary)`, float32.
 
     It is computed from the logits of the host whenever it is asked for, so that guidance keeps no copy.
+
+    Args:
+        step: whose logits.
+        support: how many of the likeliest tokens of every row are wanted, `named` aside; None: the whole vocabulary.
+        named: tokens that are wanted in every row.
+
+    Attributes:
+        log_z: `(rows, 1)`, log of the normaliser of the whole vocabulary.
+        kept, support: `(rows, S)`, logits and ids of the tokens that are wanted; None for the whole vocabulary.
     """
 
-    def __init__(self, step: DenoisingStep):
+    def __init__(self, step: DenoisingStep, support: int | None = None, named: Sequence[int] = ()):
         self._step = step
         self._index = step.free[:, -step.logits.shape[1] :].nonzero(as_tuple=True)
-        self._reserved = torch.tensor(step.reserved, dtype=torch.long, device=step.logits.device)
+        device = step.logits.device
+        self._reserved = torch.tensor(step.reserved, dtype=torch.long, device=device)
         self.shape = (len(self._index[0]), step.logits.shape[-1])
+        first = torch.tensor(list(named), dtype=torch.long, device=device)
         # Results are written into memory that was there before: small new tensors among large temporary ones would
         # keep the latter's memory from being used again.
-        self.log_z = torch.empty(self.shape[0], 1, device=step.logits.device)
-        for rows in row_chunks(self.shape, self._reserved.device):
-            self.log_z[rows] = self.logits(rows).logsumexp(-1, keepdim=True)
+        self.log_z = torch.empty(self.shape[0], 1, device=device)
+        self.kept: Tensor | None = None
+        self.support: Tensor | None = None
+        if support is not None and support < self.shape[1]:
+            size = (self.shape[0], min(support + len(named), self.shape[1]))
+            self.kept = torch.empty(size, device=device)
+            self.support = torch.empty(size, dtype=torch.long, device=device)
+        for rows in row_chunks(self.shape, device):
+            logits = self.logits(rows)
+            self.log_z[rows] = logits.logsumexp(-1, keepdim=True)
+            if self.kept is not None and self.support is not None:
+                ranked = logits.index_fill(-1, first, torch.inf) if named else logits
+                self.support[rows] = ranked.topk(size[1], dim=-1).indices
+                self.kept[rows] = logits.gather(-1, self.support[rows])
 
     def __getitem__(self, rows: slice) -> Tensor:
         return self.logits(rows).sub_(self.log_z[rows])
@@ -33,18 +57,6 @@ class Prediction:
         if self._step.temperature != 1:
             logits /= self._step.temperature
         return logits.index_fill_(-1, self._reserved, -torch.inf)
-
-    def likeliest(self, count: int, named: list[int]) -> tuple[Tensor, Tensor]:
-        """The named tokens and the `count` likeliest others of every row: logits and ids, both `(rows, S)`."""
-        size = min(count + len(named), self.shape[1])
-        first = torch.tensor(named, dtype=torch.long, device=self._reserved.device)
-        support = torch.empty(self.shape[0], size, dtype=torch.long, device=first.device)
-        kept = torch.empty(support.shape, device=first.device)
-        for rows in row_chunks(self.shape, self._reserved.device):
-            logits = self.logits(rows)
-            support[rows] = logits.index_fill(-1, first, torch.inf).topk(size, dim=-1).indices
-            kept[rows] = logits.gather(-1, support[rows])
-        return kept, support
 
 
 def distances(log_q: Tensor, log_p: LogProbs, mass: Tensor) -> tuple[Tensor, Tensor]:

@@ -93,15 +93,13 @@ class CLIPReward(_EmbeddingReward):
     def _embed_target(self, target: Any) -> Tensor:
         if isinstance(target, str):
             return self.embed_texts([target])[0]
-        parameter = next(self.model.parameters())
         if isinstance(target, Tensor):
-            pixels = target[None] if target.ndim == 3 else target
-            pixel_values = self._transform(pixels)
+            pixel_values = self._pixel_values(target[None] if target.ndim == 3 else target)
         elif hasattr(target, "convert"):  # a PIL image
             pixel_values = self.processor(target.convert("RGB"), return_tensors="pt")["pixel_values"]
         else:
             raise ValueError(f"`target` must be a text or an image, got {type(target).__name__}.")
-        return self.embed_images(pixel_values.to(parameter))[0]
+        return self.embed_images(pixel_values.to(next(self.model.parameters())))[0]
 
 
 class PreferenceReward(_EmbeddingReward):

@@ -44,8 +44,7 @@ class ClassifierReward(ImageModelReward):
     @torch.no_grad()
     def predict(self, pixels: Tensor) -> list[str]:
         """Names of the likeliest labels of images `(batch, 3, height, width)` in [0, 1]."""
-        parameter = next(self.model.parameters())
-        logits = self.model(pixel_values=self._transform(pixels.to(parameter.device)).to(parameter.dtype)).logits
+        logits = self.model(pixel_values=self._pixel_values(pixels)).logits
         return [self.model.config.id2label[int(i)] for i in logits.argmax(-1)]
 
     def value(self, pixel_values: Tensor, prompts: list[str] | None) -> Tensor:

@@ -9,9 +9,8 @@ from transformers import AutoImageProcessor
 
 from redge_guidance.checkpoints import loading, resolve
 from redge_guidance.reward import ImageReward
+from redge_guidance.rewards.model_reward import HUB_ARGUMENTS
 from redge_guidance.rewards.pixel_transform import PixelTransform
-
-_HUB_ARGUMENTS = ("trust_remote_code", "revision", "token", "cache_dir")
 
 
 class ImageModelReward(ImageReward):
@@ -55,7 +54,7 @@ class ImageModelReward(ImageReward):
             OSError: `name` is a hub id that cannot be loaded.
         """
         path = resolve(name)
-        hub = {key: kwargs.pop(key) for key in _HUB_ARGUMENTS if key in kwargs}
+        hub = {key: kwargs.pop(key) for key in HUB_ARGUMENTS if key in kwargs}
         with loading(name):
             model = cls.auto_class.from_pretrained(path, dtype=dtype, **hub, **(model_kwargs or {}))
             processors = cls._processors(path, hub)
@@ -72,6 +71,8 @@ class ImageModelReward(ImageReward):
     def score(self, pixels: Tensor, prompts: list[str] | None = None) -> Tensor:
         if prompts is not None and len(prompts) != len(pixels):
             raise ValueError(f"`prompts` must be one an image, {len(pixels)}, got {len(prompts)}.")
+        return self.value(self._pixel_values(pixels), prompts).float().to(pixels.device)
+
+    def _pixel_values(self, pixels: Tensor) -> Tensor:
         parameter = next(self.model.parameters())
-        pixel_values = self._transform(pixels.to(parameter.device)).to(parameter.dtype)
-        return self.value(pixel_values, prompts).float().to(pixels.device)
+        return self._transform(pixels.to(parameter.device)).to(parameter.dtype)

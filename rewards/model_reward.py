@@ -15,7 +15,7 @@ from redge_guidance.reward import Reward
 from redge_guidance.rewards.framing import Frame
 from redge_guidance.rewards.reading import Reader, Reading
 
-_HUB_ARGUMENTS = ("trust_remote_code", "revision", "token", "cache_dir")
+HUB_ARGUMENTS = ("trust_remote_code", "revision", "token", "cache_dir")
 
 
 class ModelReward(Reward):
@@ -72,7 +72,7 @@ class ModelReward(Reward):
             OSError: `name` is a hub id that cannot be loaded.
         """
         path = resolve(name)
-        hub = {key: kwargs.pop(key) for key in _HUB_ARGUMENTS if key in kwargs} | {
+        hub = {key: kwargs.pop(key) for key in HUB_ARGUMENTS if key in kwargs} | {
             "trust_remote_code": trust_remote_code
         }
         placed = {} if device_map is None else {"device_map": device_map}

@@ -42,7 +42,7 @@ class PixelTransform:
             raise ValueError(
                 f"`processor` must resize by a bilinear, bicubic or Lanczos filter, got {settings['resample']!r}."
             )
-        self._seen: tuple[int, int] | None = None
+        self._said = False
         self._compare(processor)
 
     def __call__(self, pixels: Tensor) -> Tensor:
@@ -56,12 +56,15 @@ class PixelTransform:
                 "`pixels` must be floating point (batch, 3, height, width) in [0, 1], got "
                 f"{tuple(pixels.shape)} of {pixels.dtype}."
             )
-        height, width = int(pixels.shape[2]), int(pixels.shape[3])
-        target = self._target(height, width)
-        if target != (height, width):
-            if self._seen is None:
-                logger.warning("images of %d x %d are resized to %d x %d for a reward", height, width, *target)
-            self._seen = (height, width)
+        size = (int(pixels.shape[2]), int(pixels.shape[3]))
+        target = self._target(*size)
+        if target != size and not self._said:
+            logger.warning("images of %d x %d are resized to %d x %d for a reward", *size, *target)
+            self._said = True
+        return self._apply(pixels, target)
+
+    def _apply(self, pixels: Tensor, target: tuple[int, int]) -> Tensor:
+        if target != pixels.shape[2:]:
             pixels = torch.nn.functional.interpolate(pixels.float(), size=target, mode=self._mode, antialias=True)
             pixels = pixels.clamp(0, 1)  # a bicubic filter overshoots
         pixels = self._cropped(pixels)
@@ -104,7 +107,7 @@ class PixelTransform:
         image = (255 * smooth).round().to(torch.uint8)
         theirs = processor(image[0].permute(1, 2, 0).numpy(), return_tensors="pt")["pixel_values"].float()
         with torch.no_grad():
-            ours = self.__class__.__call__(self._silent(), image.float() / 255)
+            ours = self._apply(image.float() / 255, self._target(*_PROBE_SIZE))
         if ours.shape != theirs.shape:
             found = f"shape {tuple(theirs.shape)} instead of {tuple(ours.shape)}"
         else:
@@ -116,10 +119,3 @@ class PixelTransform:
             f"`processor` {type(processor).__name__} does more than resize, crop and normalise, got {found}; pass a "
             "reward of your own that prepares the pixels, `lambda pixels: ...`."
         )
-
-    def _silent(self) -> "PixelTransform":
-        self._seen = _PROBE_SIZE
-        copy = object.__new__(PixelTransform)
-        copy.__dict__.update(self.__dict__)
-        self._seen = None
-        return copy
