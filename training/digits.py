@@ -44,3 +44,11 @@ def augmented(images: Tensor, generator: torch.Generator, shift: float, turn: fl
     theta = torch.stack([cos, -sin, move[0], sin, cos, move[1]], -1).view(-1, 2, 3)
     grid = torch.nn.functional.affine_grid(theta, list(images.shape), align_corners=False)
     return torch.nn.functional.grid_sample(images, grid, align_corners=False)
+
+
+def thickened(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Images `(n, 1, h, w)` with strokes up to a pixel thicker or thinner: a share of their dilation or erosion."""
+    share = 2 * torch.rand(len(images), 1, 1, 1, generator=generator) - 1
+    dilated = torch.nn.functional.max_pool2d(images, 3, stride=1, padding=1)
+    eroded = -torch.nn.functional.max_pool2d(-torch.nn.functional.pad(images, (0, 1, 0, 1)), 2, stride=1)
+    return torch.lerp(images, torch.where(share > 0, dilated, eroded), share.abs())

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from redge_guidance.pipelines import MaskedImageTransformer
 
-VARIANTS, EMA = 12, 0.998
+EMA = 0.998
 
 
 @torch.no_grad()
@@ -51,6 +51,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--dropped-labels", type=float, default=0.3, help="share of images that have no class")
+    parser.add_argument("--variants", type=int, default=12, help="of every image: itself, and moved and turned ones")
     parser.add_argument("--init", help="folder of an earlier run, to go on from its weights")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -60,7 +61,9 @@ def main() -> None:
     digits = load_digits(args.data)
     training = digits["training"]
     variants = [encode(vq, training.images)]
-    variants += [encode(vq, augmented(training.images, generator, shift=1.0, turn=0.1)) for _ in range(VARIANTS - 1)]
+    variants += [
+        encode(vq, augmented(training.images, generator, shift=1.0, turn=0.1)) for _ in range(args.variants - 1)
+    ]
     tokens = torch.stack(variants)
     validation = Digits(encode(vq, digits["validation"].images), digits["validation"].labels)
 
@@ -83,7 +86,7 @@ def main() -> None:
     started, running = time.time(), 0.0
     for step in range(1, args.steps + 1):
         chosen = torch.randint(len(training), (args.batch_size,), generator=generator)
-        variant = torch.randint(VARIANTS, (args.batch_size,), generator=generator)
+        variant = torch.randint(args.variants, (args.batch_size,), generator=generator)
         dropped = torch.rand(args.batch_size, generator=generator) < args.dropped_labels
         labels = training.labels[chosen].masked_fill(dropped, 10)
         with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -101,8 +104,8 @@ def main() -> None:
             figures = evaluate(average, validation)
             curve.append({"step": before + step, **figures})
             print(f"step {step} loss {running:.3f} {figures} seconds {time.time() - started:.0f}", flush=True)
-    average.save_pretrained(args.output)
-    (Path(args.output) / "curve.json").write_text(json.dumps(curve, indent=1) + "\n")
+            average.save_pretrained(args.output)
+            (Path(args.output) / "curve.json").write_text(json.dumps(curve, indent=1) + "\n")
 
 
 @torch.no_grad()

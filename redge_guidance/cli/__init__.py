@@ -54,6 +54,13 @@ def _build_parser() -> argparse.ArgumentParser:
         "--reward", help="classifier of texts or images, or CLIP model, named like --model; not given: an embedded one"
     )
     generate.add_argument("--label", help="label of the classifier to steer toward, by name or index")
+    generate.add_argument(
+        "--reward-temperature",
+        type=float,
+        metavar="T",
+        help="divides the classifier's logits: the larger, the less the reward cares how sure the classifier is; "
+        f"not given: 1 for texts, {images.TEMPERATURE:g} for images",
+    )
     generate.add_argument("--want", action="append", metavar="TEXT", help="word or phrase to use; may be repeated")
     generate.add_argument("--ban", action="append", metavar="TEXT", help="word or phrase to avoid; may be repeated")
     generate.add_argument("--min-words", type=_positive, metavar="N", help="write no less than N words")

@@ -14,7 +14,8 @@ from redge_guidance.guidance import StepTrace
 
 _PIPELINES = ("MaskedImagePipeline", "AmusedPipeline")
 _DEFAULT_REWARD = "builtin:mnist-classifier"
-SCALE = 64.0  # many pixels have to change for a nat of a classifier
+SCALE = 200.0  # many pixels have to change for a nat
+TEMPERATURE = 4.0  # of a classifier: the reward goes on where the classifier is sure
 _BATCH = 64
 _COLUMNS, _SMALLEST = 16, 56  # of a contact sheet: images in a row, pixels of an image
 
@@ -101,10 +102,12 @@ def _load(args: argparse.Namespace) -> tuple[Any, Any]:
     config = AutoConfig.from_pretrained(resolve(name))
     kinds = getattr(config, "architectures", None) or []
     if any(kind.endswith("ForImageClassification") for kind in kinds):
-        reward = ClassifierReward.from_pretrained(name, args.label, **settings)
+        temperature = TEMPERATURE if args.reward_temperature is None else args.reward_temperature
+        reward = ClassifierReward.from_pretrained(name, args.label, temperature=temperature, **settings)
     elif hasattr(config, "vision_config"):
-        if args.label is not None:
-            raise ValueError(f"`--label` is for a classifier, and {name} is {config.model_type}; use `--prompt`.")
+        for option, value in (("--label", args.label), ("--reward-temperature", args.reward_temperature)):
+            if value is not None:
+                raise ValueError(f"`{option}` is for a classifier, and {name} is {config.model_type}; use `--prompt`.")
         if not args.prompt:
             raise ValueError(f"`--prompt` must say what images are to show, for {name}, got none.")
         if len(args.prompt) > 1 and not _takes_text(pipe):

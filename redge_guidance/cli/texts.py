@@ -46,8 +46,14 @@ def _load(args: argparse.Namespace) -> tuple[Any, list[tuple[float, Any]]]:
     if args.min_words or args.max_words:
         goals.append((LENGTH, LengthReward(args.min_words or 0, args.max_words)))
     if args.label is not None or not goals:
+        temperature = 1.0 if args.reward_temperature is None else args.reward_temperature
         classifier = SequenceClassifierReward.from_pretrained(
-            args.reward or _DEFAULT_REWARD, label=args.label, device=device, dtype=dtype, **trust
+            args.reward or _DEFAULT_REWARD,
+            label=args.label,
+            temperature=temperature,
+            device=device,
+            dtype=dtype,
+            **trust,
         )
         goals.append((1.0, classifier))
     pipe = TextPipeline.from_pretrained(args.model, dtype=dtype, **trust).to(device)

@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import signal
 import subprocess
@@ -51,6 +52,13 @@ def test_same_seed_same_texts(capsys):
         assert main(["generate", *FAST, "--seed", seed]) == 0
         outputs.append(capsys.readouterr().out)
     assert outputs[0] == outputs[1] != outputs[2]
+
+
+def test_a_reward_temperature_levels_the_labels(tmp_path):
+    file = tmp_path / "out.jsonl"
+    assert main(["generate", *FAST, "--scale", "0", "--reward-temperature", "1e6", "--json", str(file)]) == 0
+    rewards = [json.loads(line)["reward"] for line in file.read_text().splitlines()]
+    assert rewards == pytest.approx([-math.log(3)] * 2, abs=1e-4)
 
 
 def test_json_has_one_object_a_text(tmp_path, capsys):

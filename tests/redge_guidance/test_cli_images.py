@@ -1,4 +1,5 @@
 import json
+import math
 import os
 
 import pytest
@@ -54,6 +55,14 @@ def test_records_of_images(folders, tmp_path, capsys):
     assert "unguided" in capsys.readouterr().out
 
 
+def test_a_reward_temperature_levels_the_classes(folders, tmp_path):
+    file = tmp_path / "out.jsonl"
+    models = ["--model", folders["masked"], "--reward", folders["classifier"], "--label", "dog"]
+    assert main(["generate", *models, *FAST, "--reward-temperature", "1e6", "--json", str(file)]) == 0
+    rewards = [json.loads(line)["reward"] for line in file.read_text().splitlines()]
+    assert rewards == pytest.approx([-math.log(3)] * 3, abs=1e-4)
+
+
 @pytest.mark.parametrize("model", ["masked", "amused"])
 def test_toward_a_text_by_clip(model, folders, tmp_path, capsys):
     prompts = ["--prompt", "a b", "--prompt", "c"] if model == "amused" else ["--prompt", "a b"]
@@ -73,6 +82,8 @@ def test_toward_a_text_by_clip(model, folders, tmp_path, capsys):
         (["--label", "7", "--out", "no/such/folder/s.png"], "`--out` must name a file in an existing folder"),
         (["--label", "7", "--want", "music"], "`--want` cannot be used with {masked}, which makes images"),
         (["--label", "bird"], "`label` must be one of cat (0), dog (1), cow (2), got 'bird'"),
+        (["--label", "cat", "--reward-temperature", "0"], "`temperature` must be > 0, got 0.0"),
+        (["--reward", "{clip}", "--reward-temperature", "2", "--prompt", "a"], "`--reward-temperature` is for a class"),
         (["--label", "cat", "--class-label", "5"], "`class_labels` must lie in [0, 3), got 5"),
         (["--reward", "builtin:sentiment"], "`--reward` must be an image classifier or a CLIP model"),
         (["--reward", "{clip}"], "`--prompt` must say what images are to show"),
