@@ -17,7 +17,7 @@ class Label:
         config: the classifier's, with `num_labels`, `id2label` and `problem_type`.
         label: name or index; None only for a model with one output.
         against: name or index of another label; None: all others.
-        temperature: > 0.
+        temperature: > 0. Above 1 the gradient lasts where the classifier is sure, below 1 it fades sooner.
 
     Raises:
         ValueError: an unknown label, none where the model has several, or a temperature that is not positive.
