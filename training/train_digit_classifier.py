@@ -57,7 +57,8 @@ def relaxed(pipe: MaskedImagePipeline, digits: Digits, generator: torch.Generato
     What is drawn from is the unconditional prediction, or a geometric mean with the conditional one, half of the time,
     as guidance moves the prediction toward the class.
     """
-    mask, classes, do_normalize = pipe.config.mask_token_id, pipe.transformer.config.num_classes, True
+    mask, classes = pipe.config.mask_token_id, pipe.transformer.config.num_classes
+    do_normalize = pipe.config.do_normalize
     parts = []
     for images, labels in zip(digits.images.split(125), digits.labels.split(125), strict=True):
         moved = thickened(augmented(images, generator, shift=1.5, turn=0.15), generator)
