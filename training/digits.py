@@ -46,6 +46,12 @@ def augmented(images: Tensor, generator: torch.Generator, shift: float, turn: fl
     return torch.nn.functional.grid_sample(images, grid, align_corners=False)
 
 
+def hidden_tokens(count: int, length: int, generator: torch.Generator) -> Tensor:
+    """`(count, length)` bool: k of every row, chosen at random, with k uniform from 1 to `length`."""
+    k = torch.randint(1, length + 1, (count, 1), generator=generator)
+    return torch.rand(count, length, generator=generator).argsort(-1).argsort(-1) < k
+
+
 def thickened(images: Tensor, generator: torch.Generator) -> Tensor:
     """Images `(n, 1, h, w)` with strokes up to a pixel thicker or thinner: a share of their dilation or erosion."""
     share = 2 * torch.rand(len(images), 1, 1, 1, generator=generator) - 1

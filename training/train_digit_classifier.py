@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 import torch
-from digits import Digits, augmented, load_digits, thickened
+from digits import Digits, augmented, hidden_tokens, load_digits, thickened
 from torch import Tensor
 from transformers import (
     ConvNextConfig,
@@ -63,13 +63,11 @@ def relaxed(pipe: MaskedImagePipeline, digits: Digits, generator: torch.Generato
     for images, labels in zip(digits.images.split(125), digits.labels.split(125), strict=True):
         moved = thickened(augmented(images, generator, shift=1.5, turn=0.15), generator)
         ids = to_tokens(pipe.vqvae, moved.expand(-1, 3, -1, -1), do_normalize)
-        count, length = ids.shape
-        k = torch.randint(1, length + 1, (count, 1), generator=generator)
-        hidden = torch.rand(count, length, generator=generator).argsort(-1).argsort(-1) < k
+        hidden = hidden_tokens(*ids.shape, generator)
         masked = ids.masked_fill(hidden, mask)
         free = pipe.transformer(masked, torch.full_like(labels, classes)).log_softmax(-1)
         given = pipe.transformer(masked, labels).log_softmax(-1)
-        share = torch.rand(2, count, 1, 1, generator=generator)
+        share = torch.rand(2, len(ids), 1, 1, generator=generator)
         logits = torch.lerp(free, given, 0.5 * share[0] * (share[1] < 0.5))
         name = ("soft", "entropy_mix", "straight_through")[int(torch.randint(3, (1,), generator=generator))]
         sample = ESTIMATORS[name]()(logits, hard=True, generator=generator)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from diffusers import VQModel
-from digits import Digits, augmented, load_digits
+from digits import Digits, augmented, hidden_tokens, load_digits
 from torch import Tensor
 
 from redge_guidance.pipelines import MaskedImageTransformer
@@ -30,13 +30,11 @@ def encode(model: VQModel, images: Tensor) -> Tensor:
 
 def loss_of(model, ids: Tensor, labels: Tensor, generator: torch.Generator, weighted: bool) -> Tensor:
     """Cross entropy of hidden tokens, k of 49 hidden with k uniform: a mean over them, or the bound in nats a token."""
-    batch, length = ids.shape
-    k = torch.randint(1, length + 1, (batch, 1), generator=generator)
-    hidden = torch.rand(batch, length, generator=generator).argsort(-1).argsort(-1) < k
+    hidden = hidden_tokens(*ids.shape, generator)
     logits = model(ids.masked_fill(hidden, model.config.codebook_size), labels)
     losses = torch.nn.functional.cross_entropy(logits.float().transpose(1, 2), ids, reduction="none") * hidden
     if weighted:
-        return (losses / k).sum(-1).mean()
+        return (losses / hidden.sum(-1, keepdim=True)).sum(-1).mean()
     return losses.sum() / hidden.sum()
 
 

@@ -45,7 +45,8 @@ def _load(args: argparse.Namespace) -> tuple[Any, list[tuple[float, Any]]]:
         goals.append((WORD, LexicalReward(args.want or (), args.ban or ())))
     if args.min_words or args.max_words:
         goals.append((LENGTH, LengthReward(args.min_words or 0, args.max_words)))
-    if args.label is not None or not goals:
+    asked = any(value is not None for value in (args.label, args.reward, args.reward_temperature))
+    if asked or not goals:
         temperature = 1.0 if args.reward_temperature is None else args.reward_temperature
         classifier = SequenceClassifierReward.from_pretrained(
             args.reward or _DEFAULT_REWARD,

@@ -107,6 +107,12 @@ def test_bad_input_is_one_line_and_exit_code_2(capsys, arguments, message):
     assert message in captured.err
 
 
+@pytest.mark.parametrize("arguments", [["--reward", "builtin:sentiment"], ["--reward-temperature", "2"]])
+def test_a_classifier_beside_words_needs_a_label(capsys, arguments):
+    assert main(["generate", "--want", "music", *arguments]) == 2
+    assert "`label` must be one of negative (0), neutral (1), positive (2), got None" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
