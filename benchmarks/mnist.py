@@ -155,8 +155,8 @@ def main() -> None:
     parser.add_argument("--judge", default=JUDGE)
     parser.add_argument("--per-digit", type=int, default=64)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--scale", type=float, default=200.0)
-    parser.add_argument("--temperature", type=float, default=4.0, help="of the reward that guides")
+    parser.add_argument("--scale", type=float, default=500.0)
+    parser.add_argument("--temperature", type=float, default=8.0, help="of the reward that guides")
     parser.add_argument("--num-samples", type=int, default=4)
     methods = ["main", "guided", "estimators"]
     parser.add_argument("--methods", nargs="+", default=["main", "estimators"], choices=methods)

@@ -46,9 +46,12 @@ def augmented(images: Tensor, generator: torch.Generator, shift: float, turn: fl
     return torch.nn.functional.grid_sample(images, grid, align_corners=False)
 
 
-def hidden_tokens(count: int, length: int, generator: torch.Generator) -> Tensor:
-    """`(count, length)` bool: k of every row, chosen at random, with k uniform from 1 to `length`."""
-    k = torch.randint(1, length + 1, (count, 1), generator=generator)
+def hidden_tokens(count: int, length: int, generator: torch.Generator, few: bool = False) -> Tensor:
+    """`(count, length)` bool: k of every row, chosen at random, with k uniform from 1 to `length`, or mostly small."""
+    if few:
+        k = 1 + ((length - 1) * torch.rand(count, 1, generator=generator) ** 3).long()
+    else:
+        k = torch.randint(1, length + 1, (count, 1), generator=generator)
     return torch.rand(count, length, generator=generator).argsort(-1).argsort(-1) < k
 
 

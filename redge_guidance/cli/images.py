@@ -14,8 +14,8 @@ from redge_guidance.guidance import StepTrace
 
 _PIPELINES = ("MaskedImagePipeline", "AmusedPipeline")
 _DEFAULT_REWARD = "builtin:mnist-classifier"
-SCALE = 200.0  # many pixels have to change for a nat
-TEMPERATURE = 4.0  # of a classifier: the reward goes on where the classifier is sure
+SCALE = 500.0  # many pixels have to change for a nat
+TEMPERATURE = 8.0  # of a classifier: the reward goes on where the classifier is sure
 _BATCH = 64
 _COLUMNS, _SMALLEST = 16, 56  # of a contact sheet: images in a row, pixels of an image
 
