@@ -202,13 +202,11 @@ def train_reward(model, digits: dict[str, Digits], args: argparse.Namespace, gen
 
     shown = shown_of(training, few_hidden=False, thicker=True)
     train(model, partial(first_batch, shown), digits["validation"], args.steps, args.lr)
-    model.save_pretrained(args.output)
     shown, seen = shown_of(training, few_hidden=True), []
     for i in range(args.rounds):
         seen.append(shown_of(drawn(pipe, model, seed=i), few_hidden=True, label=NONE))
         others = Digits(torch.cat([part.images for part in seen]), torch.cat([part.labels for part in seen]))
         train(model, partial(later_batch, shown, others), digits["validation"], args.steps_a_round, args.lr / 3)
-        model.save_pretrained(args.output)
 
 
 def processor() -> ViTImageProcessor:

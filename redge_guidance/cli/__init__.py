@@ -83,7 +83,7 @@ def _build_parser() -> argparse.ArgumentParser:
         type=float,
         help="strength of guidance in nats a unit of reward, 0 is off; a word wanted or banned is "
         f"{WORD:g} units, each word too few or too many {LENGTH:g}; not given: 2 for texts, "
-        f"{images.SCALE:g} for images",
+        f"{images.CLASSIFIER_SCALE:g} for a classifier of images, {images.CLIP_SCALE:g} for CLIP",
     )
     generate.add_argument(
         "--estimator",
@@ -123,8 +123,6 @@ def _generate(args: argparse.Namespace) -> None:
         raise ValueError(f"`--min-words` must be <= `--max-words`, got {args.min_words} and {args.max_words}.")
     makes_images = images.makes_images(args.model)
     named = {name: getattr(args, name) for name in ("scale", "estimator", "update")}
-    if makes_images and args.scale is None:
-        named["scale"] = images.SCALE
     config = GuidanceConfig(**{name: value for name, value in named.items() if value is not None})
     for name in _TEXT_ONLY if makes_images else _IMAGE_ONLY:
         if getattr(args, name) is not None:

@@ -5,6 +5,7 @@ import importlib.util
 import json
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from redge_guidance.guidance import StepTrace
 
 _PIPELINES = ("MaskedImagePipeline", "AmusedPipeline")
 _DEFAULT_REWARD = "builtin:mnist-classifier"
-SCALE = 500.0  # many pixels have to change for a nat
 TEMPERATURE = 8.0  # of a classifier: the reward goes on where the classifier is sure
+CLASSIFIER_SCALE = 500.0  # at that temperature; many pixels have to change for a nat
+CLIP_SCALE = 100.0  # a cosine hardly changes by more than 0.1
 _BATCH = 64
 _COLUMNS, _SMALLEST = 16, 56  # of a contact sheet: images in a row, pixels of an image
 
@@ -34,7 +36,9 @@ def generate(args: argparse.Namespace, config: GuidanceConfig) -> None:
     if args.out is not None:
         _check_sheet(args.out)
     quiet()
-    pipe, reward = _load(args)
+    pipe, reward, scale = _load(args)
+    if args.scale is None:
+        config = replace(config, scale=scale)
     runs = []
     if args.baseline or args.out is not None:
         runs.append(_run(pipe, reward, args, scale=0.0))
@@ -80,7 +84,7 @@ def _trace_file(sheet: Path) -> Path:
     return sheet.with_name(f"{sheet.stem}-trace{sheet.suffix}")
 
 
-def _load(args: argparse.Namespace) -> tuple[Any, Any]:
+def _load(args: argparse.Namespace) -> tuple[Any, Any, float]:
     """The pipeline and the reward."""
     import torch
     from diffusers import AmusedPipeline
@@ -95,7 +99,7 @@ def _load(args: argparse.Namespace) -> tuple[Any, Any]:
         pipe: Any = MaskedImagePipeline.from_pretrained(args.model, dtype=dtype)
     else:
         pipe = AmusedPipeline.from_pretrained(resolve(args.model), dtype=dtype)
-    name, reward = args.reward or _DEFAULT_REWARD, None
+    name = args.reward or _DEFAULT_REWARD
     settings: dict[str, Any] = {"device": device, "dtype": dtype}
     if args.trust_remote_code:
         settings["trust_remote_code"] = True
@@ -103,7 +107,8 @@ def _load(args: argparse.Namespace) -> tuple[Any, Any]:
     kinds = getattr(config, "architectures", None) or []
     if any(kind.endswith("ForImageClassification") for kind in kinds):
         temperature = TEMPERATURE if args.reward_temperature is None else args.reward_temperature
-        reward = ClassifierReward.from_pretrained(name, args.label, temperature=temperature, **settings)
+        reward: Any = ClassifierReward.from_pretrained(name, args.label, temperature=temperature, **settings)
+        scale = CLASSIFIER_SCALE
     elif hasattr(config, "vision_config"):
         for option, value in (("--label", args.label), ("--reward-temperature", args.reward_temperature)):
             if value is not None:
@@ -115,11 +120,12 @@ def _load(args: argparse.Namespace) -> tuple[Any, Any]:
                 f"`--prompt` must be one text for {args.model}, which is not told it, got {len(args.prompt)}."
             )
         reward = CLIPReward.from_pretrained(name, None if _takes_text(pipe) else args.prompt[0], **settings)
+        scale = CLIP_SCALE
     else:
         raise ValueError(f"`--reward` must be an image classifier or a CLIP model, got {name}, {config.model_type}.")
     pipe = pipe.to(device)
     pipe.set_progress_bar_config(disable=not sys.stderr.isatty(), leave=False)
-    return pipe, reward
+    return pipe, reward, scale
 
 
 def _takes_text(pipe: Any) -> bool:

@@ -63,6 +63,17 @@ def test_a_reward_temperature_levels_the_classes(folders, tmp_path):
     assert rewards == pytest.approx([-math.log(3)] * 3, abs=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("reward", "goal", "scale"), [("classifier", ["--label", "dog"], 500.0), ("clip", ["--prompt", "a b"], 100.0)]
+)
+def test_scale_fits_the_reward_unless_given(reward, goal, scale, folders, tmp_path):
+    file = tmp_path / "out.jsonl"
+    models = ["--model", folders["masked"], "--reward", folders[reward]]
+    for given, expected in (([], scale), (["--scale", "3"], 3.0)):
+        assert main(["generate", *models, *goal, *FAST, *given, "--json", str(file)]) == 0
+        assert {json.loads(line)["settings"]["scale"] for line in file.read_text().splitlines()} == {expected}
+
+
 @pytest.mark.parametrize("model", ["masked", "amused"])
 def test_toward_a_text_by_clip(model, folders, tmp_path, capsys):
     prompts = ["--prompt", "a b", "--prompt", "c"] if model == "amused" else ["--prompt", "a b"]
