@@ -19,7 +19,7 @@ from report import environment, save
 from torch import Tensor
 
 from redge_guidance import estimators
-from redge_guidance.estimators._sampling import softmax_vjp
+from redge_guidance.estimators.base import softmax_vjp
 from redge_guidance.estimators.diffusion import _Diffusion, _time_grid
 
 Reward = Callable[[Tensor], Tensor]

@@ -25,10 +25,10 @@ from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 from redge_guidance import GuidanceConfig
 from redge_guidance.guidance import guided_logits
 from redge_guidance.hosts import DenoisingStep
-from redge_guidance.image_tokens import codebook_of, to_pixels
-from redge_guidance.images import ImageDecoder
 from redge_guidance.pipelines import MaskedImageTransformer
-from redge_guidance.rewards import ClassifierReward
+from redge_guidance.pipelines.image.vq_tokens import codebook_of, to_pixels
+from redge_guidance.rewards import ImageClassifierReward
+from redge_guidance.samples.images import ImageDecoder
 from redge_guidance.updates import Natural
 
 CODES = 16384
@@ -69,7 +69,7 @@ def measure(size: int, images: int, chunk_size: int | None) -> dict[str, float]:
     vqvae = vq_model().requires_grad_(False)
     del vqvae.encoder
     classifier = ViTForImageClassification(ViTConfig(num_labels=1000)).eval()
-    reward = ClassifierReward(classifier, ViTImageProcessor(), 0)
+    reward = ImageClassifierReward(classifier, ViTImageProcessor(), 0)
     decoder = ImageDecoder(codebook_of(vqvae), lambda x: to_pixels(vqvae, x, True))
     ids = torch.full((images, side**2), CODES)
     free = torch.ones_like(ids, dtype=torch.bool)

@@ -24,7 +24,7 @@ from transformers import AutoModelForImageClassification
 from redge_guidance import GuidanceConfig, guide
 from redge_guidance.estimators import ESTIMATORS
 from redge_guidance.pipelines import MaskedImagePipeline
-from redge_guidance.rewards import ClassifierReward
+from redge_guidance.rewards import ImageClassifierReward
 from redge_guidance.updates import Adam, Natural
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "training"))
@@ -69,7 +69,7 @@ class Bench:
     def __init__(self, args: argparse.Namespace):
         self.pipe = MaskedImagePipeline.from_pretrained(args.model)
         self.pipe.set_progress_bar_config(disable=True)
-        self.classifier = ClassifierReward.from_pretrained(args.reward, "0")
+        self.classifier = ImageClassifierReward.from_pretrained(args.reward, "0")
         self.temperature = args.temperature
         self.judge, self.count, self.seeds = Judge(args.judge), args.per_digit, args.seeds
         real = load_digits(args.data)["first"]  # the judge's training is the second half
@@ -78,8 +78,8 @@ class Bench:
         self.real = self.judge(torch.cat([images[:fewest] for images in by_class]))[1]
         self.spread = [spread(images[:fewest]) for images in by_class]
 
-    def reward(self, digit: int, temperature: float = 1.0) -> ClassifierReward:
-        return ClassifierReward(self.classifier.model, self.classifier.processor, digit, temperature=temperature)
+    def reward(self, digit: int, temperature: float = 1.0) -> ImageClassifierReward:
+        return ImageClassifierReward(self.classifier.model, self.classifier.processor, digit, temperature=temperature)
 
     def draw(self, seed: int, label: int | None = None, count: int | None = None) -> Tensor:
         generator = torch.Generator().manual_seed(seed)

@@ -24,7 +24,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from redge_guidance import RelaxedTokens
 from redge_guidance.pipelines import TextPipeline
-from redge_guidance.rewards import SentenceSimilarityReward, SequenceClassifierReward
+from redge_guidance.rewards import SentenceSimilarityReward, TextClassifierReward
 
 TARGETS = [
     "The doctor told him to stop smoking.",
@@ -144,7 +144,7 @@ def main() -> None:
 
     for label in ("positive", "negative"):
         for way, change in (("direct", lambda r: r), ("carried, itself", forced)):
-            reward = change(SequenceClassifierReward.from_pretrained("builtin:sentiment", label=label))
+            reward = change(TextClassifierReward.from_pretrained("builtin:sentiment", label=label))
             record(label, way, predicted(reward, bpe, edits), true(reward, edits))
     for number, target in enumerate(TARGETS):
         reward = SentenceSimilarityReward.from_pretrained(encoder, target)

@@ -26,7 +26,7 @@ from transformers import (
 
 from redge_guidance import RelaxedTokens
 from redge_guidance.pipelines import TextPipeline
-from redge_guidance.rewards import SequenceClassifierReward
+from redge_guidance.rewards import TextClassifierReward
 
 SUPPORT, DRAWS = 128, 4  # the defaults of guidance
 
@@ -89,7 +89,7 @@ def compare(name: str, words: str, rounds: int, generator_tokenizer) -> dict[str
     tokenizer = AutoTokenizer.from_pretrained(encoder_path())
     torch.manual_seed(0)
     model = make(tokenizer)
-    reward = SequenceClassifierReward(model, tokenizer, max_length=256)
+    reward = TextClassifierReward(model, tokenizer, max_length=256)
     model = reward.model
     texts = [words] * batch
     rows: dict[str, dict[str, float]] = {}

@@ -21,7 +21,7 @@ from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 from redge_guidance import GuidanceConfig, guide
 from redge_guidance.pipelines import TextPipeline
-from redge_guidance.rewards import SequenceClassifierReward
+from redge_guidance.rewards import TextClassifierReward
 from redge_guidance.updates import Adam, Natural
 
 METHODS = {
@@ -49,7 +49,7 @@ class Bench:
     def __init__(self, model: str, label: str, samples: int):
         self.pipe = TextPipeline.from_pretrained(model)
         self.pipe.set_progress_bar_config(disable=True)
-        self.reward = SequenceClassifierReward.from_pretrained("builtin:sentiment", label=label)
+        self.reward = TextClassifierReward.from_pretrained("builtin:sentiment", label=label)
         self.label, self.samples = label, samples
         self.analyzer = SentimentIntensityAnalyzer()
 

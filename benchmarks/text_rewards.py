@@ -29,7 +29,7 @@ from redge_guidance.rewards import (
     BlackBoxReward,
     LexicalReward,
     SentenceSimilarityReward,
-    SequenceClassifierReward,
+    TextClassifierReward,
 )
 from redge_guidance.updates import Natural
 
@@ -143,7 +143,7 @@ def words(bench: Bench) -> dict[str, object]:
 def black_box(bench: Bench) -> dict[str, object]:
     analyzer = SentimentIntensityAnalyzer()
     vader = BlackBoxReward(lambda text: -analyzer.polarity_scores(text)["compound"])
-    classifier = SequenceClassifierReward.from_pretrained("builtin:sentiment", label="negative")
+    classifier = TextClassifierReward.from_pretrained("builtin:sentiment", label="negative")
     rows: dict[str, dict[str, object]] = {}
 
     def record(name: str, texts: list[str], seconds: float, **more: float) -> None:

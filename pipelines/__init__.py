@@ -1,11 +1,11 @@
 """How discrete diffusion models sample. Nothing here knows of rewards or guidance."""
 
-from redge_guidance.pipelines.image_transformer import MaskedImageTransformer
-from redge_guidance.pipelines.masked_image import MaskedImagePipeline, MaskedImagePipelineOutput
-from redge_guidance.pipelines.masked_scheduler import MaskedDiffusionScheduler, MaskedDiffusionSchedulerOutput
-from redge_guidance.pipelines.masked_text import MaskedTextPipeline
-from redge_guidance.pipelines.text import TextPipeline, TextPipelineOutput
-from redge_guidance.pipelines.uniform_text import UniformTextPipeline
+from redge_guidance.pipelines.image.masked import MaskedImagePipeline, MaskedImagePipelineOutput
+from redge_guidance.pipelines.image.transformer import MaskedImageTransformer
+from redge_guidance.pipelines.scheduler import MaskedDiffusionScheduler, MaskedDiffusionSchedulerOutput
+from redge_guidance.pipelines.text.base import TextPipeline, TextPipelineOutput
+from redge_guidance.pipelines.text.masked import MaskedTextPipeline
+from redge_guidance.pipelines.text.uniform import UniformTextPipeline
 
 __all__ = [
     "MaskedDiffusionScheduler",

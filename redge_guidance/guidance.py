@@ -11,8 +11,8 @@ from redge_guidance.config import GuidanceConfig
 from redge_guidance.estimators import ReinforceLOO
 from redge_guidance.hosts.base import DenoisingStep
 from redge_guidance.prediction import Prediction, distances
-from redge_guidance.relaxed import RelaxedTokens
 from redge_guidance.reward import AnyReward, checked, evaluate, named_tokens, split
+from redge_guidance.samples.tokens import RelaxedTokens
 from redge_guidance.text import text_mask
 from redge_guidance.updates import LogProbs, project_to_budget
 

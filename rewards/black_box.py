@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from redge_guidance.relaxed import RelaxedTokens
 from redge_guidance.reward import Reward
+from redge_guidance.samples.tokens import RelaxedTokens
 
 
 class BlackBoxReward(Reward):

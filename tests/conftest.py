@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from redge_guidance.pipelines import MaskedTextPipeline
-from tests.tiny import tiny_pipeline, tiny_reward
+from tests.helpers.tiny import tiny_pipeline, tiny_reward
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import torch
 
 from redge_guidance import GuidanceConfig, checkpoints, guide
 from redge_guidance.pipelines import MaskedImagePipeline, TextPipeline, UniformTextPipeline
-from redge_guidance.rewards import ClassifierReward, SequenceClassifierReward
+from redge_guidance.rewards import ImageClassifierReward, TextClassifierReward
 
 SENTENCES = [
     "The children were playing in the garden when it began to rain.",
@@ -34,7 +34,7 @@ def test_any_text_round_trips_through_the_tokenizer(embedded):
 
 @pytest.mark.parametrize("label", ["negative", "positive"])
 def test_guidance_reaches_the_label(embedded, label):
-    reward = SequenceClassifierReward.from_pretrained("builtin:sentiment", label=label)
+    reward = TextClassifierReward.from_pretrained("builtin:sentiment", label=label)
 
     def hits(texts):
         return sum(found == label for found in reward.predict(texts)) / len(texts)
@@ -64,7 +64,7 @@ def test_uniform_model_knows_sentences_from_shuffled_words(uniform):
 
 
 def test_guidance_of_the_uniform_model_reaches_the_label(uniform):
-    reward = SequenceClassifierReward.from_pretrained("builtin:sentiment", label="positive")
+    reward = TextClassifierReward.from_pretrained("builtin:sentiment", label="positive")
 
     def hits(**settings):
         texts = uniform([""] * 16, generator=torch.Generator().manual_seed(0), **settings).texts
@@ -94,7 +94,7 @@ def digits():
 
 
 def test_digits_of_a_class(digits):
-    reward = ClassifierReward.from_pretrained("builtin:mnist-classifier", 0)
+    reward = ImageClassifierReward.from_pretrained("builtin:mnist-classifier", 0)
     labels = list(range(10))
     images = digits(labels, num_images=4, generator=torch.Generator().manual_seed(0), output_type="pt").images
     found = reward.predict(images)
@@ -102,7 +102,7 @@ def test_digits_of_a_class(digits):
 
 
 def test_guidance_of_digits_without_a_class(digits):
-    reward = ClassifierReward.from_pretrained("builtin:mnist-classifier", "7", temperature=8.0)
+    reward = ImageClassifierReward.from_pretrained("builtin:mnist-classifier", "7", temperature=8.0)
 
     def draw():
         return digits(num_images=16, generator=torch.Generator().manual_seed(0), output_type="pt").images

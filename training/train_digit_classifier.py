@@ -39,9 +39,9 @@ from transformers import (
 
 from redge_guidance import GuidanceConfig, guide
 from redge_guidance.estimators import ESTIMATORS
-from redge_guidance.image_tokens import codebook_of, to_pixels, to_tokens
 from redge_guidance.pipelines import MaskedImagePipeline
-from redge_guidance.rewards import ClassifierReward
+from redge_guidance.pipelines.image.vq_tokens import codebook_of, to_pixels, to_tokens
+from redge_guidance.rewards import ImageClassifierReward
 
 MEAN, DEVIATION = 0.1307, 0.3081
 RADIUS, SMALL_RADIUS, ATTACK_STEPS = 0.22, 0.03, 4  # radii are shares of the image's norm
@@ -68,7 +68,7 @@ def drawn(pipe: MaskedImagePipeline, model, seed: int) -> Digits:
     config = GuidanceConfig(DRAWN_SCALE, "soft", num_samples=1)
     parts = []
     for digit in range(10):
-        reward = ClassifierReward(model, processor(), digit, temperature=DRAWN_TEMPERATURE)
+        reward = ImageClassifierReward(model, processor(), digit, temperature=DRAWN_TEMPERATURE)
         generator = torch.Generator().manual_seed(1000 * (seed + 1) + digit)
         with guide(pipe, reward, config, seed=seed):
             parts.append(pipe(num_images=DRAWN_PER_DIGIT, generator=generator, output_type="pt").images[:, :1])

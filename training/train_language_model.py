@@ -36,7 +36,7 @@ from data import load_sentences
 from torch import Tensor
 from transformers import AutoTokenizer, ModernBertConfig, ModernBertForMaskedLM, PreTrainedTokenizerFast
 
-from redge_guidance.pipelines.uniform_posterior import elbo_rate
+from redge_guidance.pipelines.text.posterior import elbo_rate
 
 DEFAULT_CANVAS, SHORTEST_CANVAS, LONGEST_CANVAS = 18, 8, 32
 OTHER_CANVAS_PROBABILITY = 0.25

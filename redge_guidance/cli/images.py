@@ -29,7 +29,7 @@ def makes_images(name: str) -> bool:
 
 def generate(args: argparse.Namespace, config: GuidanceConfig) -> None:
     """Draw images, compare them on stdout with unguided ones, and write the sheet that was asked for."""
-    from redge_guidance.handle import guide
+    from redge_guidance.attach import guide
 
     if args.out is None and args.json is None:
         raise ValueError("`--out` must name an image file for images, got none; add `--out sheet.png`.")
@@ -92,7 +92,7 @@ def _load(args: argparse.Namespace) -> tuple[Any, Any, float]:
 
     from redge_guidance.checkpoints import resolve
     from redge_guidance.pipelines import MaskedImagePipeline
-    from redge_guidance.rewards import ClassifierReward, CLIPReward
+    from redge_guidance.rewards import CLIPReward, ImageClassifierReward
 
     device, dtype = device_of(args.device), getattr(torch, args.dtype)
     if _pipeline_class(args.model) == "MaskedImagePipeline":
@@ -107,7 +107,7 @@ def _load(args: argparse.Namespace) -> tuple[Any, Any, float]:
     kinds = getattr(config, "architectures", None) or []
     if any(kind.endswith("ForImageClassification") for kind in kinds):
         temperature = TEMPERATURE if args.reward_temperature is None else args.reward_temperature
-        reward: Any = ClassifierReward.from_pretrained(name, args.label, temperature=temperature, **settings)
+        reward: Any = ImageClassifierReward.from_pretrained(name, args.label, temperature=temperature, **settings)
         scale = CLASSIFIER_SCALE
     elif hasattr(config, "vision_config"):
         for option, value in (("--label", args.label), ("--reward-temperature", args.reward_temperature)):

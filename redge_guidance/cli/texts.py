@@ -15,7 +15,7 @@ _BATCH = 64
 
 def generate(args: argparse.Namespace, config: GuidanceConfig) -> None:
     """Write texts, and to stdout a comparison where there is a baseline."""
-    from redge_guidance.handle import guide
+    from redge_guidance.attach import guide
 
     quiet()
     pipe, goals = _load(args)
@@ -35,7 +35,7 @@ def _load(args: argparse.Namespace) -> tuple[Any, list[tuple[float, Any]]]:
     import torch
 
     from redge_guidance.pipelines import TextPipeline
-    from redge_guidance.rewards import LengthReward, LexicalReward, SequenceClassifierReward
+    from redge_guidance.rewards import LengthReward, LexicalReward, TextClassifierReward
 
     device = device_of(args.device)
     dtype = getattr(torch, args.dtype)
@@ -48,7 +48,7 @@ def _load(args: argparse.Namespace) -> tuple[Any, list[tuple[float, Any]]]:
     asked = any(value is not None for value in (args.label, args.reward, args.reward_temperature))
     if asked or not goals:
         temperature = 1.0 if args.reward_temperature is None else args.reward_temperature
-        classifier = SequenceClassifierReward.from_pretrained(
+        classifier = TextClassifierReward.from_pretrained(
             args.reward or _DEFAULT_REWARD,
             label=args.label,
             temperature=temperature,

@@ -8,7 +8,7 @@ reward and is the exception: it takes draws and their rewards.
 
 from typing import Any
 
-from redge_guidance.estimators._sampling import Estimator
+from redge_guidance.estimators.base import Estimator
 from redge_guidance.estimators.categorical import (
     EntropyMix,
     GumbelSoftmax,

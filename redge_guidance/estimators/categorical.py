@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from redge_guidance.estimators._sampling import Transport, check_logits, reinmax_vjp, sample, softmax_vjp
+from redge_guidance.estimators.base import Transport, check_logits, reinmax_vjp, sample, softmax_vjp
 
 
 def straight_through(logits: Tensor, hard: bool = True, generator: torch.Generator | None = None) -> Tensor:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from redge_guidance.estimators._sampling import Transport, reinmax_vjp, sample, softmax_vjp
+from redge_guidance.estimators.base import Transport, reinmax_vjp, sample, softmax_vjp
 
 _LOWEST_VARIANCE = 0.1  # of the matched noise of redge_cov
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from redge_guidance.hosts.base import DenoisingStep, Host, is_a
-from redge_guidance.image_tokens import codebook_of, to_pixels
-from redge_guidance.images import ImageDecoder
+from redge_guidance.pipelines.image.vq_tokens import codebook_of, to_pixels
+from redge_guidance.samples.images import ImageDecoder
 
 
 class AmusedHost(Host):

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from redge_guidance.images import ImageDecoder
+from redge_guidance.samples.images import ImageDecoder
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,10 +10,10 @@ from transformers import BertConfig, ModernBertConfig
 
 from redge_guidance import GuidanceConfig, guide
 from redge_guidance.pipelines import MaskedDiffusionScheduler, MaskedTextPipeline
-from redge_guidance.pipelines.families import FAMILIES, ModelFamily, clean_logits, family_of, set_mask_token
+from redge_guidance.pipelines.text.families import FAMILIES, ModelFamily, clean_logits, family_of, set_mask_token
 from redge_guidance.text import generated_after
-from tests.pipelines import modeling_tiny
-from tests.tiny import CHAT_TEMPLATE, WORDS, tiny_pipeline, word_tokenizer
+from tests.helpers import modeling_tiny
+from tests.helpers.tiny import CHAT_TEMPLATE, WORDS, tiny_pipeline, word_tokenizer
 
 MASK, EOS = 2, 1
 

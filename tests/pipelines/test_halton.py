@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional
 
 from redge_guidance.pipelines import MaskedDiffusionScheduler, MaskedImagePipeline, halton
-from redge_guidance.pipelines.halton import convert_transformer, convert_vq_model
+from redge_guidance.pipelines.image.halton import convert_transformer, convert_vq_model
 
 WIDTH, INNER, CODES, CLASSES, SIDE = 12, 20, 9, 4, 2
 

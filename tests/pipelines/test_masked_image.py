@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 
 from redge_guidance.pipelines import MaskedDiffusionScheduler, MaskedImagePipeline, MaskedImageTransformer
-from redge_guidance.pipelines.given_image import GivenImage
-from tests.images import (
+from redge_guidance.pipelines.image.completion import GivenImage
+from tests.helpers.images import (
     CODES,
     SIDE,
     randomised,

@@ -6,7 +6,7 @@ import torch
 from transformers import BertConfig, BertForMaskedLM
 
 from redge_guidance.pipelines import MaskedDiffusionScheduler, MaskedTextPipeline
-from tests.tiny import tiny_pipeline, word_tokenizer
+from tests.helpers.tiny import tiny_pipeline, word_tokenizer
 
 PAD, EOS, MASK = 0, 1, 2
 

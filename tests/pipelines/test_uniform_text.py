@@ -10,10 +10,10 @@ from transformers import BertConfig
 
 from redge_guidance import GuidanceConfig, guide
 from redge_guidance.pipelines import MaskedDiffusionScheduler, MaskedTextPipeline, TextPipeline, UniformTextPipeline
-from redge_guidance.pipelines.families import FAMILIES, family_of
-from redge_guidance.pipelines.uniform_posterior import denoiser_logits, elbo_rate, leave_one_out_logits
+from redge_guidance.pipelines.text.families import FAMILIES, family_of
+from redge_guidance.pipelines.text.posterior import denoiser_logits, elbo_rate, leave_one_out_logits
 from redge_guidance.updates import Natural
-from tests.tiny import CHAT_TEMPLATE, WORDS, tiny_pipeline, tiny_uniform, word_tokenizer
+from tests.helpers.tiny import CHAT_TEMPLATE, WORDS, tiny_pipeline, tiny_uniform, word_tokenizer
 
 PAD, EOS, MASK = 0, 1, 2
 K = 4

@@ -7,7 +7,7 @@ from diffusers import AmusedPipeline
 from PIL import Image
 
 from redge_guidance.cli import main
-from tests.images import tiny_amused, tiny_image_pipeline
+from tests.helpers.images import tiny_amused, tiny_image_pipeline
 from tests.rewards.test_image_rewards import classifier, clip
 
 FAST = ["--num-samples", "3", "--num-inference-steps", "2"]

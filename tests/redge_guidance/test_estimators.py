@@ -15,7 +15,7 @@ from redge_guidance.estimators import (
     ReinDGE,
     ReinMax,
     Soft,
-    _sampling,
+    base,
     entropy_mix,
     gumbel_softmax,
     redge_cov,
@@ -376,7 +376,7 @@ def test_noise_does_not_depend_on_the_number_of_threads(kind, monkeypatch):
     drawn = []
     for number in (1, 4, threads):
         torch.set_num_threads(number)
-        drawn.append(_sampling._noise(kind, like, seeded()))
+        drawn.append(base._noise(kind, like, seeded()))
     assert torch.equal(drawn[0], drawn[1])
     assert torch.equal(torch.get_rng_state(), state)
     noise = drawn[0].double().flatten()
@@ -386,7 +386,7 @@ def test_noise_does_not_depend_on_the_number_of_threads(kind, monkeypatch):
     blocks = noise[: 48 * 2**12].view(48, -1)
     assert torch.corrcoef(blocks).fill_diagonal_(0).abs().max() < 0.08  # 5 standard errors: no block repeats another
     with torch.inference_mode():
-        assert torch.equal(_sampling._noise(kind, like, seeded()), drawn[0])
+        assert torch.equal(base._noise(kind, like, seeded()), drawn[0])
 
 
 @pytest.mark.parametrize("kind", [_Diffusion, _SecondOrderDiffusion, _MatchedDiffusion])

@@ -8,7 +8,7 @@ from redge_guidance import GuidanceConfig, ReDGE, guide, straight_through
 from redge_guidance.guidance import guided_logits
 from redge_guidance.hosts import DenoisingStep
 from redge_guidance.updates import Adam, Natural, kl
-from tests.tiny import tiny_pipeline, word_tokenizer
+from tests.helpers.tiny import tiny_pipeline, word_tokenizer
 
 PROMPTS = ["", "a b", "c [MASK] [MASK] d", "e"]
 JUMP = Natural(num_updates=1, step_size=1.0, damping=0.0)  # one update to the tilted p

@@ -11,7 +11,7 @@ from redge_guidance import GuidanceConfig, guide
 from redge_guidance.hosts import EXAMPLE, HOSTS, find_host, is_a, supports
 from redge_guidance.text import text_mask
 from redge_guidance.updates import Natural
-from tests.tiny import WORDS, tiny_gemma, tiny_llada2, tiny_pipeline, tiny_uniform, word_tokenizer
+from tests.helpers.tiny import WORDS, tiny_gemma, tiny_llada2, tiny_pipeline, tiny_uniform, word_tokenizer
 
 RESERVED = [0, 2]  # [PAD], [MASK]
 JUMP = GuidanceConfig(

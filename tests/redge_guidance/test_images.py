@@ -7,11 +7,11 @@ from diffusers import AmusedImg2ImgPipeline, AmusedInpaintPipeline, AmusedPipeli
 from redge_guidance import GuidanceConfig, RelaxedTokens, guide
 from redge_guidance.guidance import guided_logits
 from redge_guidance.hosts import DenoisingStep, supports
-from redge_guidance.image_tokens import codebook_of, to_pixels
-from redge_guidance.images import ImageDecoder
+from redge_guidance.pipelines.image.vq_tokens import codebook_of, to_pixels
 from redge_guidance.rewards import BlackBoxReward, ImageReward, RewardSum
+from redge_guidance.samples.images import ImageDecoder
 from redge_guidance.updates import Natural
-from tests.images import CODES, SIDE, tiny_amused, tiny_image_pipeline, tiny_vqvae
+from tests.helpers.images import CODES, SIDE, tiny_amused, tiny_image_pipeline, tiny_vqvae
 from tests.redge_guidance.test_hosts import spied
 
 ORDERS = ["ancestral", "random", "confidence", "remasking"]
@@ -348,7 +348,7 @@ class OnlyScore:
 
 def test_rewards_of_the_other_kind_are_refused(pipe, reward):
     images, _ = masked()
-    wrong = pytest.raises(ValueError, match="SequenceClassifierReward is for texts, and the pipeline makes images")
+    wrong = pytest.raises(ValueError, match="TextClassifierReward is for texts, and the pipeline makes images")
     with guide(images, reward), wrong:
         images()
     wrong = pytest.raises(ValueError, match="`reward` must be a callable from RelaxedTokens, got OnlyScore")

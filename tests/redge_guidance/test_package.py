@@ -21,7 +21,7 @@ def test_public_names_are_sorted_and_there():
     ("module", "names"),
     [
         ("redge_guidance.pipelines", ["MaskedDiffusionScheduler", "MaskedImagePipeline", "MaskedTextPipeline"]),
-        ("redge_guidance.rewards", ["CLIPReward", "ClassifierReward", "SequenceClassifierReward"]),
+        ("redge_guidance.rewards", ["CLIPReward", "ImageClassifierReward", "TextClassifierReward"]),
         ("redge_guidance.estimators", [*estimators.ESTIMATORS, "ESTIMATORS", "OneHotCategoricalReDGE"]),
     ],
 )
@@ -57,7 +57,7 @@ def test_package_is_typed():
         "relaxed",
         "text",
         "checkpoints",
-        "pipelines.masked_text",
+        "pipelines.text.masked",
     ],
 )
 def test_docstring_examples(module):

@@ -3,7 +3,7 @@ import torch
 
 from redge_guidance import RelaxedTokens, straight_through
 from redge_guidance.text import text_mask
-from tests.tiny import word_tokenizer
+from tests.helpers.tiny import word_tokenizer
 
 PAD, EOS = 0, 1
 

@@ -9,7 +9,7 @@ from redge_guidance.hosts import DenoisingStep
 from redge_guidance.reward import Reward, RewardSum, split
 from redge_guidance.rewards import BlackBoxReward, LengthReward, LexicalReward
 from redge_guidance.updates import Adam, Natural
-from tests.tiny import WORDS, tiny_reward, word_tokenizer
+from tests.helpers.tiny import WORDS, tiny_reward, word_tokenizer
 
 
 def count_a(tokens):
@@ -44,7 +44,7 @@ def test_the_trace_keeps_the_terms_apart(pipe):
     with guide(pipe, 2 * classifier + 0.5 * words, GuidanceConfig(scale=1.0)) as handle:
         pipe([""] * 8, generator=torch.Generator().manual_seed(0))
     for step in handle.trace:
-        total = 2 * step.notes["SequenceClassifierReward"] + 0.5 * step.notes["LexicalReward"]
+        total = 2 * step.notes["TextClassifierReward"] + 0.5 * step.notes["LexicalReward"]
         assert step.reward == pytest.approx(total, rel=1e-4, abs=1e-5)
 
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from redge_guidance.rewards.alignment import Pieces, character_spans, overlap, same_tokens, token_texts
-from tests.rewards.tokenizers import TEXTS, tokenizer
-from tests.tiny import WORDS, word_tokenizer
+from redge_guidance.rewards.reading.alignment import Pieces, character_spans, overlap, same_tokens, token_texts
+from tests.helpers.tiny import WORDS, word_tokenizer
+from tests.helpers.tokenizers import TEXTS, tokenizer
 
 KINDS = ("byte", "wordpiece", "unigram", "fallback")
 

@@ -18,8 +18,8 @@ from transformers import (
     ViTImageProcessor,
 )
 
-from redge_guidance.rewards import AestheticReward, ClassifierReward, CLIPReward, PreferenceReward
-from tests.images import randomised, text_tokenizer
+from redge_guidance.rewards import AestheticReward, CLIPReward, ImageClassifierReward, ImagePreferenceReward
+from tests.helpers.images import randomised, text_tokenizer
 
 VISION = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 VISION |= {"image_size": 8, "patch_size": 4}
@@ -42,7 +42,7 @@ def classifier(label="cat", num_labels=3, **settings):
     names = {0: "cat", 1: "dog", 2: "cow"} if num_labels == 3 else {0: "score"}
     problem = settings.pop("problem_type", None)
     config = ViTConfig(**VISION, id2label=names, label2id={n: i for i, n in names.items()}, problem_type=problem)
-    return ClassifierReward(
+    return ImageClassifierReward(
         randomised(ViTForImageClassification(config)), ViTImageProcessor(size=SIZE), label, **settings
     )
 
@@ -86,14 +86,14 @@ def test_an_image_as_target():
 
 
 def test_preferences_are_the_logits_of_the_model():
-    reward, pixels = clip(PreferenceReward), images(2)
+    reward, pixels = clip(ImagePreferenceReward), images(2)
     ids = reward.tokenizer(["a b", "c"], return_tensors="pt", padding=True)
     output = reward.model(
         input_ids=ids.input_ids, attention_mask=ids.attention_mask, pixel_values=pixel_values(reward, pixels)
     )
     torch.testing.assert_close(reward.score(pixels, ["a b", "c"]), output.logits_per_image.diagonal())
     torch.testing.assert_close(
-        clip(PreferenceReward, prompt="c").score(pixels, ["a", "a"]), output.logits_per_image[:, 1]
+        clip(ImagePreferenceReward, prompt="c").score(pixels, ["a", "a"]), output.logits_per_image[:, 1]
     )
 
 
@@ -168,7 +168,7 @@ def test_saved_and_loaded(tmp_path):
     reward, pixels = classifier("cow"), images()
     reward.model.save_pretrained(tmp_path / "classifier")
     reward.processor.save_pretrained(tmp_path / "classifier")
-    loaded = ClassifierReward.from_pretrained(tmp_path / "classifier", "cow")
+    loaded = ImageClassifierReward.from_pretrained(tmp_path / "classifier", "cow")
     torch.testing.assert_close(loaded.score(pixels), reward.score(pixels))
     assert not any(parameter.requires_grad for parameter in loaded.model.parameters())
     reward = clip(target="a b")
@@ -185,7 +185,7 @@ def test_saved_and_loaded(tmp_path):
         (lambda: classifier("cat", against=0), "`against` must be another label"),
         (lambda: classifier(temperature=0.0), "`temperature` must be > 0"),
         (lambda: clip().score(images()), "`target` is None and the pipeline has no prompts; pass `target=`"),
-        (lambda: clip(PreferenceReward).score(images()), "`prompt` is None and the pipeline has no prompts"),
+        (lambda: clip(ImagePreferenceReward).score(images()), "`prompt` is None and the pipeline has no prompts"),
         (lambda: clip(target=["a", "b"]).score(images(3)), "got 2 targets for 3 images"),
         (lambda: clip(target=3), "`target` must be a text or an image, got int"),
         (lambda: clip().score(images(), ["a"]), "`prompts` must be one an image, 3, got 1"),

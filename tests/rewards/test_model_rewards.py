@@ -6,12 +6,12 @@ from transformers import BertForSequenceClassification, GPT2Config, GPT2ForSeque
 
 from redge_guidance.rewards import (
     FluencyReward,
-    PreferenceModelReward,
     SentenceSimilarityReward,
-    SequenceClassifierReward,
+    TextClassifierReward,
+    TextPreferenceReward,
 )
-from tests.rewards.models import causal_lm, classifier, encoder, masked_lm, relaxed, reward_model
-from tests.rewards.tokenizers import TEXTS, tokenizer
+from tests.helpers.reward_models import causal_lm, classifier, encoder, masked_lm, relaxed, reward_model
+from tests.helpers.tokenizers import TEXTS, tokenizer
 
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'system' and not loop.first %}"
@@ -32,7 +32,7 @@ def test_labels_margins_and_temperature_are_what_they_say():
     made = tokenizer("wordpiece")
     model = classifier(made, num_labels=3)
     logits = logits_of(model, made, TEXTS)
-    score = lambda **kwargs: SequenceClassifierReward(model, made, 2, **kwargs).score(TEXTS)  # noqa: E731
+    score = lambda **kwargs: TextClassifierReward(model, made, 2, **kwargs).score(TEXTS)  # noqa: E731
     torch.testing.assert_close(score(), logits.log_softmax(-1)[:, 2])
     torch.testing.assert_close(score(temperature=3.0), (logits / 3).log_softmax(-1)[:, 2])
     torch.testing.assert_close(score(against=0), logits[:, 2] - logits[:, 0])
@@ -44,11 +44,11 @@ def test_labels_margins_and_temperature_are_what_they_say():
 def test_classifier_bad_input():
     made = tokenizer("wordpiece")
     with pytest.raises(ValueError, match="`against` must be another label than `label`, got 1 for both"):
-        SequenceClassifierReward(classifier(made, num_labels=3), made, 1, against=1)
+        TextClassifierReward(classifier(made, num_labels=3), made, 1, against=1)
     with pytest.raises(ValueError, match="`against` must be one of .*, got 'x'"):
-        SequenceClassifierReward(classifier(made, num_labels=3), made, 1, against="x")
+        TextClassifierReward(classifier(made, num_labels=3), made, 1, against="x")
     with pytest.raises(ValueError, match="`temperature` must be > 0, got 0"):
-        SequenceClassifierReward(classifier(made, num_labels=3), made, 1, temperature=0)
+        TextClassifierReward(classifier(made, num_labels=3), made, 1, temperature=0)
 
 
 def test_from_pretrained_with_dtype_and_device_map(tmp_path):
@@ -56,17 +56,15 @@ def test_from_pretrained_with_dtype_and_device_map(tmp_path):
     model = classifier(made, num_labels=2)
     model.save_pretrained(tmp_path)
     made.save_pretrained(tmp_path)
-    loaded = SequenceClassifierReward.from_pretrained(tmp_path, 1, temperature=2.0)
-    torch.testing.assert_close(
-        loaded.score(TEXTS), SequenceClassifierReward(model, made, 1, temperature=2.0).score(TEXTS)
-    )
+    loaded = TextClassifierReward.from_pretrained(tmp_path, 1, temperature=2.0)
+    torch.testing.assert_close(loaded.score(TEXTS), TextClassifierReward(model, made, 1, temperature=2.0).score(TEXTS))
     assert isinstance(loaded.model, BertForSequenceClassification)
     assert not loaded.model.training
     assert all(not p.requires_grad for p in loaded.model.parameters())
-    half = SequenceClassifierReward.from_pretrained(tmp_path, 1, dtype=torch.bfloat16, device_map="cpu")
+    half = TextClassifierReward.from_pretrained(tmp_path, 1, dtype=torch.bfloat16, device_map="cpu")
     assert half.model.dtype == torch.bfloat16
     value = half(relaxed(tokenizer("byte"), TEXTS))
-    expected = SequenceClassifierReward(model, made, 1).score(TEXTS)
+    expected = TextClassifierReward(model, made, 1).score(TEXTS)
     torch.testing.assert_close(value, expected, atol=0.1, rtol=0.1)
     assert value.dtype == torch.float32
 
@@ -76,7 +74,7 @@ def test_from_pretrained_with_dtype_and_device_map(tmp_path):
 
 def preference(prompt, **kwargs):
     made = tokenizer("byte")
-    return PreferenceModelReward(reward_model(made), made, prompt, chat_template=TEMPLATE, **kwargs)
+    return TextPreferenceReward(reward_model(made), made, prompt, chat_template=TEMPLATE, **kwargs)
 
 
 def official(reward, turns, answer):
@@ -119,7 +117,7 @@ def test_left_padding_does_not_shift_absolute_positions():
     torch.manual_seed(0)
     config = GPT2Config(vocab_size=len(made), n_embd=16, n_layer=2, n_head=2, n_positions=64, initializer_range=0.3)
     config.num_labels, config.pad_token_id = 1, made.pad_token_id
-    reward = SequenceClassifierReward(GPT2ForSequenceClassification(config), made)
+    reward = TextClassifierReward(GPT2ForSequenceClassification(config), made)
     texts = ["he", "the old doctor lived in a small house"]
     torch.testing.assert_close(reward.score(texts), torch.cat([reward.score([text]) for text in texts]))
     ids = torch.tensor([made(texts[0]).input_ids])
@@ -140,14 +138,14 @@ def test_a_prompt_for_every_text():
 
 def test_preference_bad_input():
     made = tokenizer("byte")
-    with pytest.raises(ValueError, match="`model` must have one output, got 2; .* SequenceClassifierReward"):
-        PreferenceModelReward(classifier(made, num_labels=2), made, "x", chat_template=TEMPLATE)
+    with pytest.raises(ValueError, match="`model` must have one output, got 2; .* TextClassifierReward"):
+        TextPreferenceReward(classifier(made, num_labels=2), made, "x", chat_template=TEMPLATE)
     with pytest.raises(ValueError, match="`tokenizer` must have a chat template, got none"):
-        PreferenceModelReward(reward_model(made), made, "x")
+        TextPreferenceReward(reward_model(made), made, "x")
     with pytest.raises(ValueError, match="system comes first.*turns of user, system"):
         preference([{"role": "user", "content": "x"}, {"role": "system", "content": "x"}])
     with pytest.raises(ValueError, match="`chat_template` must write the assistant's last turn once"):
-        PreferenceModelReward(reward_model(made), made, "x", chat_template="{{ messages[0]['content'] }}")
+        TextPreferenceReward(reward_model(made), made, "x", chat_template="{{ messages[0]['content'] }}")
     with pytest.raises(ValueError, match="got an empty list"):
         preference([])
 

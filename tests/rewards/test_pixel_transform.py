@@ -10,7 +10,7 @@ from transformers import (
     ViTImageProcessor,
 )
 
-from redge_guidance.rewards.pixel_transform import TOLERANCE, PixelTransform
+from redge_guidance.rewards.image.pixel_transform import TOLERANCE, PixelTransform
 
 PROCESSORS = {
     "clip": lambda: CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}),

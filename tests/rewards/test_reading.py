@@ -7,15 +7,15 @@ from transformers import Gemma3TextConfig, Gemma3TextForSequenceClassification
 from redge_guidance import RelaxedTokens
 from redge_guidance.rewards import (
     FluencyReward,
-    PreferenceModelReward,
     SentenceSimilarityReward,
-    SequenceClassifierReward,
+    TextClassifierReward,
+    TextPreferenceReward,
 )
-from redge_guidance.rewards.framing import Frame
-from redge_guidance.rewards.reading import Reader
-from tests.rewards.models import Linear, causal_lm, classifier, encoder, masked_lm, relaxed, reward_model
-from tests.rewards.tokenizers import TEXTS, tokenizer
-from tests.tiny import WORDS, word_tokenizer
+from redge_guidance.rewards.reading.framing import Frame
+from redge_guidance.rewards.reading.reader import Reader
+from tests.helpers.reward_models import Linear, causal_lm, classifier, encoder, masked_lm, relaxed, reward_model
+from tests.helpers.tiny import WORDS, word_tokenizer
+from tests.helpers.tokenizers import TEXTS, tokenizer
 
 KINDS = ("byte", "wordpiece", "unigram", "fallback")
 TEMPLATE = (
@@ -27,10 +27,10 @@ TEMPLATE = (
 def rewards_of(kind):
     """Every reward with a model, its tokenizer of one kind."""
     made = tokenizer(kind)
-    yield SequenceClassifierReward(classifier(made, num_labels=3), made, 1)
+    yield TextClassifierReward(classifier(made, num_labels=3), made, 1)
     yield SentenceSimilarityReward(encoder(made), made, ["a happy doctor", "the river"])
     yield FluencyReward(causal_lm(made), made)
-    yield PreferenceModelReward(reward_model(made), made, "What is new?", chat_template=TEMPLATE)
+    yield TextPreferenceReward(reward_model(made), made, "What is new?", chat_template=TEMPLATE)
     if made.mask_token_id is not None:
         yield FluencyReward(masked_lm(made), made, num_passes=3)
 
@@ -60,7 +60,7 @@ def test_one_at_a_time_is_as_in_a_batch(generator, model):
 def test_slope_of_a_linear_reward_is_the_change_of_its_score(generator, model):
     """Exchanging a word that is one token in both tokenizers."""
     made = tokenizer(generator)
-    reward = SequenceClassifierReward(Linear(tokenizer(model)), tokenizer(model))
+    reward = TextClassifierReward(Linear(tokenizer(model)), tokenizer(model))
     tokens = relaxed(made, ["the people are happy in the garden"])
     (grad,) = torch.autograd.grad(reward(tokens).sum(), tokens.weights)
     happy, the = (made(f"a {word}", add_special_tokens=False).input_ids[1] for word in ("happy", "the"))
@@ -72,7 +72,7 @@ def test_slope_of_a_linear_reward_is_the_change_of_its_score(generator, model):
 
 def test_a_piece_of_two_tokens_pulls_each_by_its_share():
     made, model = tokenizer("byte"), tokenizer("wordpiece")
-    reward = SequenceClassifierReward(Linear(model), model)
+    reward = TextClassifierReward(Linear(model), model)
     tokens = relaxed(made, ["Unhappy"])  # Un + happy for the one, unhappy for the other
     (grad,) = torch.autograd.grad(reward(tokens).sum(), tokens.weights)
     table = reward._reader._table @ reward.model.head
@@ -82,7 +82,7 @@ def test_a_piece_of_two_tokens_pulls_each_by_its_share():
 
 def test_relaxed_tokens_of_the_same_tokenizer_are_read_as_they_are():
     made = tokenizer("byte")
-    reward = SequenceClassifierReward(Linear(made), made)
+    reward = TextClassifierReward(Linear(made), made)
     ids = torch.tensor([[20, 30, 40]])
     weights = torch.rand(3, len(made)).softmax(-1).requires_grad_()
     mixed = RelaxedTokens(ids, torch.ones_like(ids).bool(), weights, hard=False, tokenizer=made)
@@ -92,7 +92,7 @@ def test_relaxed_tokens_of_the_same_tokenizer_are_read_as_they_are():
 
 def test_other_numbers_for_the_same_tokens():
     turned = word_tokenizer([*WORDS[:3], *reversed(WORDS[3:])])
-    reward = SequenceClassifierReward(classifier(turned, num_labels=1), turned)
+    reward = TextClassifierReward(classifier(turned, num_labels=1), turned)
     tokens = relaxed(word_tokenizer(), ["a b b", "e"])
     torch.testing.assert_close(reward(tokens), reward.score(["a b b", "e"]))
     assert "coverage" not in tokens.notes
@@ -101,7 +101,7 @@ def test_other_numbers_for_the_same_tokens():
 def test_the_end_of_a_text_is_the_generators_where_the_frame_has_the_same():
     """A classifier that is told the end sees what else could stand there."""
     made = tokenizer("unigram")  # which puts </s> after a text
-    reward = SequenceClassifierReward(Linear(made), made)
+    reward = TextClassifierReward(Linear(made), made)
     tokens = relaxed(made, ["the river"])
     (grad,) = torch.autograd.grad(reward(tokens).sum(), tokens.weights)
     torch.testing.assert_close(grad[-1], reward.model.embedding.weight @ reward.model.head)
@@ -109,19 +109,19 @@ def test_the_end_of_a_text_is_the_generators_where_the_frame_has_the_same():
 
 def test_prompt_and_answer():
     made = tokenizer("byte")
-    reward = PreferenceModelReward(reward_model(made), made, "Who are you?", chat_template=TEMPLATE)
+    reward = TextPreferenceReward(reward_model(made), made, "Who are you?", chat_template=TEMPLATE)
     tokens = relaxed(made, [" the doctor", " he"], prompts=["Who is", "Who"])
     assert tokens.texts() == ["Who is the doctor", "Who he"]
     assert tokens.answers() == [" the doctor", " he"]
     torch.testing.assert_close(reward(tokens), reward.score([" the doctor", " he"]))
-    whole = PreferenceModelReward(reward.model, made, "Who?", chat_template=TEMPLATE, whole_text=True)
+    whole = TextPreferenceReward(reward.model, made, "Who?", chat_template=TEMPLATE, whole_text=True)
     torch.testing.assert_close(whole(tokens), whole.score(tokens.texts()))
 
 
 def test_a_text_that_the_template_strips_takes_the_other_way_and_back():
     made = tokenizer("byte")
     tokens = [relaxed(made, [text]) for text in ("the doctor", " the doctor", "the doctor")]
-    reward = PreferenceModelReward(reward_model(made), made, "Who?", chat_template=TEMPLATE)
+    reward = TextPreferenceReward(reward_model(made), made, "Who?", chat_template=TEMPLATE)
     grads = [torch.autograd.grad(reward(t).sum(), t.weights)[0] for t in tokens]
     assert "coverage" in tokens[1].notes
     assert "coverage" not in tokens[2].notes
@@ -130,12 +130,12 @@ def test_a_text_that_the_template_strips_takes_the_other_way_and_back():
 
 def test_coverage_is_noted_and_warned_about():
     model = tokenizer("wordpiece")
-    reward = SequenceClassifierReward(classifier(model, num_labels=1), model, max_length=4)
+    reward = TextClassifierReward(classifier(model, num_labels=1), model, max_length=4)
     tokens = relaxed(tokenizer("byte"), ["the old doctor and the river"])
     with pytest.warns(UserWarning, match="are cut on the right"), pytest.warns(UserWarning, match="get a gradient"):
         reward(tokens)
     assert 0 < tokens.notes["coverage"] < 0.5
-    whole = SequenceClassifierReward(reward.model, model)
+    whole = TextClassifierReward(reward.model, model)
     whole(tokens)
     assert tokens.notes["coverage"] > 0.7  # white space alone belongs to no piece
     with warnings.catch_warnings():
@@ -145,10 +145,10 @@ def test_coverage_is_noted_and_warned_about():
 
 def test_a_sum_says_whose_coverage_it_is():
     model = tokenizer("wordpiece")
-    reward = SequenceClassifierReward(classifier(model, num_labels=1), model)
+    reward = TextClassifierReward(classifier(model, num_labels=1), model)
     tokens = relaxed(tokenizer("byte"), ["the doctor"])
     (reward + 2 * reward)(tokens)
-    names = {"SequenceClassifierReward", "SequenceClassifierReward_2"}
+    names = {"TextClassifierReward", "SequenceClassifierReward_2"}
     assert set(tokens.notes) == names | {f"coverage of {name}" for name in names}
 
 
@@ -158,7 +158,7 @@ def test_long_texts_lose_the_same_tokens_everywhere(side, generator):
     made = tokenizer("wordpiece")
     made.truncation_side = side
     try:
-        reward = SequenceClassifierReward(classifier(made, num_labels=1), made, max_length=6)
+        reward = TextClassifierReward(classifier(made, num_labels=1), made, max_length=6)
         text = "the old doctor lived in a small house"
         with pytest.warns(UserWarning, match=f"are cut on the {side}"):
             cut = reward.score([text])
@@ -187,7 +187,7 @@ def test_bad_arguments():
     slow = type("SlowTokenizer", (), {"is_fast": False})()
     with pytest.raises(ValueError, match="got SlowTokenizer, which does not; load a fast one .* sentencepiece"):
         Reader(classifier(made), slow)
-    reward = SequenceClassifierReward(classifier(made, num_labels=1), made)
+    reward = TextClassifierReward(classifier(made, num_labels=1), made)
     ids = torch.tensor([[5]])
     with pytest.raises(ValueError, match="`tokens` must carry the generator's tokenizer, got None"):
         reward(RelaxedTokens(ids, ids > 9, torch.zeros(0, len(made))))
@@ -199,7 +199,7 @@ def test_embeddings_that_a_model_scales():
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     sizes |= {"vocab_size": len(made), "num_key_value_heads": 1, "head_dim": 8}
     model = Gemma3TextForSequenceClassification(Gemma3TextConfig(**sizes, num_labels=1, pad_token_id=0)).eval()
-    reward = SequenceClassifierReward(model, made)
+    reward = TextClassifierReward(model, made)
     assert reward._reader.scale == pytest.approx(4.0)
     ids = torch.tensor([made(TEXTS[0]).input_ids])
     torch.testing.assert_close(reward.score([TEXTS[0]]), model(input_ids=ids).logits[:, 0])

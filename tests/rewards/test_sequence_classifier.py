@@ -5,8 +5,8 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification, ModernBertForSequenceClassification
 
 from redge_guidance import RelaxedTokens, straight_through
-from redge_guidance.rewards import SequenceClassifierReward
-from tests.tiny import WORDS, tiny_config, tiny_reward, word_tokenizer
+from redge_guidance.rewards import TextClassifierReward
+from tests.helpers.tiny import WORDS, tiny_config, tiny_reward, word_tokenizer
 
 PAD, EOS = 0, 1
 
@@ -39,7 +39,7 @@ def test_left_padding_does_not_count_with_absolute_positions():
     config = BertConfig(
         vocab_size=8, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, num_labels=1
     )
-    reward = SequenceClassifierReward(BertForSequenceClassification(config), word_tokenizer())
+    reward = TextClassifierReward(BertForSequenceClassification(config), word_tokenizer())
     padded, alone = tokens_of([[PAD, PAD, 3, 4, EOS]]), tokens_of([[3, 4, EOS]])
     # BERT pools its first position; a left-padded row has to be read from its own first token.
     torch.testing.assert_close(reward(padded), reward(alone))
@@ -62,10 +62,10 @@ def test_gradient_reaches_the_logits_and_the_model_is_frozen():
 def test_regression_model_gives_its_output():
     torch.manual_seed(0)
     model = ModernBertForSequenceClassification(tiny_config(num_labels=1, classifier_pooling="mean"))
-    reward = SequenceClassifierReward(model, word_tokenizer())
+    reward = TextClassifierReward(model, word_tokenizer())
     torch.testing.assert_close(reward.score(["a b"]), model(input_ids=torch.tensor([[3, 4]])).logits[:, 0])
     with pytest.raises(ValueError, match="`label` must be None for a model with one output, got 'good'"):
-        SequenceClassifierReward(model, word_tokenizer(), "good")
+        TextClassifierReward(model, word_tokenizer(), "good")
 
 
 @pytest.mark.parametrize("label", ["good", "GOOD", 1, "1"])
@@ -89,20 +89,20 @@ def test_save_and_load(tmp_path):
     reward = tiny_reward()
     reward.model.save_pretrained(tmp_path)
     reward.tokenizer.save_pretrained(tmp_path)
-    loaded = SequenceClassifierReward.from_pretrained(tmp_path, label="good")
+    loaded = TextClassifierReward.from_pretrained(tmp_path, label="good")
     torch.testing.assert_close(loaded.score(["a b"]), reward.score(["a b"]))
     torch.testing.assert_close(pickle.loads(pickle.dumps(loaded)).score(["a b"]), loaded.score(["a b"]))
 
 
 def test_unknown_names():
     with pytest.raises(ValueError, match="`builtin:nope` is not an embedded checkpoint"):
-        SequenceClassifierReward.from_pretrained("builtin:nope", label=0)
+        TextClassifierReward.from_pretrained("builtin:nope", label=0)
     with pytest.raises(FileNotFoundError, match="is not a folder"):
-        SequenceClassifierReward.from_pretrained("./nope", label=0)
+        TextClassifierReward.from_pretrained("./nope", label=0)
 
 
 def test_embedded_classifier_knows_good_from_bad():
-    reward = SequenceClassifierReward.from_pretrained("builtin:sentiment", label="positive")
+    reward = TextClassifierReward.from_pretrained("builtin:sentiment", label="positive")
     texts = ["I love this wonderful book.", "He is a horrible liar.", "The train leaves at six."]
     assert reward.predict(texts) == ["positive", "negative", "neutral"]
     assert reward.score(texts).argmax() == 0

@@ -6,9 +6,9 @@ from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 from redge_guidance import GuidanceConfig, RelaxedTokens, guide
 from redge_guidance.rewards import BlackBoxReward, LengthReward, LexicalReward
-from tests.rewards.models import relaxed
-from tests.rewards.tokenizers import TEXTS, tokenizer
-from tests.tiny import WORDS, word_tokenizer
+from tests.helpers.reward_models import relaxed
+from tests.helpers.tiny import WORDS, word_tokenizer
+from tests.helpers.tokenizers import TEXTS, tokenizer
 
 KINDS = ("byte", "wordpiece", "unigram", "fallback")
 EOS, A, B, C = 1, 3, 4, 5

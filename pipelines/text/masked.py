@@ -5,11 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from redge_guidance.pipelines.canvas import split_into_blocks, steps_of_blocks
-from redge_guidance.pipelines.families import ModelFamily, set_mask_token
-from redge_guidance.pipelines.masked_scheduler import MaskedDiffusionScheduler
-from redge_guidance.pipelines.steps import AfterStep, Callback, check_settings
-from redge_guidance.pipelines.text import TextPipeline, TextPipelineOutput, check_tokenizer
+from redge_guidance.pipelines.sampling import AfterStep, Callback, check_settings
+from redge_guidance.pipelines.scheduler import MaskedDiffusionScheduler
+from redge_guidance.pipelines.text.base import TextPipeline, TextPipelineOutput, check_tokenizer
+from redge_guidance.pipelines.text.families import ModelFamily, set_mask_token
+from redge_guidance.pipelines.text.prompts import split_into_blocks, steps_of_blocks
 from redge_guidance.text import generated_after
 
 

@@ -15,7 +15,7 @@ import torch
 from diffusers import VQModel
 from torch import Tensor
 
-from redge_guidance.pipelines.image_transformer import MaskedImageTransformer
+from redge_guidance.pipelines.image.transformer import MaskedImageTransformer
 
 _HEADS = {384: 6, 512: 6, 768: 12, 1024: 16, 1152: 16}  # heads of the published sizes, by width
 

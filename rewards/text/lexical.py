@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from redge_guidance.relaxed import RelaxedTokens
 from redge_guidance.reward import Reward
-from redge_guidance.rewards.alignment import token_texts
+from redge_guidance.rewards.reading.alignment import token_texts
+from redge_guidance.samples.tokens import RelaxedTokens
 
 _UNIT = re.compile(r"\w+|[^\w\s]")
 _MOST_NAMED = 512  # tokens that are added to the support of every position

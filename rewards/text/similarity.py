@@ -11,9 +11,9 @@ from transformers import AutoModel
 from transformers.utils import cached_file
 
 from redge_guidance.checkpoints import resolve
-from redge_guidance.rewards.framing import Frame
-from redge_guidance.rewards.model_reward import ModelReward
-from redge_guidance.rewards.reading import Reading
+from redge_guidance.rewards.reading.framing import Frame
+from redge_guidance.rewards.reading.reader import Reading
+from redge_guidance.rewards.text.model_reward import ModelReward
 
 _POOLINGS = ("mean", "cls", "last")
 

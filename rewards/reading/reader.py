@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from redge_guidance.relaxed import RelaxedTokens
-from redge_guidance.rewards.alignment import Pieces, character_spans, overlap, same_tokens, token_texts
-from redge_guidance.rewards.framing import Frame, Framer, Row
+from redge_guidance.rewards.reading.alignment import Pieces, character_spans, overlap, same_tokens, token_texts
+from redge_guidance.rewards.reading.framing import Frame, Framer, Row
+from redge_guidance.samples.tokens import RelaxedTokens
 from redge_guidance.text import end_token_id
 
 LOW_COVERAGE = 0.5

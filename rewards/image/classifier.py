@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForImageClassification
 
-from redge_guidance.rewards.image_model_reward import ImageModelReward
+from redge_guidance.rewards.image.model_reward import ImageModelReward
 from redge_guidance.rewards.labels import Label
 
 
-class ClassifierReward(ImageModelReward):
+class ImageClassifierReward(ImageModelReward):
     """Log-probability of a class, in nats, or what else `Label` says.
 
     Args:

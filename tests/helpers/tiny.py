@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from redge_guidance.pipelines import MaskedDiffusionScheduler, MaskedTextPipeline, UniformTextPipeline
-from redge_guidance.rewards import SequenceClassifierReward
+from redge_guidance.rewards import TextClassifierReward
 
 WORDS = ["[PAD]", "[EOS]", "[MASK]", "a", "b", "c", "d", "e"]
 
@@ -92,7 +92,7 @@ def _trained_classifier():
 
 
 def tiny_reward(label="good"):
-    return SequenceClassifierReward(_trained_classifier(), word_tokenizer(), label)
+    return TextClassifierReward(_trained_classifier(), word_tokenizer(), label)
 
 
 def tiny_llada2(**scheduler):

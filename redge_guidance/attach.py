@@ -133,9 +133,9 @@ def guide(pipe: Any, reward: AnyReward, config: GuidanceConfig | None = None, *,
 
     Example:
         >>> from redge_guidance.pipelines import MaskedTextPipeline
-        >>> from redge_guidance.rewards import SequenceClassifierReward
+        >>> from redge_guidance.rewards import TextClassifierReward
         >>> pipe = MaskedTextPipeline.from_pretrained("builtin:tatoeba-masked")
-        >>> reward = SequenceClassifierReward.from_pretrained("builtin:sentiment", label="positive")
+        >>> reward = TextClassifierReward.from_pretrained("builtin:sentiment", label="positive")
         >>> with guide(pipe, reward) as handle:
         ...     output = pipe(prompt=["", "Tom"], generator=torch.Generator().manual_seed(0))
         >>> len(output.texts), len(handle.trace) > 0

@@ -9,8 +9,8 @@ from transformers import AutoImageProcessor
 
 from redge_guidance.checkpoints import loading, resolve
 from redge_guidance.reward import ImageReward
-from redge_guidance.rewards.model_reward import HUB_ARGUMENTS
-from redge_guidance.rewards.pixel_transform import PixelTransform
+from redge_guidance.rewards.image.pixel_transform import PixelTransform
+from redge_guidance.rewards.text.model_reward import HUB_ARGUMENTS
 
 
 class ImageModelReward(ImageReward):

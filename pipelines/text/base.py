@@ -15,8 +15,8 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
 from redge_guidance.checkpoints import loading, resolve
-from redge_guidance.pipelines.canvas import chat, encode
-from redge_guidance.pipelines.families import ModelFamily, clean_logits, family_of
+from redge_guidance.pipelines.text.families import ModelFamily, clean_logits, family_of
+from redge_guidance.pipelines.text.prompts import chat, encode
 from redge_guidance.text import end_token_id, reserved_token_ids, text_mask
 
 

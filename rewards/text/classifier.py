@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
-from redge_guidance.rewards.framing import Frame
 from redge_guidance.rewards.labels import Label
-from redge_guidance.rewards.model_reward import ModelReward, outputs_of
-from redge_guidance.rewards.reading import Reading
+from redge_guidance.rewards.reading.framing import Frame
+from redge_guidance.rewards.reading.reader import Reading
+from redge_guidance.rewards.text.model_reward import ModelReward, outputs_of
 
 
-class SequenceClassifierReward(ModelReward):
+class TextClassifierReward(ModelReward):
     """Log-probability of a label, in nats, or what else `Label` says.
 
     Args:

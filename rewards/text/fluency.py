@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
-from redge_guidance.rewards.model_reward import ModelReward
-from redge_guidance.rewards.reading import Reading
+from redge_guidance.rewards.reading.reader import Reading
+from redge_guidance.rewards.text.model_reward import ModelReward
 
 
 class FluencyReward(ModelReward):

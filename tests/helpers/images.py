@@ -13,7 +13,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from redge_guidance.pipelines import MaskedDiffusionScheduler, MaskedImagePipeline, MaskedImageTransformer
-from tests.tiny import word_tokenizer
+from tests.helpers.tiny import word_tokenizer
 
 CODES, SIDE = 12, 4
 

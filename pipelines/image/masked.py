@@ -12,11 +12,11 @@ from diffusers.utils import BaseOutput
 from torch import Tensor
 
 from redge_guidance.checkpoints import loading, resolve
-from redge_guidance.image_tokens import codebook_of, to_pixels, to_tokens
-from redge_guidance.pipelines.given_image import GivenImage
-from redge_guidance.pipelines.halton import convert_transformer, convert_vq_model
-from redge_guidance.pipelines.masked_scheduler import MaskedDiffusionScheduler
-from redge_guidance.pipelines.steps import AfterStep, Callback, check_settings
+from redge_guidance.pipelines.image.completion import GivenImage
+from redge_guidance.pipelines.image.halton import convert_transformer, convert_vq_model
+from redge_guidance.pipelines.image.vq_tokens import codebook_of, to_pixels, to_tokens
+from redge_guidance.pipelines.sampling import AfterStep, Callback, check_settings
+from redge_guidance.pipelines.scheduler import MaskedDiffusionScheduler
 
 
 @dataclass

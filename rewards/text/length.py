@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from redge_guidance.relaxed import RelaxedTokens
 from redge_guidance.reward import Reward
-from redge_guidance.rewards.alignment import token_texts
+from redge_guidance.rewards.reading.alignment import token_texts
+from redge_guidance.samples.tokens import RelaxedTokens
 from redge_guidance.text import end_token_id
 
 _UNITS = ("words", "characters")

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
-from redge_guidance.rewards.image_model_reward import ImageModelReward
+from redge_guidance.rewards.image.model_reward import ImageModelReward
 
 
 class _EmbeddingReward(ImageModelReward):
@@ -102,7 +102,7 @@ class CLIPReward(_EmbeddingReward):
         return self.embed_images(pixel_values.to(next(self.model.parameters())))[0]
 
 
-class PreferenceReward(_EmbeddingReward):
+class ImagePreferenceReward(_EmbeddingReward):
     """What people preferred for a prompt: `r(x) = exp(s) <e(x), e(prompt)>`, s the model's learned logit scale.
 
     For PickScore, HPS and other preference models that are CLIP models. A difference of 1 is one nat of the odds that

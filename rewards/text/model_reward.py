@@ -10,10 +10,10 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from redge_guidance.checkpoints import loading, resolve
-from redge_guidance.relaxed import RelaxedTokens
 from redge_guidance.reward import Reward
-from redge_guidance.rewards.framing import Frame
-from redge_guidance.rewards.reading import Reader, Reading
+from redge_guidance.rewards.reading.framing import Frame
+from redge_guidance.rewards.reading.reader import Reader, Reading
+from redge_guidance.samples.tokens import RelaxedTokens
 
 HUB_ARGUMENTS = ("trust_remote_code", "revision", "token", "cache_dir")
 

@@ -7,16 +7,16 @@ import jinja2
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
-from redge_guidance.rewards.framing import Frame
-from redge_guidance.rewards.model_reward import ModelReward, outputs_of
-from redge_guidance.rewards.reading import Reading
+from redge_guidance.rewards.reading.framing import Frame
+from redge_guidance.rewards.reading.reader import Reading
+from redge_guidance.rewards.text.model_reward import ModelReward, outputs_of
 
 Conversation = str | Sequence[dict[str, str]]
 
 _ANSWER = "\ue000answer\ue001"  # private characters: in nobody's prompt
 
 
-class PreferenceModelReward(ModelReward):
+class TextPreferenceReward(ModelReward):
     """`r(x) = m(template(prompt, x))`, the scalar of a reward model (Bradley-Terry) for the answer x to a prompt.
 
     The model is shown the conversation in its own chat template, x being the assistant's last turn: the generated text
@@ -55,7 +55,7 @@ class PreferenceModelReward(ModelReward):
         if model.config.num_labels != 1:
             raise ValueError(
                 f"`model` must have one output, got {model.config.num_labels}; a classifier with labels is for "
-                "SequenceClassifierReward."
+                "TextClassifierReward."
             )
         if chat_template is None and not getattr(tokenizer, "chat_template", None):
             raise ValueError("`tokenizer` must have a chat template, got none; pass `chat_template`.")

@@ -6,11 +6,11 @@ import torch
 from diffusers import DiscreteDDIMScheduler
 from torch import Tensor
 
-from redge_guidance.pipelines.families import ModelFamily
-from redge_guidance.pipelines.masked_scheduler import logit_warpers
-from redge_guidance.pipelines.steps import AfterStep, Callback, check_settings
-from redge_guidance.pipelines.text import TextPipeline, TextPipelineOutput, check_tokenizer
-from redge_guidance.pipelines.uniform_posterior import denoiser_logits, elbo_rate, leave_one_out_logits
+from redge_guidance.pipelines.sampling import AfterStep, Callback, check_settings
+from redge_guidance.pipelines.scheduler import logit_warpers
+from redge_guidance.pipelines.text.base import TextPipeline, TextPipelineOutput, check_tokenizer
+from redge_guidance.pipelines.text.families import ModelFamily
+from redge_guidance.pipelines.text.posterior import denoiser_logits, elbo_rate, leave_one_out_logits
 from redge_guidance.text import generated_after
 
 PREDICTIONS = ("leave_one_out", "denoiser")

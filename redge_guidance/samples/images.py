@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from redge_guidance.relaxed import RelaxedTokens
+from redge_guidance.samples.tokens import RelaxedTokens
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,1 @@
+"""Images: masked models of the tokens of a VQ model."""

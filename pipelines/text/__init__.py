@@ -1,0 +1,1 @@
+"""Texts: masked and uniform diffusion language models."""

@@ -1,0 +1,1 @@
+"""What a reward sees: relaxed texts and relaxed images."""

@@ -1,0 +1,1 @@
+"""How a model of any tokenizer reads a relaxed text."""
