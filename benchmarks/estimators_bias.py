@@ -20,7 +20,6 @@ from torch import Tensor
 
 from redge_guidance import estimators
 from redge_guidance.estimators.base import softmax_vjp
-from redge_guidance.estimators.diffusion import _Diffusion, _time_grid
 
 Reward = Callable[[Tensor], Tensor]
 Gradients = Callable[[Tensor, Reward, int], Tensor]
@@ -85,7 +84,7 @@ def by_score(logits: Tensor, reward: Reward, n: int) -> Tensor:
 
 def chain(num_steps: int, t1: float, trial: str, logits: Tensor, reward: Reward, n: int) -> Tensor:
     """ReDGE with an idea beyond the paper, on `n` draws; one gradient a draw, a pair for antithetic noise."""
-    transport = _Diffusion(_time_grid(num_steps, t1))
+    redge = estimators.ReDGE(num_steps, t1)
     rows = logits.expand(n, *logits.shape).reshape(-1, logits.shape[-1])
     noise, uniform = torch.randn_like(rows), torch.rand(len(rows), 1)
     if trial == "antithetic":
@@ -93,24 +92,24 @@ def chain(num_steps: int, t1: float, trial: str, logits: Tensor, reward: Reward,
         noise, uniform = (torch.cat([a[:half], b]) for a, b in ((noise, -noise[:half]), (uniform, 1 - uniform[:half])))
     if trial == "exact forward":
         # x_0 exactly; x_t1 given x_0; then the deterministic flow backwards to the noise that leads there
-        drawn = transport.draw(rows.softmax(-1), uniform)
-        s = transport.grid[0]
+        drawn = redge.draw(rows.softmax(-1), uniform)
+        s = redge.grid[0]
         x = s * noise + (1 - s) * torch.zeros_like(rows).scatter_(-1, drawn, 1.0)
-        for t in transport.grid[1:]:
+        for t in redge.grid[1:]:
             denoised = (rows + (1 - s) / s**2 * x).softmax(-1)
             x, s = (1 - t) * denoised + t / s * (x - (1 - s) * denoised), t
         noise = x
     else:
-        drawn = transport.draw(transport.soft(rows, noise), uniform)
+        drawn = redge.draw(redge.soft(rows, noise), uniform)
     sample = torch.zeros_like(rows).scatter_(-1, drawn, 1.0)
     slope = slope_of(reward, sample.view(n, *logits.shape)).reshape_as(rows)
     if trial == "control variate":
         pi = logits.softmax(-1)
         mean = slope_of(reward, pi)
         expanded = mean.expand(n, *mean.shape).reshape_as(rows)
-        gradients = transport.vjp(rows, noise, None, slope - expanded).view(n, *logits.shape) + softmax_vjp(pi, mean)
+        gradients = redge.vjp(rows, noise, None, slope - expanded).view(n, *logits.shape) + softmax_vjp(pi, mean)
     else:
-        gradients = transport.vjp(rows, noise, None, slope).view(n, *logits.shape)
+        gradients = redge.vjp(rows, noise, None, slope).view(n, *logits.shape)
     return gradients.view(2, n // 2, *logits.shape).mean(0) if trial == "antithetic" else gradients
 
 

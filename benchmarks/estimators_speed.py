@@ -57,7 +57,7 @@ METHODS = {
     "redge 0.1.0: reindge": Method(peer("reindge", n_steps=5, t_1=0.5)),
     "torch: gumbel_softmax": Method(lambda logits: torch.nn.functional.gumbel_softmax(logits, hard=True)),
     "torch: softmax": Method(lambda logits: logits.softmax(-1)),
-    **{name: Method(getattr(estimators, name)) for name in sorted(estimators.ESTIMATORS) if name != "reinforce_loo"},
+    **{name: Method(kind()) for name, kind in sorted(estimators.ESTIMATORS.items()) if kind.needs == "gradient"},
     "redge, num_steps=16": Method(lambda logits: estimators.redge(logits, num_steps=16)),
     f"redge, {SUPPORT} likeliest": Method(on_support, gives=SUPPORT),
     f"redge, {SUPPORT} given": Method(estimators.redge, sees=SUPPORT, gives=SUPPORT),

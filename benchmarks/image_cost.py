@@ -76,7 +76,7 @@ def measure(size: int, images: int, chunk_size: int | None) -> dict[str, float]:
     model_seconds = transformer_seconds(side, ids)
     logits = 3 * torch.randn(images, side**2, CODES)
     step = DenoisingStep(logits, ids, free, free, 1.0, 0.0, None, images=decoder)
-    config = GuidanceConfig(update=Natural(1, 1.0), num_samples=1, decode_chunk_size=chunk_size)
+    config = GuidanceConfig(update=Natural(1, 1.0), num_draws=1, decode_chunk_size=chunk_size)
     before = peak()
     total = seconds(lambda: guided_logits(step, reward, config, torch.Generator().manual_seed(0)))
     memory = peak() - before

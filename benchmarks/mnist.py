@@ -85,7 +85,9 @@ class Bench:
         generator = torch.Generator().manual_seed(seed)
         count = self.count if count is None else count
         parts = [
-            self.pipe(label, num_images=min(128, count - first), generator=generator, output_type="pt").images
+            self.pipe(
+                label, num_images_per_prompt=min(128, count - first), generator=generator, output_type="pt"
+            ).images
             for first in range(0, count, 128)
         ]
         return torch.cat(parts)
@@ -176,9 +178,9 @@ def main() -> None:
             chosen = GuidanceConfig(config.scale, name)
             rows.append(bench.measure(f"{name}, natural", bench.guided(chosen)))
         for name in ("straight_through", "redge", "entropy_mix"):
-            chosen = GuidanceConfig(config.scale, name, Adam(num_updates=12), num_samples=1)
+            chosen = GuidanceConfig(config.scale, name, Adam(num_updates=12), num_draws=1)
             rows.append(bench.measure(f"{name}, adam", bench.guided(chosen)))
-        chosen = GuidanceConfig(config.scale, update=Natural(12, 1 / 12 + 0.02), num_samples=1)
+        chosen = GuidanceConfig(config.scale, update=Natural(12, 1 / 12 + 0.02), num_draws=1)
         rows.append(bench.measure("entropy_mix, 12 small natural updates", bench.guided(chosen)))
     settings = {
         "per_digit": args.per_digit,

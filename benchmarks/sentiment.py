@@ -32,15 +32,15 @@ METHODS = {
     "kl budget 0.3": GuidanceConfig(kl_budget=0.3),
     "full vocabulary": GuidanceConfig(support=None),
     "support 32": GuidanceConfig(support=32),
-    "1 draw": GuidanceConfig(num_samples=1),
+    "1 draw": GuidanceConfig(num_draws=1),
     "1 full step": GuidanceConfig(scale=1.25, update=Natural(1, 1.0)),
     **{
         name: GuidanceConfig(estimator=name)
         for name in ("straight_through", "redge", "reinmax", "gumbel_softmax", "soft")
     },
-    "adam x 10, 1 draw": GuidanceConfig(update=Adam(), num_samples=1),
-    "adam x 10, 1 draw, redge": GuidanceConfig(estimator="redge", update=Adam(), num_samples=1),
-    "reinforce_loo, 32 draws": GuidanceConfig(estimator="reinforce_loo", num_samples=32),
+    "adam x 10, 1 draw": GuidanceConfig(update=Adam(), num_draws=1),
+    "adam x 10, 1 draw, redge": GuidanceConfig(estimator="redge", update=Adam(), num_draws=1),
+    "reinforce_loo, 32 draws": GuidanceConfig(estimator="reinforce_loo", num_draws=32),
 }
 BATCH = 64
 
@@ -83,7 +83,7 @@ class Bench:
         return {
             "vader": statistics.mean(sign * c > 0.2 for c in compounds),
             "classifier": statistics.mean(found == self.label for found in self.reward.predict(texts)),
-            "nll_per_token": self.pipe.nll(texts, num_samples=8).sum().item() / tokens,
+            "nll_per_token": self.pipe.nll(texts, num_draws=8).sum().item() / tokens,
             "tokens": tokens / len(texts),
             "distinct": len(set(texts)) / len(texts),
         }

@@ -31,7 +31,7 @@ CONFIGS = {
     "default (support 128)": GuidanceConfig(),
     "support 64": GuidanceConfig(support=64),
     "full vocabulary": GuidanceConfig(support=None),
-    "full vocabulary, 1 draw": GuidanceConfig(support=None, num_samples=1),
+    "full vocabulary, 1 draw": GuidanceConfig(support=None, num_draws=1),
 }
 
 
@@ -87,7 +87,7 @@ def times() -> dict[str, dict[str, float]]:
 
     rows = {}
     for name, settings in CONFIGS.items():
-        embeddings = torch.randn(settings.num_samples, LENGTH, REWARD.width, requires_grad=True)
+        embeddings = torch.randn(settings.num_draws, LENGTH, REWARD.width, requires_grad=True)
 
         def reward_alone(embeddings: Tensor = embeddings) -> None:
             torch.autograd.grad(classifier(inputs_embeds=embeddings).logits[:, 0].sum(), embeddings)

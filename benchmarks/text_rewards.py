@@ -58,12 +58,12 @@ TARGETS = [
 ]
 WORDS = ["book", "car", "money", "school", "dog", "house", "music", "train", "water", "letter"]
 SIMILARITY = GuidanceConfig(
-    scale=250.0, estimator="straight_through", num_samples=1, support=None, update=Natural(6, 1 / 3)
+    scale=250.0, estimator="straight_through", num_draws=1, support=None, update=Natural(6, 1 / 3)
 )
 LEXICAL = GuidanceConfig(scale=30.0)
 BLACK_BOX = {
-    "black box, 32 draws": GuidanceConfig(scale=64.0, num_samples=32),
-    "black box, 64 draws": GuidanceConfig(scale=64.0, num_samples=64),
+    "black box, 32 draws": GuidanceConfig(scale=64.0, num_draws=32),
+    "black box, 64 draws": GuidanceConfig(scale=64.0, num_draws=64),
 }
 
 
@@ -97,7 +97,7 @@ class Bench:
 
     def nats(self, texts: list[str]) -> float:
         tokens = sum(len(ids) + 1 for ids in self.pipe.tokenizer(texts, add_special_tokens=False).input_ids)
-        return self.pipe.nll(texts, num_samples=8).sum().item() / tokens
+        return self.pipe.nll(texts, num_draws=8).sum().item() / tokens
 
     def row(self, texts: list[str], seconds: float, **more: float) -> dict[str, object]:
         nats, distinct = self.nats(texts), len(set(texts)) / len(texts)
@@ -156,7 +156,7 @@ def black_box(bench: Bench) -> dict[str, object]:
     for name, config in BLACK_BOX.items():
         record(name, *bench.sample(0, vader, config))
     for draws in (1, 4):
-        record(f"classifier, {draws} draws", *bench.sample(0, classifier, GuidanceConfig(num_samples=draws)))
+        record(f"classifier, {draws} draws", *bench.sample(0, classifier, GuidanceConfig(num_draws=draws)))
     texts, seconds, n = bench.best_of(vader, 0, max(row["seconds"] for row in rows.values()))
     record("best of N by VADER", texts, seconds, n=n)
     return rows

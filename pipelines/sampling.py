@@ -1,11 +1,14 @@
-"""What the loops of all pipelines share: checks of how to sample, and the user's callback after a step."""
+"""What the loops of all pipelines share: checks of the settings, randomness by row, the callback after a step."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
+from transformers import TopKLogitsWarper, TopPLogitsWarper
 
-Callback = Callable[[Any, int, Any, dict[str, Any]], dict[str, Any]]
+Callback = Callable[[Any, int, Any, dict[str, Any]], dict[str, Any] | None]
+Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
 def check_settings(temperature: float, top_p: float | None, counts: dict[str, int | None]) -> None:
@@ -17,6 +20,78 @@ def check_settings(temperature: float, top_p: float | None, counts: dict[str, in
     for name, value in counts.items():
         if value is not None and value < 1:
             raise ValueError(f"`{name}` must be >= 1, got {value}.")
+
+
+def check_generators(generator: Generators, batch: int) -> None:
+    """A ValueError if `generator` is a list, and not one of a different torch.Generator for each of `batch` samples."""
+    if generator is None or isinstance(generator, torch.Generator):
+        return
+    if not isinstance(generator, list | tuple):
+        raise ValueError(f"`generator` must be a torch.Generator or a list of them, got {type(generator).__name__}.")
+    wrong = next((one for one in generator if not isinstance(one, torch.Generator)), None)
+    if wrong is not None:
+        raise ValueError(f"`generator` must be a list of torch.Generator objects, got one {type(wrong).__name__}.")
+    if len(generator) != batch:
+        raise ValueError(f"`generator` must be one, or one for each of {batch} samples, got {len(generator)}.")
+    if len({id(one) for one in generator}) < batch:
+        raise ValueError("`generator` must be different generators, got one of them twice; make one for each sample.")
+
+
+def uniform(free: Tensor, generator: Generators) -> Tensor:
+    """Numbers in [0, 1) at every position, `(batch, length)` float32.
+
+    With a generator for every row they are drawn where the row is `free` alone, 0 elsewhere: what a row draws then
+    depends neither on its padding nor on the other rows.
+    """
+    if generator is None or isinstance(generator, torch.Generator):
+        device = free.device if generator is None else generator.device
+        return torch.rand(free.shape, generator=generator, device=device).to(free.device)
+    counts = free.sum(-1).tolist()
+    drawn = [torch.rand(n, generator=g, device=g.device) for n, g in zip(counts, generator, strict=True)]
+    return _placed(drawn, free)
+
+
+def random_tokens(free: Tensor, vocabulary: int, generator: Generators) -> Tensor:
+    """Tokens drawn uniformly below `vocabulary`, `(batch, length)` int64; by row as in `uniform`."""
+    if generator is None or isinstance(generator, torch.Generator):
+        return torch.randint(vocabulary, free.shape, generator=generator, device=free.device)
+    counts = free.sum(-1).tolist()
+    drawn = [
+        torch.randint(vocabulary, (n,), generator=g, device=g.device) for n, g in zip(counts, generator, strict=True)
+    ]
+    return _placed(drawn, free)
+
+
+def multinomial(probs: Tensor, row: Tensor, generator: Generators) -> Tensor:
+    """`(n,)` int64, a category drawn from each of `probs` `(n, K)`; `row` `(n,)`, ascending, says whose draw it is."""
+    if len(probs) == 0:
+        return torch.empty(0, dtype=torch.long, device=probs.device)
+    if generator is None or isinstance(generator, torch.Generator):
+        source = probs if generator is None else probs.to(generator.device)
+        return torch.multinomial(source, 1, generator=generator).to(probs.device)[:, 0]
+    counts = torch.bincount(row, minlength=len(generator)).tolist()
+    parts = [
+        torch.multinomial(part.to(g.device), 1, generator=g).to(probs.device)[:, 0]
+        for part, g in zip(probs.split(counts), generator, strict=True)
+        if len(part)
+    ]
+    return torch.cat(parts)
+
+
+def _placed(rows: list[Tensor], free: Tensor) -> Tensor:
+    """What was drawn for each row, at its free positions."""
+    numbers = torch.cat([row.to(free.device) for row in rows])
+    return torch.zeros(free.shape, dtype=numbers.dtype, device=free.device).masked_scatter(free, numbers)
+
+
+def logit_warpers(top_k: int | None, top_p: float | None) -> list[Any]:
+    """What leaves only the k likeliest tokens, and the likeliest of total probability p, in logits."""
+    warpers: list[Any] = []
+    if top_k is not None:
+        warpers.append(TopKLogitsWarper(top_k))
+    if top_p is not None and top_p < 1:
+        warpers.append(TopPLogitsWarper(top_p))
+    return warpers
 
 
 class AfterStep:

@@ -1,17 +1,21 @@
-"""The reverse process of absorbing (masked) diffusion: which hidden tokens to draw, and when."""
+"""The reverse processes of masked and of uniform diffusion: which tokens to draw, and when."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from diffusers import DiscreteDDIMScheduler
 
 # SchedulerMixin has to be a name of this module: `DiffusionPipeline.from_pretrained` looks for it here.
 from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.schedulers.scheduling_discrete_ddim import DiscreteDDIMSchedulerOutput
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import BaseOutput
 from torch import Tensor
-from transformers import TopKLogitsWarper, TopPLogitsWarper
+
+from redge_guidance.pipelines.sampling import Generators, logit_warpers, multinomial, uniform
 
 ORDERS = ("ancestral", "random", "left_to_right", "confidence", "remasking")
 SCHEDULES = ("linear", "cosine")
@@ -95,12 +99,11 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
         sample: Tensor,
         *,
         mask_token_id: int,
-        frozen: Tensor | None = None,
-        active: Tensor | None = None,
+        free: Tensor | None = None,
         temperature: float = 1.0,
         top_k: int | None = None,
         top_p: float | None = None,
-        generator: torch.Generator | None = None,
+        generator: Generators = None,
         return_dict: bool = True,
     ) -> MaskedDiffusionSchedulerOutput | tuple[Tensor, Tensor]:
         """From time t to the next one.
@@ -111,11 +114,12 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
             timestep: t, one of `timesteps`.
             sample: `(batch, length)` int64, the tokens at time t, hidden ones `mask_token_id`.
             mask_token_id: id that stands for a hidden token.
-            frozen: `(batch, length)` bool, visible tokens that must not be hidden again (prompt and padding).
-            active: `(batch, length)` bool, the positions that this step may change (a block); None: all.
+            free: `(batch, length)` bool, the positions that this step may change: neither prompt nor padding, and of
+                the block that is being drawn; None: all.
             temperature: divides the logits; 0 takes the likeliest token.
             top_k, top_p: draw from the k likeliest tokens, from the likeliest tokens of total probability p.
-            generator: source of all randomness, on the device of the logits or on the CPU.
+            generator: source of all randomness, on the device of the logits or on the CPU; a list of one a row makes
+                every row independent of the others.
             return_dict: return an output object instead of `(prev_sample, pred_original_sample)`.
 
         Raises:
@@ -125,19 +129,19 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
             raise ValueError("`set_timesteps` must be called before `step`.")
         t = float(timestep)
         s = max(0.0, t - 1 / self.num_inference_steps)
-        hidden = sample == mask_token_id
-        if active is not None:
-            hidden &= active
-            frozen = ~active if frozen is None else frozen | ~active
-        tokens, log_probs = _draw(model_output[hidden], mask_token_id, temperature, top_k, top_p, generator)
+        free = torch.ones_like(sample, dtype=torch.bool) if free is None else free
+        hidden = (sample == mask_token_id) & free
+        drawn = _draw(model_output[hidden], mask_token_id, temperature, top_k, top_p, hidden.nonzero()[:, 0], generator)
+        tokens, log_probs = drawn
         x_0 = sample.masked_scatter(hidden, tokens)
         if s < 1e-9:
-            prev_sample = x_0
+            again = torch.zeros_like(hidden)
         elif self.config.unmasking_order in ("ancestral", "remasking"):
-            prev_sample = self._step_independently(sample, x_0, hidden, frozen, t, s, mask_token_id, generator)
+            again = self._hidden_independently(hidden, free, t, s, generator)
         else:
             scores = torch.zeros_like(hidden, dtype=log_probs.dtype).masked_scatter(hidden, log_probs)
-            prev_sample = self._step_by_rank(x_0, scores, hidden, t, s, mask_token_id, generator)
+            again = self._hidden_by_rank(hidden, free, scores, t, s, generator)
+        prev_sample = x_0.masked_fill(again, mask_token_id)
         if not return_dict:
             return prev_sample, x_0
         return MaskedDiffusionSchedulerOutput(prev_sample=prev_sample, pred_original_sample=x_0)
@@ -146,54 +150,104 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
         self, original_samples: Tensor, timestep: float, mask_token_id: int, generator: torch.Generator | None = None
     ) -> Tensor:
         """Hide each token with probability `1 - alpha_t`: a draw from q(x_t | x_0)."""
-        uniform = _uniform(original_samples, generator)
-        return original_samples.masked_fill(uniform >= self.alpha(float(timestep)), mask_token_id)
+        everywhere = torch.ones_like(original_samples, dtype=torch.bool)
+        stays = uniform(everywhere, generator) < self.alpha(float(timestep))
+        return original_samples.masked_fill(~stays, mask_token_id)
 
-    def _step_independently(
-        self,
-        sample: Tensor,
-        x_0: Tensor,
-        hidden: Tensor,
-        frozen: Tensor | None,
-        t: float,
-        s: float,
-        mask_token_id: int,
-        generator: torch.Generator | None,
-    ) -> Tensor:
+    def _hidden_independently(self, hidden: Tensor, free: Tensor, t: float, s: float, generator: Generators) -> Tensor:
+        """Where a token is hidden at time s, each position by itself."""
         alpha_t, alpha_s = self.alpha(t), self.alpha(s)
         sigma = 0.0
         if self.config.unmasking_order == "remasking" and alpha_t > 0:
             sigma = self.config.remasking_strength * min(1.0, (1 - alpha_s) / alpha_t)
         reveal = (alpha_s - (1 - sigma) * alpha_t) / (1 - alpha_t)
-        uniform = _uniform(sample, generator)
-        stays = hidden & (uniform >= reveal)
-        goes = ~hidden & (uniform < sigma)
-        if frozen is not None:
-            goes &= ~frozen
-        return x_0.masked_fill(stays | goes, mask_token_id)
+        number = uniform(free, generator)
+        return (hidden & (number >= reveal)) | (~hidden & free & (number < sigma))
 
-    def _step_by_rank(
-        self,
-        x_0: Tensor,
-        log_probs: Tensor,
-        hidden: Tensor,
-        t: float,
-        s: float,
-        mask_token_id: int,
-        generator: torch.Generator | None,
+    def _hidden_by_rank(
+        self, hidden: Tensor, free: Tensor, log_probs: Tensor, t: float, s: float, generator: Generators
     ) -> Tensor:
+        """Where a token is hidden at time s, as many in each row as the schedule asks for."""
         share = (1 - self.alpha(s)) / (1 - self.alpha(t))
         count = hidden.sum(-1, keepdim=True)
         keep_hidden = (count * share - 1e-6).ceil()  # the margin absorbs rounding in n * (1 - 1/n)
-        uniform = _uniform(x_0, generator).clamp(min=1e-20)
+        number = uniform(free, generator).clamp(min=1e-20)
         if self.config.unmasking_order == "random":
-            scores = uniform
+            scores = number
         elif self.config.unmasking_order == "left_to_right":
-            scores = -torch.arange(x_0.shape[-1], device=x_0.device, dtype=uniform.dtype).expand(x_0.shape)
+            scores = -torch.arange(hidden.shape[-1], device=hidden.device, dtype=number.dtype).expand(hidden.shape)
         else:
-            scores = log_probs - self.config.choice_temperature * t * torch.log(-torch.log(uniform))
+            scores = log_probs - self.config.choice_temperature * t * torch.log(-torch.log(number))
         rank = scores.masked_fill(~hidden, torch.inf).argsort(-1).argsort(-1)  # hidden tokens come first
-        return x_0.masked_fill(hidden & (rank < keep_hidden), mask_token_id)
+        return hidden & (rank < keep_hidden)
+
+
+class UniformDiffusionScheduler(DiscreteDDIMScheduler):
+    """diffusers' `DiscreteDDIMScheduler`, which may be given a generator for every row.
+
+    With one generator, or none, it is that scheduler. With a list each row is drawn by itself, without its padding, so
+    that its tokens depend on its own generator and logits alone; `sampled_tokens` of the output are then those of
+    `prev_sample`.
+    """
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: int | Tensor,
+        sample: Tensor,
+        *,
+        temperature: float = 0.0,
+        attention_mask: Tensor | None = None,
+        generator: Generators = None,
+        return_dict: bool = True,
+    ) -> Any:
+        """As the base class; `attention_mask` `(batch, length)` is False on padding, None: there is none."""
+
+        def draw(logits: Tensor, tokens: Tensor, source: torch.Generator | None) -> Any:
+            return super(UniformDiffusionScheduler, self).step(
+                logits, timestep, tokens, temperature=temperature, generator=source
+            )
+
+        return _row_by_row(draw, model_output, sample, attention_mask, generator, return_dict)
+
+    def step_correct(
+        self,
+        model_output: Tensor,
+        timestep: int | Tensor,
+        sample: Tensor,
+        *,
+        attention_mask: Tensor | None = None,
+        generator: Generators = None,
+        return_dict: bool = True,
+    ) -> Any:
+        """As the base class; `attention_mask` as in `step`."""
+
+        def draw(logits: Tensor, tokens: Tensor, source: torch.Generator | None) -> Any:
+            return super(UniformDiffusionScheduler, self).step_correct(logits, timestep, tokens, generator=source)
+
+        return _row_by_row(draw, model_output, sample, attention_mask, generator, return_dict)
+
+
+def _row_by_row(
+    draw: Callable[[Tensor, Tensor, torch.Generator | None], Any],
+    logits: Tensor,
+    sample: Tensor,
+    attention_mask: Tensor | None,
+    generator: Generators,
+    return_dict: bool,
+) -> Any:
+    """`draw(logits, sample, generator)`, or for each row of its own, padding left out."""
+    if generator is None or isinstance(generator, torch.Generator):
+        output = draw(logits, sample, generator)
+        return output if return_dict else output.to_tuple()
+    text = torch.ones_like(sample, dtype=torch.bool) if attention_mask is None else attention_mask
+    prev_sample = sample.clone()
+    for row, source in enumerate(generator):
+        where = text[row]
+        prev_sample[row, where] = draw(logits[row, where][None], sample[row, where][None], source).prev_sample[0]
+    log_probs = logits.gather(-1, prev_sample[..., None])[..., 0] - logits.logsumexp(-1)
+    output = DiscreteDDIMSchedulerOutput(prev_sample, prev_sample, log_probs.exp(), logits)
+    return output if return_dict else output.to_tuple()
 
 
 def _draw(
@@ -202,45 +256,27 @@ def _draw(
     temperature: float,
     top_k: int | None,
     top_p: float | None,
-    generator: torch.Generator | None,
+    row: Tensor,
+    generator: Generators,
 ) -> tuple[Tensor, Tensor]:
-    """Tokens `(rows,)` drawn from logits `(rows, vocabulary)` and their log-probabilities `(rows,)` in nats.
+    """Tokens `(n,)` drawn from logits `(n, vocabulary)` and their log-probabilities `(n,)` in nats.
 
-    The logits are overwritten.
+    `row` `(n,)` says whose they are. The logits are overwritten.
     """
     logits = logits.float()
     if mask_token_id < logits.shape[-1]:
         logits[:, mask_token_id] = -torch.inf
     if temperature > 0:
         logits /= temperature
-    log_z = logits.logsumexp(-1, keepdim=True)
+    log_z = logits.logsumexp(-1)
     if temperature == 0:
-        tokens = logits.argmax(-1, keepdim=True)
-    elif len(logits) == 0:
-        tokens = torch.empty(0, 1, dtype=torch.long, device=logits.device)
+        tokens = logits.argmax(-1)
     else:
         kept = logits
-        for warper in logit_warpers(top_k, top_p):
+        for warper in logit_warpers(top_k, top_p) if len(logits) else ():
             kept = warper(None, kept)
-        probs = kept.softmax(-1)
-        source = probs if generator is None else probs.to(generator.device)
-        tokens = torch.multinomial(source, 1, generator=generator).to(logits.device)
-    return tokens[:, 0], (logits.gather(-1, tokens) - log_z)[:, 0]
-
-
-def logit_warpers(top_k: int | None, top_p: float | None) -> list[Any]:
-    """What leaves only the k likeliest tokens, and the likeliest of total probability p, in logits."""
-    warpers: list[Any] = []
-    if top_k is not None:
-        warpers.append(TopKLogitsWarper(top_k))
-    if top_p is not None and top_p < 1:
-        warpers.append(TopPLogitsWarper(top_p))
-    return warpers
-
-
-def _uniform(like: Tensor, generator: torch.Generator | None) -> Tensor:
-    device = like.device if generator is None else generator.device
-    return torch.rand(like.shape, generator=generator, device=device).to(like.device)
+        tokens = multinomial(kept.softmax(-1), row, generator)
+    return tokens, logits.gather(-1, tokens[:, None])[:, 0] - log_z
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -1,17 +1,17 @@
-"""`guide`: attach a reward to a pipeline by its scheduler's `step`."""
+"""`guide`: attach a reward to a pipeline, by its scheduler's `step`, while the pipeline draws."""
 
-import functools
-import inspect
-from collections.abc import Callable
+from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
-from redge_guidance.config import GuidanceConfig
-from redge_guidance.guidance import Guidance, StepTrace
-from redge_guidance.hosts import DenoisingStep, find_host, versions
-from redge_guidance.reward import AnyReward
+from torch import Tensor
 
-_MARK = "_redge_guidance_handle"
+from redge_guidance.attachment import Attachment
+from redge_guidance.config import GuidanceConfig
+from redge_guidance.guidance import Guidance
+from redge_guidance.reward import AnyReward
+from redge_guidance.step import DenoisingStep
+from redge_guidance.trace import Trace
 
 
 class GuidanceHandle:
@@ -19,78 +19,34 @@ class GuidanceHandle:
 
     Attributes:
         config: the settings in force.
-        trace: a list of `StepTrace`, one entry a guided step since the handle was made.
+        trace: a `Trace`, one `StepTrace` a guided step since the handle was made.
     """
 
-    def __init__(self, pipe: Any, guidance: Guidance):
-        self._pipe, self._guidance = pipe, guidance
-        kind = find_host(pipe)
-        self._scheduler = pipe.scheduler
-        self._seams = [name for name in kind.seams if hasattr(self._scheduler, name)]
-        if any(hasattr(getattr(self._scheduler, name), _MARK) for name in self._seams):
-            raise ValueError("`pipe` is guided already; call `remove()` on the first handle, or add up the rewards.")
-        self._host = kind(pipe)
-        self._previous = {name: vars(self._scheduler).get(name) for name in (*self._seams, "set_timesteps")}
-        for name in self._seams:
-            setattr(self._scheduler, name, self._guided(name, getattr(self._scheduler, name)))
-        self._scheduler.set_timesteps = self._beginning(self._scheduler.set_timesteps)
+    def __init__(self, pipe: Any, guidance: Guidance, decode_chunk_size: int | None = None):
+        self._pipe, self._guidance, self._chunk_size = pipe, guidance, decode_chunk_size
+        off = guidance.config.scale == 0
+        self._attachment = Attachment(pipe, begin=guidance.begin, move=None if off else self._move)
 
-    def _guided(self, seam: str, original: Callable[..., Any]) -> Callable[..., Any]:
-        signature = inspect.signature(original)
-
-        @functools.wraps(original)  # keeps the signature: some pipelines choose their arguments by it
-        def method(*args: Any, **kwargs: Any) -> Any:
-            bound = signature.bind(*args, **kwargs)
-            if self.config.scale > 0:
-                step = self._read(seam, bound.arguments)
-                logits = self._guidance(step)
-                if logits is not None:
-                    self._host.write(bound.arguments, step, logits)
-            return original(*bound.args, **bound.kwargs)
-
-        setattr(method, _MARK, self)
-        return method
-
-    def _read(self, seam: str, arguments: dict[str, Any]) -> DenoisingStep:
-        try:
-            return self._host.read(seam, arguments)
-        except (KeyError, AttributeError) as error:
-            host, scheduler = type(self._host).__name__, type(self._scheduler).__name__
-            raise RuntimeError(
-                f"{host} cannot read a denoising step off {scheduler}.{seam}: {type(error).__name__} {error}; "
-                f"{versions()}. Install a version that was."
-            ) from error
-
-    def _beginning(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(original)
-        def set_timesteps(*args: Any, **kwargs: Any) -> Any:
-            self._host.begin()
-            return original(*args, **kwargs)
-
-        return set_timesteps
+    def _move(self, step: DenoisingStep) -> Tensor | None:
+        if self._chunk_size is not None:
+            if step.images is None:
+                raise ValueError(
+                    "`decode_chunk_size` is for pipelines of images, and this one makes texts; leave it out."
+                )
+            step = replace(step, images=replace(step.images, chunk_size=self._chunk_size))
+        return self._guidance(step)
 
     @property
     def config(self) -> GuidanceConfig:
         return self._guidance.config
 
     @property
-    def trace(self) -> list[StepTrace]:
+    def trace(self) -> Trace:
         return self._guidance.trace
 
-    @property
-    def _attached(self) -> bool:
-        return getattr(vars(self._scheduler).get("step"), _MARK, None) is self
-
     def remove(self) -> None:
-        """Give the pipeline its own scheduler's methods back. Does nothing the second time."""
-        if not self._attached:
-            return
-        self._host.close()
-        for name, previous in self._previous.items():
-            if previous is None:
-                delattr(self._scheduler, name)
-            else:
-                setattr(self._scheduler, name, previous)
+        """Give the pipeline back as it was. Does nothing the second time."""
+        self._attachment.remove()
 
     def __enter__(self) -> "GuidanceHandle":
         return self
@@ -101,17 +57,30 @@ class GuidanceHandle:
         self.remove()
 
     def __repr__(self) -> str:
-        return (
-            f"<GuidanceHandle {'on' if self._attached else 'removed from'} {type(self._pipe).__name__}, {self.config}>"
-        )
+        where = "on" if self._attachment.attached else "removed from"
+        return f"<GuidanceHandle {where} {type(self._pipe).__name__}, {self.config}>"
 
 
-def guide(pipe: Any, reward: AnyReward, config: GuidanceConfig | None = None, *, seed: int = 0) -> GuidanceHandle:
+def guide(
+    pipe: Any,
+    reward: AnyReward,
+    config: GuidanceConfig | None = None,
+    *,
+    seed: int = 0,
+    decode_chunk_size: int | None = None,
+) -> GuidanceHandle:
     """Steer every sample that `pipe` draws toward `reward`, until the handle is removed.
 
-    `pipe` is used exactly as before. Each call of its `scheduler.step` first has its logits moved by `config.update`;
-    the scheduler then samples from them with its own settings and its own randomness. The schedule, the positions
-    that are fixed already and the pipeline's generator are left alone.
+    `pipe` is used exactly as before. While it draws, each call of its `scheduler.step` first has its logits moved by
+    `config.update`; the scheduler then samples from them with its own settings and its own randomness. The schedule,
+    the positions that are fixed already and the pipeline's generator are left alone.
+
+    The same generator gives the same samples, whatever was drawn before: guidance's noise is a function of the state of
+    the pipeline's generator and of `seed`. A list of generators makes every sample independent of its batch.
+
+    Guidance belongs to the calls of this pipeline object. Another pipeline that shares its scheduler or its model is
+    not guided, and a copy of it, by `copy` or `pickle`, comes out unguided. The scheduler may be exchanged between
+    calls. Two calls at the same time are refused.
 
     Args:
         pipe: a pipeline with a discrete scheduler.
@@ -120,25 +89,28 @@ def guide(pipe: Any, reward: AnyReward, config: GuidanceConfig | None = None, *,
             with `score(pixels, prompts)`. It need not be differentiable for the estimator `reinforce_loo`, nor where
             it, or a term of a sum, says so.
         config: `GuidanceConfig()` when None.
-        seed: of guidance's own generator, which runs on through all calls of the pipeline.
+        seed: of guidance's own noise.
+        decode_chunk_size: of images, this many are decoded to pixels at a time, and once more in the backward pass,
+            which bounds the memory; None: all at once, and only once.
 
     Returns:
         A `GuidanceHandle`; `handle.remove()`, or leaving a `with guide(...)` block, restores the pipeline.
 
     Raises:
         ValueError: an unsupported or an already guided pipeline, or a reward that is not callable. While sampling: a
-            reward of the wrong shape, not finite, or without gradient.
-        RuntimeError: while sampling under `torch.inference_mode()`, or with a version of the pipeline's library whose
-            scheduler is called in a way that is not known.
+            reward of the wrong kind or shape, not finite, or without gradient.
+        RuntimeError: while sampling under `torch.inference_mode()`, in two calls at the same time, or with a version of
+            the pipeline's library whose scheduler is called in a way that is not known.
 
     Example:
         >>> from redge_guidance.pipelines import MaskedTextPipeline
         >>> from redge_guidance.rewards import TextClassifierReward
         >>> pipe = MaskedTextPipeline.from_pretrained("builtin:tatoeba-masked")
+        >>> pipe.set_progress_bar_config(disable=True)
         >>> reward = TextClassifierReward.from_pretrained("builtin:sentiment", label="positive")
         >>> with guide(pipe, reward) as handle:
         ...     output = pipe(prompt=["", "Tom"], generator=torch.Generator().manual_seed(0))
         >>> len(output.texts), len(handle.trace) > 0
         (2, True)
     """
-    return GuidanceHandle(pipe, Guidance(reward, config, seed))
+    return GuidanceHandle(pipe, Guidance(reward, config, seed), decode_chunk_size)

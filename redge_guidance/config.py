@@ -1,11 +1,46 @@
 """Settings of guidance."""
 
 import json
-from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from typing import Any, Generic, TypeVar
 
 from redge_guidance.estimators import ESTIMATORS, EntropyMix, Estimator
 from redge_guidance.updates import UPDATES, Natural, Update
+
+_Kind = TypeVar("_Kind")
+
+
+class _Named(Generic[_Kind]):
+    """A field that takes an object, or its name in a registry, and is read as the object.
+
+    A descriptor as the default of a dataclass's field (see the documentation of `dataclasses`): what it gives for the
+    class is the field's default.
+    """
+
+    def __init__(self, registry: dict[str, Any], default: Callable[[], _Kind], check: Callable[[Any], bool], kind: str):
+        self._registry, self._default, self._check, self._kind = registry, default, check, kind
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, config: object, owner: type | None = None) -> _Kind:
+        if config is None:  # a dataclass asks its fields for their defaults
+            return self._default()
+        value: _Kind = config.__dict__[self._name]
+        return value
+
+    def __set__(self, config: object, value: str | _Kind) -> None:
+        if isinstance(value, str) and value in self._registry:
+            value = self._registry[value]()
+        if isinstance(value, str) or not self._check(value):
+            names = ", ".join(sorted(self._registry))
+            raise ValueError(f"`{self._name}` must be one of {names} or an {self._kind}, got {value!r}.")
+        config.__dict__[self._name] = value
+
+
+def _is_estimator(value: Any) -> bool:
+    return isinstance(value, Estimator)
 
 
 @dataclass(frozen=True)
@@ -17,40 +52,38 @@ class GuidanceConfig:
 
     Attributes:
         scale: nats of log-probability that one unit of reward is worth; 0 switches guidance off.
-        estimator: how a differentiable sample is drawn, by a name of `ESTIMATORS` or as an object. The default,
-            `"entropy_mix"`, shows the reward a mixture of tokens where the model is sure and a token where it is not;
-            take `"straight_through"` for a reward that needs one-hot samples. `"reinforce_loo"` treats every reward as
-            one without gradient; a reward, or a term of a sum, that says it has none is treated so anyway.
+        estimator: how a differentiable sample is drawn: an `Estimator`, or its name in `ESTIMATORS`, which makes one of
+            default settings. The default, `"entropy_mix"`, shows the reward a mixture of tokens where the model is sure
+            and a token where it is not; take `"straight_through"` for a reward that needs one-hot samples.
+            `"reinforce_loo"` treats every reward as one without gradient; a reward, or a term of a sum, that says it
+            has none is treated so anyway.
         update: how q is improved, by name (`"natural"`, `"adam"`) or as an object with its own step size and count.
-        num_samples: relaxed samples drawn for every update, over which the gradient is averaged; 32 or more where a
+        num_draws: relaxed samples drawn for every update, over which the gradient is averaged; 32 or more where a
             reward has no gradient.
         start, stop: guide while `start <= progress < stop`, progress the share of denoising steps done, in [0, 1).
         kl_budget: upper limit of KL(q || p) at every step, in nats per free token, averaged over a sequence; None: no
             limit. A q beyond it is moved back along the geometric path to p.
         support: q differs from p on this many likeliest tokens of every position only; None: on the whole vocabulary.
-        decode_chunk_size: of images, this many are decoded to pixels at a time, and once more in the backward pass
-            (gradient checkpointing), which bounds the memory; None: all at once, and only once.
 
     Raises:
         ValueError: a value out of range or an unknown name.
 
-    >>> GuidanceConfig(scale=1.5).num_samples
+    >>> GuidanceConfig(scale=1.5).num_draws
+    4
+    >>> GuidanceConfig(estimator="redge").estimator.num_steps
     4
     """
 
     scale: float = 2.0
-    estimator: str | Estimator = field(default_factory=EntropyMix)
-    update: str | Update = field(default_factory=Natural)
-    num_samples: int = 4
+    estimator: _Named[Estimator] = _Named(ESTIMATORS, EntropyMix, _is_estimator, "Estimator")
+    update: _Named[Update] = _Named(UPDATES, Natural, callable, "object")
+    num_draws: int = 4
     start: float = 0.0
     stop: float = 1.0
     kl_budget: float | None = None
     support: int | None = 128
-    decode_chunk_size: int | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "estimator", _by_name("estimator", self.estimator, ESTIMATORS))
-        object.__setattr__(self, "update", _by_name("update", self.update, UPDATES))
         if not _is_number(self.scale) or not 0 <= self.scale < float("inf"):
             raise ValueError(f"`scale` must be a finite number >= 0, got {self.scale!r}; 0 switches guidance off.")
         if not _is_number(self.start) or not _is_number(self.stop) or not 0 <= self.start < self.stop <= 1:
@@ -60,15 +93,13 @@ class GuidanceConfig:
             )
         if self.kl_budget is not None and not (_is_number(self.kl_budget) and self.kl_budget > 0):
             raise ValueError(f"`kl_budget` must be > 0 nats per free token or None, got {self.kl_budget!r}.")
-        for name, lowest in (("num_samples", 1), ("support", 2), ("decode_chunk_size", 1)):
-            value = getattr(self, name)
-            if name != "num_samples" and value is None:
-                continue
+        support = 2 if self.support is None else self.support
+        for name, value, lowest in (("num_draws", self.num_draws, 1), ("support", support, 2)):
             if not isinstance(value, int) or isinstance(value, bool) or value < lowest:
                 raise ValueError(f"`{name}` must be an integer >= {lowest}, got {value!r}.")
-        if hasattr(self.estimator, "gradient") and self.num_samples < 2:
+        if self.estimator.needs == "values" and self.num_draws < 2:
             raise ValueError(
-                f"`num_samples` must be >= 2 for {type(self.estimator).__name__}, got {self.num_samples}; each draw is "
+                f"`num_draws` must be >= 2 for {type(self.estimator).__name__}, got {self.num_draws}; each draw is "
                 "compared with the mean of the others."
             )
 
@@ -86,8 +117,9 @@ class GuidanceConfig:
         for name, registry in (("estimator", ESTIMATORS), ("update", UPDATES)):
             if isinstance(values.get(name), dict):
                 settings = dict(values[name])
-                kind = type(_by_name(name, settings.pop("name", None), registry))
-                values[name] = kind(**settings)
+                kind = settings.pop("name", None)
+                known = isinstance(kind, str) and kind in registry
+                values[name] = registry[kind](**settings) if known else kind  # which the config refuses
         return cls(**values)
 
 
@@ -99,14 +131,6 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _by_name(argument: str, value: Any, registry: dict[str, Any]) -> Any:
-    if callable(value):
-        return value
-    if not isinstance(value, str) or value not in registry:
-        raise ValueError(f"`{argument}` must be one of {', '.join(sorted(registry))} or an object, got {value!r}.")
-    return registry[value]()
-
-
 def _to_plain(value: Any, name: str) -> Any:
     if not is_dataclass(value) or isinstance(value, type):
         if callable(value):
@@ -115,4 +139,4 @@ def _to_plain(value: Any, name: str) -> Any:
     names = {kind: key for registry in (ESTIMATORS, UPDATES) for key, kind in registry.items()}
     if type(value) not in names:
         raise ValueError(f"`{name}` is {type(value).__name__}, which is not registered and cannot be written as JSON.")
-    return {"name": names[type(value)]} | {f.name: getattr(value, f.name) for f in fields(value)}
+    return {"name": names[type(value)]} | asdict(value)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from redge_guidance.hosts.base import DenoisingStep
+from redge_guidance.step import DenoisingStep
 from redge_guidance.updates import LogProbs, kl, row_chunks
 
 
@@ -60,10 +60,10 @@ class Prediction:
 
 
 def distances(log_q: Tensor, log_p: LogProbs, mass: Tensor) -> tuple[Tensor, Tensor]:
-    """Means over the rows of `mass * KL(q || p)` and of the entropy of q."""
+    """`mass * KL(q || p)` and the entropy of q, `(rows,)` each, in nats."""
     divergence, entropy = torch.empty_like(mass), torch.empty_like(mass)
     for rows in row_chunks(log_q.shape, log_q.device):
         q = log_q[rows]
         divergence[rows] = mass[rows] * kl(q, log_p[rows])
         entropy[rows] = torch.special.entr(q.exp()).sum(-1)
-    return divergence.mean(), entropy.mean()
+    return divergence, entropy

@@ -1,23 +1,48 @@
-"""What a reward is: a callable from relaxed tokens, or pixels, to one number a sequence or image. Rewards add up."""
+"""What a reward is: a callable from a relaxed sample to one number a sequence or image. Rewards add up."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from redge_guidance.samples.images import RelaxedImages
-from redge_guidance.samples.tokens import RelaxedTokens
+from redge_guidance.evaluation import check_prompts, checked, name_of, of_pixels
 
 AnyReward = Callable[[Any], Tensor]
+
+
+class Sample(Protocol):
+    """What guidance shows to rewards: `RelaxedTokens` or `RelaxedImages`, which know how they are judged.
+
+    Attributes:
+        notes: figures for the trace, by name.
+        prompts: what each sequence was asked for, or None.
+        weights: the relaxed sample itself, through which all gradients go.
+    """
+
+    @property
+    def notes(self) -> dict[str, Any]: ...
+
+    @property
+    def prompts(self) -> Sequence[str] | None: ...
+
+    @property
+    def weights(self) -> Tensor: ...
+
+    def __len__(self) -> int: ...
+
+    def evaluate(self, reward: Any) -> Tensor:
+        """The reward of these samples, `(batch,)`."""
+
+    def finished(self, answer_only: bool = False) -> Any:
+        """The same without relaxation, as `Reward.score` takes them: strings, or pixels."""
 
 
 class Reward:
     """Base of rewards that can be added, scaled, and used outside guidance. A plain callable is a reward too.
 
-    `0.7 * a + 0.3 * b - c` is the `RewardSum` of its terms, c being any callable. What is said here of tokens and texts
-    holds of pixels and images as well, for which `ImageReward` is the base.
+    `0.7 * a + 0.3 * b - c` is the `RewardSum` of its terms, c being any callable.
 
     Attributes:
         differentiable: False for a reward without gradient, which guidance then climbs by the score function.
@@ -28,13 +53,23 @@ class Reward:
     differentiable: bool = True
     modality: str | None = None
 
-    def __call__(self, tokens: Any) -> Tensor:
-        """Rewards `(batch,)`, higher is better."""
+    def __call__(self, sample: Any) -> Tensor:
+        """Rewards `(batch,)` of relaxed samples, higher is better."""
         raise NotImplementedError
 
-    def score(self, texts: Any, *args: Any, **kwargs: Any) -> Tensor:
-        """Rewards `(len(texts),)` of finished texts, on the CPU: what `__call__` gives for the same hard tokens."""
+    def score(self, samples: Any, prompts: Sequence[str] | None = None, batch_size: int = 32) -> Tensor:
+        """Rewards `(n,)` of n finished samples, on the CPU: what `__call__` gives for the same hard tokens.
+
+        Args:
+            samples: n strings, or pixels `(n, 3, height, width)` in [0, 1].
+            prompts: what each of them was asked for; None: not known.
+            batch_size: samples that are judged together.
+        """
         raise NotImplementedError
+
+    def reached(self, samples: Any, prompts: Sequence[str] | None = None) -> list[bool] | None:
+        """Which finished samples are as they should be; None where there is no yes or no to it."""
+        return None
 
     def token_ids(self, tokenizer: Any) -> list[int]:
         """Tokens of the generator that guidance has to consider everywhere, however unlikely they are."""
@@ -56,7 +91,7 @@ class Reward:
         return self + RewardSum(_terms(other)) * -1
 
     def __rsub__(self, other: Any) -> "RewardSum":
-        return other + self * -1  # type: ignore[no-any-return]
+        return RewardSum(_terms(other)) + self * -1
 
     def __neg__(self) -> "RewardSum":
         return self * -1
@@ -67,6 +102,33 @@ class Reward:
         return RewardSum([replace(term, weight=weight * term.weight) for term in _terms(self)])
 
     __rmul__ = __mul__
+
+
+class ImageReward(Reward):
+    """Base of rewards of images: one has to write `of_pixels`, which guidance differentiates."""
+
+    modality = "image"
+
+    def of_pixels(self, pixels: Tensor, prompts: Sequence[str] | None = None) -> Tensor:
+        """Rewards `(batch,)`, higher is better, differentiable in the pixels.
+
+        Args:
+            pixels: `(batch, 3, height, width)` in [0, 1].
+            prompts: what the images are to show, one string each.
+        """
+        raise NotImplementedError
+
+    def __call__(self, sample: Any) -> Tensor:
+        return self.of_pixels(sample.pixels, sample.prompts)
+
+    @torch.no_grad()
+    def score(self, samples: Tensor, prompts: Sequence[str] | None = None, batch_size: int = 32) -> Tensor:
+        check_prompts(samples, prompts)
+        values = []
+        for first in range(0, len(samples), batch_size):
+            rows = slice(first, first + batch_size)
+            values.append(self.of_pixels(samples[rows], None if prompts is None else prompts[rows]).float().cpu())
+        return torch.cat(values) if values else torch.zeros(0)
 
 
 @dataclass(frozen=True)
@@ -100,10 +162,10 @@ class RewardSum(Reward):
         if not self.terms:
             raise ValueError("`terms` must name at least one reward, got none.")
 
-    def __call__(self, sample: RelaxedTokens | RelaxedImages) -> Tensor:
+    def __call__(self, sample: Sample) -> Tensor:
         total = torch.zeros(len(sample), device=sample.weights.device)
         for term in self.terms:
-            value = checked(evaluate(term.reward, sample), len(sample), term.name).to(total.device)
+            value = checked(sample.evaluate(term.reward), len(sample), term.name).to(total.device)
             sample.notes[term.name] = value.detach().mean()
             if "coverage" in sample.notes:
                 sample.notes[f"coverage of {term.name}"] = sample.notes.pop("coverage")
@@ -111,27 +173,27 @@ class RewardSum(Reward):
         return total
 
     @torch.no_grad()
-    def score(self, samples: list[str] | Tensor, prompts: list[str] | None = None, batch_size: int = 32) -> Tensor:
-        """Rewards `(n,)` of n finished texts, or of pixels `(n, 3, height, width)` and what they are to show."""
-        return sum(
-            (
-                term.weight * value
-                for term, value in zip(self.terms, self._scores(samples, prompts, batch_size), strict=True)
-            ),
-            torch.zeros(len(samples)),
-        )
+    def score(self, samples: Any, prompts: Sequence[str] | None = None, batch_size: int = 32) -> Tensor:
+        total = torch.zeros(len(samples))
+        for term in self.terms:
+            total += term.weight * self._score(term, samples, prompts, batch_size)
+        return total
 
-    def normalized(
-        self, samples: Sequence[str] | Tensor, prompts: list[str] | None = None, batch_size: int = 32
-    ) -> "RewardSum":
+    def reached(self, samples: Any, prompts: Sequence[str] | None = None) -> list[bool] | None:
+        """Which samples are as every term wants them that has a yes or no to it."""
+        found = [term.reward.reached(samples, prompts) for term in self.terms if isinstance(term.reward, Reward)]
+        known = [one for one in found if one is not None]
+        return [all(answers) for answers in zip(*known, strict=True)] if known else None
+
+    def normalized(self, samples: Any, prompts: Sequence[str] | None = None, batch_size: int = 32) -> "RewardSum":
         """The same sum with every term divided by its standard deviation over `samples`, such as unguided ones.
 
         Raises:
             ValueError: fewer than two samples, or a term that is the same for all of them.
         """
-        samples = samples if isinstance(samples, Tensor) else list(samples)
         terms = []
-        for term, values in zip(self.terms, self._scores(samples, prompts, batch_size), strict=True):
+        for term in self.terms:
+            values = self._score(term, samples, prompts, batch_size)
             deviation = float(values.double().std()) if len(values) > 1 else 0.0
             if not deviation > 0:
                 raise ValueError(
@@ -148,69 +210,17 @@ class RewardSum(Reward):
         return " + ".join(f"{term.weight:g} * {term.name}" for term in self.terms)
 
     @torch.no_grad()
-    def _scores(self, samples: list[str] | Tensor, prompts: list[str] | None, batch_size: int) -> list[Tensor]:
-        values = []
-        for term in self.terms:
-            reward: Any = term.reward
-            if isinstance(samples, Tensor):
-                value = reward.score(samples, prompts) if hasattr(reward, "score") else reward(samples)
-                values.append(value.cpu())
-            elif hasattr(reward, "score"):
-                values.append(reward.score(samples, batch_size=batch_size))
-            else:
-                raise ValueError(
-                    f"the term {term.name} has no `score`, so texts cannot be scored; make it a class derived from "
-                    "`Reward`, or a `BlackBoxReward`."
-                )
-        return values
-
-
-def _terms(reward: Any) -> list[Term]:
-    if isinstance(reward, RewardSum):
-        return reward.terms
-    if not callable(reward) and not hasattr(reward, "score"):
-        raise TypeError(f"a reward can be added to a callable, got {type(reward).__name__}.")
-    name = reward.name if isinstance(reward, Reward) else getattr(reward, "__name__", type(reward).__name__)
-    return [Term(1.0, reward, name)]
-
-
-def evaluate(reward: AnyReward, sample: RelaxedTokens | RelaxedImages) -> Tensor:
-    """The reward of what it is made for: relaxed tokens, or of images pixels and prompts.
-
-    Raises:
-        ValueError: a reward of texts for images, or the other way round.
-    """
-    found = "image" if isinstance(sample, RelaxedImages) else "text"
-    if getattr(reward, "modality", None) not in (None, found):
-        raise ValueError(
-            f"`reward` {type(reward).__name__} is for {reward.modality}s, and the pipeline makes {found}s."  # type: ignore[attr-defined]
-        )
-    if isinstance(reward, RewardSum) or not isinstance(sample, RelaxedImages):
-        if not callable(reward):
-            raise ValueError(f"`reward` must be a callable from RelaxedTokens, got {type(reward).__name__}.")
-        return reward(sample)
-    if hasattr(reward, "score"):
-        score: Tensor = reward.score(sample.pixels, sample.prompts)
-        return score
-    return reward(sample.pixels)
-
-
-class ImageReward(Reward):
-    """Base of rewards of images: one has to write `score`, which guidance differentiates."""
-
-    modality = "image"
-
-    def score(self, pixels: Tensor, prompts: list[str] | None = None) -> Tensor:
-        """Rewards `(batch,)`, higher is better.
-
-        Args:
-            pixels: `(batch, 3, height, width)` in [0, 1].
-            prompts: what the images are to show, one string each.
-        """
-        raise NotImplementedError
-
-    def __call__(self, pixels: Tensor) -> Tensor:
-        return self.score(pixels)
+    def _score(self, term: Term, samples: Any, prompts: Sequence[str] | None, batch_size: int) -> Tensor:
+        if isinstance(term.reward, Reward):
+            value = term.reward.score(samples, prompts, batch_size)
+        elif not isinstance(samples, Tensor):  # a plain callable needs the tokens
+            raise ValueError(
+                f"the term {term.name} has no `score`, so texts cannot be scored; make it a class derived from "
+                "`Reward`, or a `BlackBoxReward`."
+            )
+        else:
+            value = of_pixels(term.reward, samples, prompts)
+        return checked(value, len(samples), term.name).cpu()
 
 
 def split(reward: AnyReward) -> tuple[AnyReward | None, AnyReward | None]:
@@ -235,18 +245,9 @@ def named_tokens(reward: AnyReward, tokenizer: Any) -> list[int]:
     return [] if ids is None or tokenizer is None else list(ids(tokenizer))
 
 
-def checked(rewards: Any, batch: int, name: str) -> Tensor:
-    """`rewards` if they are `(batch,)`, floating point and finite.
-
-    Raises:
-        ValueError: they are not; `name` says whose they are.
-    """
-    if not isinstance(rewards, Tensor) or not torch.is_floating_point(rewards):
-        kind = f"a tensor of {rewards.dtype}" if isinstance(rewards, Tensor) else type(rewards).__name__
-        raise ValueError(f"`{name}` must return a floating point tensor, got {kind}.")
-    if rewards.shape != (batch,):
-        hint = "do not sum or average over the batch" if rewards.ndim == 0 else "return one number a sequence"
-        raise ValueError(f"`{name}` must return shape ({batch},), got {tuple(rewards.shape)}; {hint}.")
-    if not rewards.isfinite().all():
-        raise ValueError(f"`{name}` returned NaN or infinity; make it finite for every sequence.")
-    return rewards
+def _terms(reward: Any) -> list[Term]:
+    if isinstance(reward, RewardSum):
+        return reward.terms
+    if not callable(reward) and not hasattr(reward, "score"):
+        raise TypeError(f"a reward can be added to a callable, got {type(reward).__name__}.")
+    return [Term(1.0, reward, name_of(reward))]

@@ -25,13 +25,13 @@ def reserved_token_ids(tokenizer: Any, vocabulary: int) -> list[int]:
     return sorted(i for i in reserved - {end_token_id(tokenizer)} if i is not None and i < vocabulary)
 
 
-def generated_after(generated: Tensor) -> Tensor:
-    """Positions that are not generated and have generated ones after them: a prompt; `(batch, length)` bool, both."""
-    later = generated.flip(-1).cummax(-1).values.flip(-1)
-    return later & ~generated
+def fixed_before(free: Tensor) -> Tensor:
+    """Positions that are not free and have free ones after them: a prompt; `(batch, length)` bool, both."""
+    later = free.flip(-1).cummax(-1).values.flip(-1)
+    return later & ~free
 
 
-def text_mask(ids: Tensor, tokenizer: Any, valid: Tensor | None = None, given: Tensor | None = None) -> Tensor:
+def text_mask(ids: Tensor, tokenizer: Any, attention_mask: Tensor | None = None, given: Tensor | None = None) -> Tensor:
     """True from the first token that is not padding to the first end-of-text token, that one included.
 
     A padding token after the text ends it too, itself not included.
@@ -39,7 +39,7 @@ def text_mask(ids: Tensor, tokenizer: Any, valid: Tensor | None = None, given: T
     Args:
         ids: `(batch, length)` int64.
         tokenizer: its end-of-text and padding tokens are read; None: no token is special.
-        valid: `(batch, length)` bool, False on left padding; None: a leading run of padding tokens.
+        attention_mask: `(batch, length)` bool, False on left padding; None: a leading run of padding tokens.
         given: `(batch, length)` bool, tokens of a prompt, among which (between the turns of a chat) nothing ends the
             text; None: none.
 
@@ -50,7 +50,7 @@ def text_mask(ids: Tensor, tokenizer: Any, valid: Tensor | None = None, given: T
     nothing = torch.zeros_like(ids, dtype=torch.bool)
     is_eos = nothing if eos is None else ids == eos
     is_pad = nothing if pad is None else ids == pad
-    text = ~is_pad.cumprod(-1).bool() if valid is None else valid
+    text = ~is_pad.cumprod(-1).bool() if attention_mask is None else attention_mask
     if given is not None:
         is_eos, is_pad = is_eos & ~given, is_pad & ~given
     ends = (is_eos & text).int()

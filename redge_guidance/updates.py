@@ -7,7 +7,7 @@ computed anew for every slice of rows that is asked for.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -26,22 +26,56 @@ class LogProbs(Protocol):
     def __getitem__(self, rows: slice) -> Tensor: ...
 
 
+@dataclass(frozen=True, eq=False)
+class Gradient:
+    """An estimate of the gradient of E_q[r], in the coordinates in which its estimator has it.
+
+    With G the gradient with respect to the one-hot sample, that with respect to the logits is `q * (G - <q, G>)`.
+
+    Attributes:
+        value: `(rows, S)`, averaged over the draws, never scaled.
+        at: `"sample"` for G, `"logits"` for the other.
+        resolution: probability below which so few draws say nothing of a token, >= 0.
+    """
+
+    value: Tensor
+    at: Literal["sample", "logits"]
+    resolution: float = 0.0
+
+    def at_sample(self, log_q: Tensor, damping: float) -> Tensor:
+        """G up to a constant a row: the gradient by the logits divided by `q + max(damping, resolution)`."""
+        if self.at == "sample":
+            return self.value
+        probs = log_q.exp()
+        return self.value / (probs + max(damping, self.resolution)).clamp(min=torch.finfo(probs.dtype).tiny)
+
+    def at_logits(self, log_q: Tensor) -> Tensor:
+        if self.at == "logits":
+            return self.value
+        probs = log_q.exp()
+        return probs * (self.value - (probs * self.value).sum(-1, keepdim=True))
+
+
 class Ascent(Protocol):
-    """Where an update rule gets reward gradients from: drawn at `log_q`, averaged over the samples, never scaled."""
+    """Where an update rule gets reward gradients from.
+
+    Attributes:
+        scale: nats that one unit of reward is worth.
+    """
 
     scale: float
 
-    def grad_logits(self, log_q: Tensor) -> Tensor:
-        """`(rows, S)`, estimate of the gradient of E_q[r] with respect to the logits of q."""
+    def gradients(self, log_q: Tensor) -> Sequence[Gradient]:
+        """Parts of the gradient of E_q[r], drawn anew at `log_q` `(rows, S)`."""
 
-    def grad_sample(self, log_q: Tensor, damping: float) -> Tensor:
-        """`(rows, S)`, G with `grad_logits = q * (G - <q, G>)`: the gradient with respect to the sample itself."""
+    def used(self, grad: Tensor) -> None:
+        """Told once an update which gradient, `(rows, S)`, the rule climbs, for the figures of the trace."""
 
 
 class Update(Protocol):
     """Anything that turns `log_p` into an improved `log_q`."""
 
-    def __call__(self, log_p: LogProbs, ascent: Any, project: Callable[[Tensor], Tensor]) -> Tensor: ...
+    def __call__(self, log_p: LogProbs, ascent: Ascent, project: Callable[[Tensor], Tensor]) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -55,7 +89,9 @@ class Natural:
 
     For straight-through G is the reward's own gradient at the drawn tokens. Other estimators are carried to the same
     coordinates, `G = g / (q + damping)` with g their gradient with respect to the logits: for straight-through and
-    damping 0 the two agree up to a constant, and the damping holds back tokens that q hardly ever draws.
+    damping 0 the two agree up to a constant, and the damping holds back tokens that q hardly ever draws. For the score
+    function it is 1 / num_draws at least: `g / q` is the mean advantage of the draws that have a token, which is shrunk
+    as if one more draw had it, of no advantage.
 
     Attributes:
         num_updates: updates at every denoising step, each with fresh samples.
@@ -77,7 +113,8 @@ class Natural:
     def __call__(self, log_p: LogProbs, ascent: Ascent, project: Callable[[Tensor], Tensor]) -> Tensor:
         log_q = log_p[:].clone()
         for _ in range(self.num_updates):
-            grad = ascent.grad_sample(log_q, self.damping)
+            grad = _sum([part.at_sample(log_q, self.damping) for part in ascent.gradients(log_q)])
+            ascent.used(grad)
             for rows in row_chunks(log_q.shape, log_q.device):
                 p = log_p[rows]
                 tilted = grad[rows] * (self.step_size * ascent.scale)
@@ -111,7 +148,9 @@ class Adam:
         adam = torch.optim.Adam([logits], lr=self.learning_rate)
         for _ in range(self.num_updates):
             log_q = logits.log_softmax(-1)
-            logits.grad = kl_gradient(log_q, log_p) - ascent.scale * ascent.grad_logits(log_q)
+            grad = _sum([part.at_logits(log_q) for part in ascent.gradients(log_q)])
+            ascent.used(grad)
+            logits.grad = kl_gradient(log_q, log_p) - ascent.scale * grad
             adam.step()
             logits.copy_(project(logits.log_softmax(-1)))
         return logits
@@ -188,6 +227,10 @@ def project_to_budget(log_q: Tensor, log_p: LogProbs, budget: Tensor, groups: Te
     for rows in row_chunks(log_q.shape, log_q.device):
         result[rows] = torch.where(inside[groups[rows], None], log_q[rows], path(low, rows, log_p[rows]))
     return result
+
+
+def _sum(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.stack(list(parts)).sum(0)
 
 
 def _check_positive_integer(name: str, value: Any) -> None:

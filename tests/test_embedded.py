@@ -96,7 +96,9 @@ def digits():
 def test_digits_of_a_class(digits):
     reward = ImageClassifierReward.from_pretrained("builtin:mnist-classifier", 0)
     labels = list(range(10))
-    images = digits(labels, num_images=4, generator=torch.Generator().manual_seed(0), output_type="pt").images
+    images = digits(
+        labels, num_images_per_prompt=4, generator=torch.Generator().manual_seed(0), output_type="pt"
+    ).images
     found = reward.predict(images)
     assert sum(label == str(i // 4) for i, label in enumerate(found)) >= 34
 
@@ -105,7 +107,7 @@ def test_guidance_of_digits_without_a_class(digits):
     reward = ImageClassifierReward.from_pretrained("builtin:mnist-classifier", "7", temperature=8.0)
 
     def draw():
-        return digits(num_images=16, generator=torch.Generator().manual_seed(0), output_type="pt").images
+        return digits(num_images_per_prompt=16, generator=torch.Generator().manual_seed(0), output_type="pt").images
 
     bare = draw()
     with guide(digits, reward, GuidanceConfig(scale=500.0)):

@@ -65,13 +65,15 @@ def build_model(role: str):
 def drawn(pipe: MaskedImagePipeline, model, seed: int) -> Digits:
     """Images that guidance draws with `model` as its reward, `DRAWN_PER_DIGIT` toward each digit."""
     model = copy.deepcopy(model)  # a reward freezes its model
-    config = GuidanceConfig(DRAWN_SCALE, "soft", num_samples=1)
+    config = GuidanceConfig(DRAWN_SCALE, "soft", num_draws=1)
     parts = []
     for digit in range(10):
         reward = ImageClassifierReward(model, processor(), digit, temperature=DRAWN_TEMPERATURE)
         generator = torch.Generator().manual_seed(1000 * (seed + 1) + digit)
         with guide(pipe, reward, config, seed=seed):
-            parts.append(pipe(num_images=DRAWN_PER_DIGIT, generator=generator, output_type="pt").images[:, :1])
+            parts.append(
+                pipe(num_images_per_prompt=DRAWN_PER_DIGIT, generator=generator, output_type="pt").images[:, :1]
+            )
     return Digits(torch.cat(parts), torch.arange(10).repeat_interleave(DRAWN_PER_DIGIT))
 
 

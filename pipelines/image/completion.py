@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, eq=False)
-class GivenImage:
+class ImageCompletion:
     """Pixels, and where they do not count.
 
     Attributes:
@@ -21,7 +21,7 @@ class GivenImage:
     redrawn: Tensor
 
     @classmethod
-    def read(cls, image: Any, mask_image: Any, size: int, device: torch.device) -> "GivenImage | None":
+    def read(cls, image: Any, mask_image: Any, size: int, device: torch.device) -> "ImageCompletion | None":
         """From PIL images or tensors; the mask is white where to draw. None where neither is given.
 
         Raises:

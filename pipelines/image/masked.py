@@ -11,11 +11,13 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
-from redge_guidance.checkpoints import loading, resolve
-from redge_guidance.pipelines.image.completion import GivenImage
+from redge_guidance.hub import loading, resolve
+from redge_guidance.pipelines.drawing import Canvas, Drawer, Drawing
+from redge_guidance.pipelines.image.completion import ImageCompletion
+from redge_guidance.pipelines.image.conditions import embed_texts, labels_of
 from redge_guidance.pipelines.image.halton import convert_transformer, convert_vq_model
 from redge_guidance.pipelines.image.vq_tokens import codebook_of, to_pixels, to_tokens
-from redge_guidance.pipelines.sampling import AfterStep, Callback, check_settings
+from redge_guidance.pipelines.sampling import AfterStep, Callback, Generators, check_generators, check_settings
 from redge_guidance.pipelines.scheduler import MaskedDiffusionScheduler
 
 
@@ -32,7 +34,7 @@ class MaskedImagePipelineOutput(BaseOutput):
     tokens: Tensor
 
 
-class MaskedImagePipeline(DiffusionPipeline):
+class MaskedImagePipeline(Drawer, DiffusionPipeline):
     """Generate or complete images with a masked model of image tokens, as MaskGIT (arXiv 2202.04200).
 
     An image is a square of tokens, entries of the codebook of `vqvae`. Hidden tokens hold an id outside the codebook,
@@ -97,7 +99,6 @@ class MaskedImagePipeline(DiffusionPipeline):
         self.register_modules(tokenizer=tokenizer, text_encoder=text_encoder)
         self.register_to_config(mask_token_id=mask_token_id, do_normalize=do_normalize, temperature=temperature)
         self.register_to_config(num_inference_steps=num_inference_steps, guidance_scale=guidance_scale)
-        self._prompts: list[str] | None = None  # of the images that are being drawn
         self.image_processor = VaeImageProcessor(do_resize=False, do_normalize=False)
 
     @classmethod
@@ -154,7 +155,7 @@ class MaskedImagePipeline(DiffusionPipeline):
         class_labels: int | Sequence[int] | None = None,
         prompt: str | list[str] | None = None,
         *,
-        num_images: int = 1,
+        num_images_per_prompt: int = 1,
         tokens: Tensor | None = None,
         image: Any = None,
         mask_image: Any = None,
@@ -164,7 +165,7 @@ class MaskedImagePipeline(DiffusionPipeline):
         top_p: float | None = None,
         guidance_scale: float | None = None,
         negative_prompt: str | None = None,
-        generator: torch.Generator | None = None,
+        generator: Generators = None,
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callback | None = None,
@@ -175,7 +176,7 @@ class MaskedImagePipeline(DiffusionPipeline):
         Args:
             class_labels: one class or several, of a model with classes; None: whatever class.
             prompt: one text or several, of a model that is given a text.
-            num_images: images of every class or prompt, or in all.
+            num_images_per_prompt: images of every class or prompt, or in all.
             tokens: `(batch, side**2)` or `(side**2,)` int64, tokens that stay; `pipe.mask_token_id` where one is to be
                 drawn.
             image: an image to complete, PIL or `(3, height, width)` or a batch of these in [0, 1]; of the size that the
@@ -187,7 +188,8 @@ class MaskedImagePipeline(DiffusionPipeline):
             guidance_scale: classifier-free guidance, `logits = u + guidance_scale * (c - u)`, u without class or text;
                 1 is none.
             negative_prompt: what u is told instead of no text.
-            generator: source of all randomness; the same generator gives the same images.
+            generator: source of all randomness; the same generator gives the same images. A list of one an image makes
+                every image independent of the others.
             output_type: `"pil"`, `"np"`, `"pt"` (`(batch, 3, height, width)` in [0, 1]) or `"latent"`, the tokens.
             return_dict: return an output object instead of `(images, tokens)`.
             callback_on_step_end: called as `callback(pipe, step, timestep, {name: tensor})`; may return a dict with a
@@ -202,38 +204,47 @@ class MaskedImagePipeline(DiffusionPipeline):
         steps = self.config.num_inference_steps if num_inference_steps is None else num_inference_steps
         guidance_scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
         after_step = AfterStep(self, callback_on_step_end, callback_on_step_end_tensor_inputs)
-        check_settings(temperature, top_p, {"num_images": num_images, "num_inference_steps": steps, "top_k": top_k})
-        self._prompts, given = self._condition(class_labels, prompt, negative_prompt, num_images)
-        batch = next(iter(given.values())).shape[0]
+        counts = {"num_images_per_prompt": num_images_per_prompt, "num_inference_steps": steps, "top_k": top_k}
+        check_settings(temperature, top_p, counts)
+        prompts, condition = self._condition(class_labels, prompt, negative_prompt, num_images_per_prompt)
+        batch = next(iter(condition.values())).shape[0]
+        check_generators(generator, batch)
         nothing = {} if guidance_scale == 1 else self._without(batch, negative_prompt)
-        completed = GivenImage.read(image, mask_image, self.image_size, self._execution_device)
-        sample = self._canvas(batch, tokens, completed)
-        frozen = sample != self.mask_token_id
-        self.scheduler.set_timesteps(steps, device=sample.device)
-        for step, t in enumerate(self.progress_bar(self.scheduler.timesteps)):
-            logits = self._logits(sample, given)
-            if guidance_scale != 1:
-                unconditional = self._logits(sample, nothing)
-                logits = unconditional + guidance_scale * (logits - unconditional)
-            sample, _ = self.scheduler.step(
-                logits,
-                t,
-                sample,
-                mask_token_id=self.mask_token_id,
-                frozen=frozen,
-                temperature=temperature,
-                top_k=top_k,
-                top_p=top_p,
-                generator=generator,
-                return_dict=False,
-            )
-            sample = after_step(step, t, sample, logits)
-        images = sample
+        completion = ImageCompletion.read(image, mask_image, self.image_size, self._execution_device)
+        canvas = self._canvas(batch, tokens, completion)
+        self.scheduler.set_timesteps(steps, device=canvas.ids.device)
+        sample = canvas.ids
+        with self._draw(Drawing(canvas, prompts, class_labels=condition.get("class_labels"))):
+            for step, t in enumerate(self.progress_bar(self.scheduler.timesteps)):
+                logits = self._logits(sample, condition)
+                if guidance_scale != 1:
+                    unconditional = self._logits(sample, nothing)
+                    logits = unconditional + guidance_scale * (logits - unconditional)
+                sample, _ = self.scheduler.step(
+                    logits,
+                    t,
+                    sample,
+                    mask_token_id=self.mask_token_id,
+                    free=canvas.free,
+                    temperature=temperature,
+                    top_k=top_k,
+                    top_p=top_p,
+                    generator=generator,
+                    return_dict=False,
+                )
+                sample = after_step(step, t, sample, logits)
+        return self._output(sample, completion, output_type, return_dict)
+
+    def _output(
+        self, tokens: Tensor, completion: ImageCompletion | None, output_type: str, return_dict: bool
+    ) -> MaskedImagePipelineOutput | tuple[Any, Tensor]:
+        images: Any = tokens
         if output_type != "latent":
-            images = self.decode(sample) if completed is None else completed.pasted_into(self.decode(sample))
-            images = self.image_processor.postprocess(images, output_type, [False] * len(images))
+            pixels = self.decode(tokens)
+            pixels = pixels if completion is None else completion.pasted_into(pixels)
+            images = self.image_processor.postprocess(pixels, output_type, [False] * len(pixels))
         self.maybe_free_model_hooks()
-        return MaskedImagePipelineOutput(images, sample) if return_dict else (images, sample)
+        return MaskedImagePipelineOutput(images, tokens) if return_dict else (images, tokens)
 
     @property
     def mask_token_id(self) -> int:
@@ -249,9 +260,18 @@ class MaskedImagePipeline(DiffusionPipeline):
         """Pixels in a row, and in a column."""
         return int(self.side * 2 ** (len(self.vqvae.config.block_out_channels) - 1))
 
+    @property
+    def codebook(self) -> Tensor:
+        """`(codes, dim)`, one row an id of an image token."""
+        return codebook_of(self.vqvae)
+
+    def decode_embeddings(self, embeddings: Tensor) -> Tensor:
+        """Pixels `(batch, 3, height, width)` in [0, 1] of codebook entries, or mixtures, `(batch, side**2, dim)`."""
+        return to_pixels(self.vqvae, embeddings, self.config.do_normalize)
+
     def decode(self, tokens: Tensor) -> Tensor:
         """Pixels `(batch, 3, height, width)` in [0, 1] of tokens `(batch, side**2)`."""
-        return to_pixels(self.vqvae, codebook_of(self.vqvae)[tokens], self.config.do_normalize)
+        return self.decode_embeddings(self.codebook[tokens])
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Tokens `(batch, side**2)` of pixels `(batch, 3, height, width)` in [0, 1]."""
@@ -266,17 +286,18 @@ class MaskedImagePipeline(DiffusionPipeline):
         return self.transformer(square, **condition).flatten(2).transpose(1, 2)  # type: ignore[no-any-return]
 
     def _condition(
-        self, class_labels: Any, prompt: Any, negative_prompt: str | None, num_images: int
+        self, class_labels: Any, prompt: Any, negative_prompt: str | None, num_images_per_prompt: int
     ) -> tuple[list[str] | None, dict[str, Tensor]]:
         """The prompts, and what the transformer is given with them or with the labels."""
         if not self._takes_text:
             if prompt is not None or negative_prompt is not None:
                 raise ValueError("`prompt` is for a transformer that is given a text; this one has `class_labels`.")
-            return None, {"class_labels": self._labels(class_labels, num_images)}
+            labels = labels_of(class_labels, self._num_classes).repeat_interleave(num_images_per_prompt)
+            return None, {"class_labels": labels.to(self._execution_device)}
         if class_labels is not None:
             raise ValueError("`class_labels` are for a transformer with classes; this one is given a `prompt`.")
         texts = [prompt or ""] if prompt is None or isinstance(prompt, str) else list(prompt)
-        texts = [text for text in texts for _ in range(num_images)]
+        texts = [text for text in texts for _ in range(num_images_per_prompt)]
         return texts, self._embed(texts)
 
     def _without(self, batch: int, negative_prompt: str | None) -> dict[str, Tensor]:
@@ -285,42 +306,21 @@ class MaskedImagePipeline(DiffusionPipeline):
             return self._embed([negative_prompt or ""] * batch)
         return {"class_labels": torch.full((batch,), self._num_classes, device=self._execution_device)}
 
-    def _labels(self, class_labels: Any, num_images: int) -> Tensor:
-        classes = self._num_classes
-        if class_labels is None:
-            given = [classes]
-        else:
-            given = [class_labels] if isinstance(class_labels, int) else [int(label) for label in class_labels]
-            wrong = [label for label in given if not 0 <= label < classes]
-            if wrong or not given:
-                raise ValueError(f"`class_labels` must lie in [0, {classes}), got {wrong[0] if wrong else 'none'}.")
-        return torch.tensor(given, device=self._execution_device).repeat_interleave(num_images)
-
     @property
     def _num_classes(self) -> int:
         return int(self.transformer.config.num_classes)
 
     def _embed(self, texts: list[str]) -> dict[str, Tensor]:
-        """What a `UVit2DModel` is given of texts, and of the size of the image."""
-        length, device = self.tokenizer.model_max_length, self._execution_device
-        ids = self.tokenizer(texts, return_tensors="pt", padding="max_length", truncation=True, max_length=length)
-        output = self.text_encoder(ids.input_ids.to(device), return_dict=True, output_hidden_states=True)
-        size = float(self.image_size)
-        micro_conds = torch.tensor([[size, size, 0.0, 0.0, 6.0]], device=device)  # crop and aesthetics as aMUSEd's
-        return {
-            "pooled_text_emb": output.text_embeds,
-            "encoder_hidden_states": output.hidden_states[-2],
-            "micro_conds": micro_conds.to(output.text_embeds).expand(len(texts), -1),
-        }
+        return embed_texts(self.tokenizer, self.text_encoder, texts, self.image_size, self._execution_device)
 
-    def _canvas(self, batch: int, tokens: Tensor | None, given: GivenImage | None) -> Tensor:
+    def _canvas(self, batch: int, tokens: Tensor | None, completion: ImageCompletion | None) -> Canvas:
         length, device = self.side**2, self._execution_device
-        if given is not None:
+        if completion is not None:
             if tokens is not None:
                 raise ValueError("`tokens` and `image` cannot be given together.")
-            tokens = self.encode(given.pixels).masked_fill(given.cells(self.side), self.mask_token_id)
+            tokens = self.encode(completion.pixels).masked_fill(completion.cells(self.side), self.mask_token_id)
         if tokens is None:
-            return torch.full((batch, length), self.mask_token_id, device=device)
+            tokens = torch.full((batch, length), self.mask_token_id)
         tokens = torch.atleast_2d(tokens).to(device)
         if tokens.shape[1] != length or batch % len(tokens):
             raise ValueError(
@@ -329,4 +329,5 @@ class MaskedImagePipeline(DiffusionPipeline):
         codes = self.transformer.config.codebook_size
         if not (((tokens >= 0) & (tokens < codes)) | (tokens == self.mask_token_id)).all():
             raise ValueError(f"`tokens` must be ids of the {codes} codes, or {self.mask_token_id} where to draw one.")
-        return tokens.repeat_interleave(batch // len(tokens), 0)
+        tokens = tokens.repeat_interleave(batch // len(tokens), 0)
+        return Canvas.all_text(tokens, free=tokens == self.mask_token_id)

@@ -2,6 +2,7 @@
 
 import os
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,7 +15,9 @@ from huggingface_hub.errors import EntryNotFoundError
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
-from redge_guidance.checkpoints import loading, resolve
+from redge_guidance.hub import loading, resolve
+from redge_guidance.pipelines.drawing import Canvas, Drawer, Drawing
+from redge_guidance.pipelines.sampling import Generators, check_generators
 from redge_guidance.pipelines.text.families import ModelFamily, clean_logits, family_of
 from redge_guidance.pipelines.text.prompts import chat, encode
 from redge_guidance.text import end_token_id, reserved_token_ids, text_mask
@@ -33,13 +36,14 @@ class TextPipelineOutput(BaseOutput):
     texts: list[str]
 
 
-class TextPipeline(DiffusionPipeline):
+class TextPipeline(Drawer, DiffusionPipeline):
     """Base of `MaskedTextPipeline` and `UniformTextPipeline`; its `from_pretrained` finds out which one is wanted.
 
     Text lies on a canvas of token positions; after its end the canvas is filled with the end-of-text token.
 
     Attributes:
         corruption: kind of diffusion, as in `ModelFamily`.
+        drawing: what the call in progress draws, `Drawing`; None between calls.
     """
 
     model: Any
@@ -112,7 +116,7 @@ class TextPipeline(DiffusionPipeline):
     def nll(
         self,
         texts: str | list[str],
-        num_samples: int = 16,
+        num_corruptions: int = 16,
         batch_size: int = 32,
         generator: torch.Generator | None = None,
     ) -> Tensor:
@@ -126,7 +130,7 @@ class TextPipeline(DiffusionPipeline):
 
         Args:
             texts: strings.
-            num_samples: corruptions a text, at stratified noise levels.
+            num_corruptions: corruptions a text, at stratified noise levels.
             batch_size: sequences in one call of the model.
             generator: source of the corruptions; None: seeded with 0, so that equal calls give equal figures.
 
@@ -147,12 +151,12 @@ class TextPipeline(DiffusionPipeline):
             members = [i for i, n in enumerate(lengths) if n == length]
             ids = torch.tensor([rows[i] + [end_token_id(self.tokenizer)] * (length - len(rows[i])) for i in members])
             start = len(encoded[members[0]][0])
-            strata = torch.arange(num_samples).repeat(len(ids))
+            strata = torch.arange(num_corruptions).repeat(len(ids))
             uniform = torch.rand(len(strata), generator=generator, device=generator.device).cpu()
-            levels = (strata + uniform) / num_samples
-            ids = ids.repeat_interleave(num_samples, 0)
+            levels = (strata + uniform) / num_corruptions
+            ids = ids.repeat_interleave(num_corruptions, 0)
             losses = self._corrupted_nll(ids, start, levels, batch_size, generator)
-            total[members] = losses.view(-1, num_samples).mean(-1)
+            total[members] = losses.view(-1, num_corruptions).mean(-1)
         return total
 
     @abstractmethod
@@ -175,19 +179,16 @@ class TextPipeline(DiffusionPipeline):
         ids = torch.tensor(sorted(i for i in suppressed if i < vocabulary), dtype=torch.long, device=logits.device)
         return logits.index_fill(-1, ids, -torch.inf)
 
-    def _canvas(
-        self, prompts: list[str], gen_length: int | None, use_chat_template: bool = False
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Canvases of prompts, padded on the left.
+    def canvas(self, prompts: Sequence[str], gen_length: int | None = None, use_chat_template: bool = False) -> Canvas:
+        """What a call with these prompts would draw on, padded on the left; the arguments are those of a call.
 
-        Returns:
-            Each `(batch, length)`: ids, where a token is hidden the mask token or, without one, the end of the text;
-            the attention mask; which ids the user gave; which are hidden.
+        Raises:
+            ValueError: a prompt that is too long or holds a reserved token.
         """
         mask_id, end_id = self.tokenizer.mask_token_id, end_token_id(self.tokenizer)
         rows: list[list[Any]] = []
-        given: list[list[bool]] = []
-        hidden: list[list[bool]] = []
+        written: list[list[bool]] = []
+        free: list[list[bool]] = []
         for prompt in prompts:
             start, text = (
                 ([], chat(self.tokenizer, prompt)) if use_chat_template else encode(self.tokenizer, prompt, "prompt")
@@ -197,27 +198,40 @@ class TextPipeline(DiffusionPipeline):
             new = max(1, room) if any(holes) else gen_length or max(room, self.config.length // 2)
             fill = end_id if any(holes) or mask_id is None else mask_id
             rows.append(start + text + [fill] * new)
-            given.append([False] * len(start) + [not hole for hole in holes] + [False] * new)
-            hidden.append([False] * len(start) + holes + [not any(holes)] * new)
-        length = max(map(len, rows))
+            written.append([False] * len(start) + [not hole for hole in holes] + [False] * new)
+            free.append([False] * len(start) + holes + [not any(holes)] * new)
+        length = max(map(len, rows), default=0)
         self._check_length(length)
         pad = self.tokenizer.pad_token_id
-        padding = [length - len(row) for row in rows]
         device = self._execution_device
 
         def pack(values: list[list[Any]], fill: Any, dtype: torch.dtype) -> Tensor:
-            padded = [[fill] * n + list(row) for n, row in zip(padding, values, strict=True)]
+            padded = [[fill] * (length - len(row)) + list(row) for row in values]
             return torch.tensor(padded, dtype=dtype, device=device).view(len(rows), length)
 
-        ids = pack(rows, end_id if pad is None else pad, torch.long)
-        attention_mask = pack([[True] * len(row) for row in rows], False, torch.bool)
-        return ids, attention_mask, pack(given, False, torch.bool), pack(hidden, False, torch.bool)
+        return Canvas(
+            ids=pack(rows, end_id if pad is None else pad, torch.long),
+            attention_mask=pack([[True] * len(row) for row in rows], False, torch.bool),
+            prompt=pack(written, False, torch.bool),
+            free=pack(free, False, torch.bool),
+        )
 
-    def _decode(self, ids: Tensor, attention_mask: Tensor, given: Tensor) -> list[str]:
-        mask = text_mask(ids, self.tokenizer, attention_mask, given)
-        rows = [row[keep].tolist() for row, keep in zip(ids, mask, strict=True)]
-        texts: list[str] = self.tokenizer.batch_decode(rows, skip_special_tokens=True)
-        return texts
+    def _plan(
+        self, prompt: str | list[str], gen_length: int | None, use_chat_template: bool, generator: Generators
+    ) -> Drawing:
+        """What a call with that prompt, or those, draws."""
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        check_generators(generator, len(prompts))
+        return Drawing(self.canvas(prompts, gen_length, use_chat_template), prompts)
+
+    def _output(
+        self, sequences: Tensor, canvas: Canvas, return_dict: bool
+    ) -> TextPipelineOutput | tuple[Tensor, list[str]]:
+        self.maybe_free_model_hooks()
+        mask = text_mask(sequences, self.tokenizer, canvas.attention_mask, canvas.given)
+        rows = [row[keep].tolist() for row, keep in zip(sequences, mask, strict=True)]
+        texts: list[str] = self.tokenizer.batch_decode(rows, skip_special_tokens=True) if rows else []
+        return TextPipelineOutput(sequences=sequences, texts=texts) if return_dict else (sequences, texts)
 
     def _check_length(self, length: int) -> None:
         longest = _longest(self.model)

@@ -1,16 +1,17 @@
 """Text generation with a masked diffusion language model."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from redge_guidance.pipelines.sampling import AfterStep, Callback, check_settings
+from redge_guidance.pipelines.drawing import Canvas
+from redge_guidance.pipelines.sampling import AfterStep, Callback, Generators, check_settings
 from redge_guidance.pipelines.scheduler import MaskedDiffusionScheduler
 from redge_guidance.pipelines.text.base import TextPipeline, TextPipelineOutput, check_tokenizer
+from redge_guidance.pipelines.text.blocks import check_independent, split_into_blocks, steps_of_blocks
 from redge_guidance.pipelines.text.families import ModelFamily, set_mask_token
-from redge_guidance.pipelines.text.prompts import split_into_blocks, steps_of_blocks
-from redge_guidance.text import generated_after
 
 
 class MaskedTextPipeline(TextPipeline):
@@ -54,7 +55,6 @@ class MaskedTextPipeline(TextPipeline):
         ModelFamily(shift_logits, attention, time_input)
         check_tokenizer(tokenizer, "mask_token_id", "eos_token_id")
         self.register_modules(model=model, tokenizer=tokenizer, scheduler=scheduler)
-        self._block, self._num_blocks = 0, 1  # the block that is being drawn
         self.register_to_config(length=length, temperature=temperature, top_p=top_p, suppress_tokens=suppress_tokens)
         self.register_to_config(shift_logits=shift_logits, attention=attention, time_input=time_input)
 
@@ -76,7 +76,7 @@ class MaskedTextPipeline(TextPipeline):
         top_p: float | None = None,
         guidance_scale: float = 1.0,
         use_chat_template: bool = False,
-        generator: torch.Generator | None = None,
+        generator: Generators = None,
         return_dict: bool = True,
         callback_on_step_end: Callback | None = None,
         callback_on_step_end_tensor_inputs: list[str] | None = None,
@@ -97,7 +97,8 @@ class MaskedTextPipeline(TextPipeline):
                 hidden; 1 is none.
             use_chat_template: take every prompt for the turn of a user and put it into the chat template of the
                 tokenizer; mask tokens in it are then an error.
-            generator: source of all randomness; the same generator gives the same texts.
+            generator: source of all randomness; the same generator gives the same texts. A list of one a prompt makes
+                every text independent of the others.
             return_dict: return an output object instead of `(sequences, texts)`.
             callback_on_step_end: called as `callback(pipe, step, timestep, {name: tensor})`; may return a dict with a
                 new `sample`.
@@ -110,48 +111,46 @@ class MaskedTextPipeline(TextPipeline):
         top_p = self.config.top_p if top_p is None else top_p
         after_step = AfterStep(self, callback_on_step_end, callback_on_step_end_tensor_inputs)
         counts = {"top_k": top_k, "gen_length": gen_length, "block_length": block_length}
-        counts["num_inference_steps"] = num_inference_steps
-        check_settings(temperature, top_p, counts)
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        if not prompts:
-            sample = torch.empty(0, 0, dtype=torch.long, device=self._execution_device)
-            return TextPipelineOutput(sequences=sample, texts=[]) if return_dict else (sample, [])
-        sample, attention_mask, from_prompt, hidden = self._canvas(prompts, gen_length, use_chat_template)
-        mask_token_id, frozen = self.tokenizer.mask_token_id, ~hidden
-        hidden_prompt = sample.masked_fill(from_prompt, mask_token_id)
-        blocks = split_into_blocks(hidden, block_length)
-        steps = steps_of_blocks([hidden & block for block in blocks], num_inference_steps)
-        self._num_blocks, step = len(blocks), 0
+        check_settings(temperature, top_p, counts | {"num_inference_steps": num_inference_steps})
+        drawing = self._plan(prompt, gen_length, use_chat_template, generator)
+        canvas, sample = drawing.canvas, drawing.canvas.ids
+        blocks = split_into_blocks(canvas.free, block_length) if len(canvas) else []
+        steps = steps_of_blocks(blocks, num_inference_steps) if blocks else []
+        check_independent(blocks, num_inference_steps, generator)
+        done = 0
         with self.progress_bar(total=sum(steps)) as progress_bar:
-            for self._block, active in enumerate(blocks):
-                self.scheduler.set_timesteps(steps[self._block], device=sample.device)
-                for t in self.scheduler.timesteps:
-                    alpha = self.scheduler.alpha(float(t))
-                    logits = self._logits(sample, attention_mask, alpha)
-                    if guidance_scale != 1 and from_prompt.any():
-                        without = torch.where(frozen, hidden_prompt, sample)
-                        unconditional = self._logits(without, attention_mask, alpha)
-                        logits = unconditional + guidance_scale * (logits - unconditional)
-                    logits = self._without_suppressed(logits)
-                    sample, _ = self.scheduler.step(
-                        logits,
-                        t,
-                        sample,
-                        mask_token_id=mask_token_id,
-                        frozen=frozen,
-                        active=active,
-                        temperature=temperature,
-                        top_k=top_k,
-                        top_p=top_p,
-                        generator=generator,
-                        return_dict=False,
-                    )
-                    sample = after_step(step, t, sample, logits)
-                    step += 1
-                    progress_bar.update()
-        self.maybe_free_model_hooks()
-        texts = self._decode(sample, attention_mask, generated_after(hidden))
-        return TextPipelineOutput(sequences=sample, texts=texts) if return_dict else (sample, texts)
+            for number, block in enumerate(blocks):
+                self.scheduler.set_timesteps(steps[number], device=sample.device)
+                with self._draw(replace(drawing, block=number, num_blocks=len(blocks))):
+                    for t in self.scheduler.timesteps:
+                        logits = self._conditional_logits(
+                            sample, canvas, self.scheduler.alpha(float(t)), guidance_scale
+                        )
+                        sample, _ = self.scheduler.step(
+                            logits,
+                            t,
+                            sample,
+                            mask_token_id=self.tokenizer.mask_token_id,
+                            free=block,
+                            temperature=temperature,
+                            top_k=top_k,
+                            top_p=top_p,
+                            generator=generator,
+                            return_dict=False,
+                        )
+                        sample = after_step(done, t, sample, logits)
+                        done += 1
+                        progress_bar.update()
+        return self._output(sample, canvas, return_dict)
+
+    def _conditional_logits(self, sample: Tensor, canvas: Canvas, alpha: float, guidance_scale: float) -> Tensor:
+        """Logits of the clean tokens, by classifier-free guidance where there is something to be guided by."""
+        logits = self._logits(sample, canvas.attention_mask, alpha)
+        if guidance_scale != 1 and canvas.prompt.any():
+            without = sample.masked_fill(canvas.prompt, self.tokenizer.mask_token_id)
+            unconditional = self._logits(without, canvas.attention_mask, alpha)
+            logits = unconditional + guidance_scale * (logits - unconditional)
+        return self._without_suppressed(logits)
 
     def _corrupted_nll(
         self, ids: Tensor, start: int, levels: Tensor, batch_size: int, generator: torch.Generator

@@ -1,10 +1,7 @@
-"""Text on a canvas of token positions: encoding of prompts, blocks, and the steps that they get."""
+"""Prompts in tokens."""
 
 import itertools
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from redge_guidance.text import end_token_id
 
@@ -29,24 +26,3 @@ def chat(tokenizer: Any, prompt: str) -> list[int]:
     messages = [{"role": "user", "content": prompt}]
     encoded = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
     return list(encoded["input_ids"])
-
-
-def split_into_blocks(hidden: Tensor, block_length: int | None) -> list[Tensor]:
-    """Positions `(batch, length)` of every block: the first `block_length` hidden ones of a row, the next, ..."""
-    if block_length is None or not hidden.any():
-        return [torch.ones_like(hidden)]
-    number = (hidden.cumsum(-1) - 1).div(block_length, rounding_mode="floor")
-    return [hidden & (number == i) for i in range(int(number.max()) + 1)]
-
-
-def steps_of_blocks(hidden: list[Tensor], num_inference_steps: int | None) -> list[int]:
-    """Denoising steps of every block: equal shares, or one for every token."""
-    if num_inference_steps is None:
-        return [max(1, int(block.sum(-1).max())) for block in hidden]
-    number = len(hidden)
-    if num_inference_steps < number:
-        raise ValueError(
-            f"`num_inference_steps` must be >= {number}, the number of blocks, got {num_inference_steps}; raise "
-            "it, or `block_length`."
-        )
-    return [num_inference_steps * (i + 1) // number - num_inference_steps * i // number for i in range(number)]

@@ -6,12 +6,19 @@ import torch
 from diffusers import DiscreteDDIMScheduler
 from torch import Tensor
 
-from redge_guidance.pipelines.sampling import AfterStep, Callback, check_settings
-from redge_guidance.pipelines.scheduler import logit_warpers
+from redge_guidance.pipelines.drawing import Canvas
+from redge_guidance.pipelines.sampling import (
+    AfterStep,
+    Callback,
+    Generators,
+    check_settings,
+    logit_warpers,
+    random_tokens,
+)
+from redge_guidance.pipelines.scheduler import UniformDiffusionScheduler
 from redge_guidance.pipelines.text.base import TextPipeline, TextPipelineOutput, check_tokenizer
 from redge_guidance.pipelines.text.families import ModelFamily
 from redge_guidance.pipelines.text.posterior import denoiser_logits, elbo_rate, leave_one_out_logits
-from redge_guidance.text import generated_after
 
 PREDICTIONS = ("leave_one_out", "denoiser")
 _SHORTEST_TIME, _SMALLEST_ALPHA = 1e-5, 1e-3  # the bound's integrand is not evaluated closer to either end
@@ -30,7 +37,7 @@ class UniformTextPipeline(TextPipeline):
     Args:
         model: called as in `ModelFamily`; returns logits `(batch, length, vocabulary)`.
         tokenizer: has an end-of-text token. With a mask token prompts may have gaps.
-        scheduler: a `DiscreteDDIMScheduler` of diffusers.
+        scheduler: a `DiscreteDDIMScheduler` of diffusers, whose settings a `UniformDiffusionScheduler` takes over.
         length: canvas of a text that fits it, in tokens, prompt and beginning-of-text token included.
         num_inference_steps, temperature, top_p: what `__call__` uses when it is not told otherwise.
         suppress_tokens: further token ids that no text ends up with. Mask, padding, beginning-of-text and unknown
@@ -44,7 +51,7 @@ class UniformTextPipeline(TextPipeline):
             `attention`.
     """
 
-    scheduler: DiscreteDDIMScheduler
+    scheduler: UniformDiffusionScheduler
     corruption = "uniform"
 
     def __init__(
@@ -68,16 +75,17 @@ class UniformTextPipeline(TextPipeline):
             raise ValueError(f"`prediction_type` must be one of {', '.join(PREDICTIONS)}, got {prediction_type!r}.")
         if not isinstance(scheduler, DiscreteDDIMScheduler):
             raise ValueError(f"`scheduler` must be a DiscreteDDIMScheduler, got {type(scheduler).__name__}.")
+        if not isinstance(scheduler, UniformDiffusionScheduler):
+            scheduler = UniformDiffusionScheduler.from_config(scheduler.config)
         check_tokenizer(tokenizer, "eos_token_id")
         self.register_modules(model=model, tokenizer=tokenizer, scheduler=scheduler)
         self.register_to_config(length=length, num_inference_steps=num_inference_steps, temperature=temperature)
         self.register_to_config(top_p=top_p, suppress_tokens=suppress_tokens, prediction_type=prediction_type)
         self.register_to_config(shift_logits=shift_logits, attention=attention, time_input=time_input)
-        self._hidden = self._attention_mask = torch.empty(0, 0, dtype=torch.bool)  # of the canvas that is being drawn
 
     @classmethod
     def _assemble(cls, model: Any, tokenizer: Any, how: ModelFamily, length: int) -> "UniformTextPipeline":
-        return cls(model, tokenizer, DiscreteDDIMScheduler(), length=length, **how.settings())
+        return cls(model, tokenizer, UniformDiffusionScheduler(), length=length, **how.settings())
 
     @torch.no_grad()
     def __call__(
@@ -90,7 +98,7 @@ class UniformTextPipeline(TextPipeline):
         top_k: int | None = None,
         top_p: float | None = None,
         use_chat_template: bool = False,
-        generator: torch.Generator | None = None,
+        generator: Generators = None,
         return_dict: bool = True,
         callback_on_step_end: Callback | None = None,
         callback_on_step_end_tensor_inputs: list[str] | None = None,
@@ -112,6 +120,7 @@ class UniformTextPipeline(TextPipeline):
             use_chat_template: take every prompt for the turn of a user and put it into the chat template of the
                 tokenizer; mask tokens in it are then an error.
             generator: source of all randomness, on the device of the pipeline; the same generator gives the same texts.
+                A list of one a prompt makes every text independent of the others.
             return_dict: return an output object instead of `(sequences, texts)`.
             callback_on_step_end: called as `callback(pipe, step, timestep, {name: tensor})`; may return a dict with a
                 new `sample`.
@@ -125,50 +134,40 @@ class UniformTextPipeline(TextPipeline):
         after_step = AfterStep(self, callback_on_step_end, callback_on_step_end_tensor_inputs)
         counts = {"top_k": top_k, "gen_length": gen_length, "num_inference_steps": num_inference_steps}
         check_settings(temperature, top_p, counts)
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        if not prompts:
-            sample = torch.empty(0, 0, dtype=torch.long, device=self._execution_device)
-            return TextPipelineOutput(sequences=sample, texts=[]) if return_dict else (sample, [])
-        given, self._attention_mask, _, self._hidden = self._canvas(prompts, gen_length, use_chat_template)
-        steps = num_inference_steps or self.config.num_inference_steps
-        self.scheduler.set_timesteps(steps, device=given.device)
-        vocabulary = self._vocabulary(given, self._attention_mask)
-        noise = torch.randint(vocabulary, given.shape, generator=generator, device=given.device)
-        sample = torch.where(self._hidden, noise, given)
-        with self.progress_bar(total=steps) as progress_bar:
+        drawing = self._plan(prompt, gen_length, use_chat_template, generator)
+        canvas, steps = drawing.canvas, num_inference_steps or self.config.num_inference_steps
+        if not len(canvas):
+            return self._output(canvas.ids, canvas, return_dict)
+        self.scheduler.set_timesteps(steps, device=canvas.ids.device)
+        noise = random_tokens(canvas.free, self._vocabulary(canvas.ids, canvas.attention_mask), generator)
+        sample = torch.where(canvas.free, noise, canvas.ids)
+        settings: dict[str, Any] = {"generator": generator, "attention_mask": canvas.attention_mask}
+        with self.progress_bar(total=steps) as progress_bar, self._draw(drawing):
             for step, t in enumerate(self.scheduler.timesteps):
-                logits = self._denoise(sample, step / steps, temperature)
+                logits = self._denoise(canvas, sample, step / steps, temperature)
                 for warper in logit_warpers(top_k, top_p):
                     kept = warper(None, logits.flatten(0, 1)) > -torch.inf
                     logits = logits.masked_fill(~kept.view(logits.shape), -torch.inf)
-                drawn, *_ = self.scheduler.step(
-                    logits,
-                    t,
-                    sample,
-                    temperature=1.0 if temperature > 0 else 0.0,  # the logits are tempered already
-                    generator=generator,
-                    return_dict=False,
-                )
-                sample = torch.where(self._hidden, drawn, given)
+                draws_at = 1.0 if temperature > 0 else 0.0  # the logits are tempered already
+                drawn, *_ = self.scheduler.step(logits, t, sample, temperature=draws_at, return_dict=False, **settings)
+                sample = torch.where(canvas.free, drawn, canvas.ids)
                 for _ in range(self.scheduler.config.corrector_steps if step + 1 < steps else 0):
-                    logits = self._denoise(sample, (step + 1) / steps, temperature)
-                    drawn, *_ = self.scheduler.step_correct(logits, t, sample, generator=generator, return_dict=False)
-                    sample = torch.where(self._hidden, drawn, given)
+                    logits = self._denoise(canvas, sample, (step + 1) / steps, temperature)
+                    drawn, *_ = self.scheduler.step_correct(logits, t, sample, return_dict=False, **settings)
+                    sample = torch.where(canvas.free, drawn, canvas.ids)
                 sample = after_step(step, t, sample, logits)
                 progress_bar.update()
-        self.maybe_free_model_hooks()
-        texts = self._decode(sample, self._attention_mask, generated_after(self._hidden))
-        return TextPipelineOutput(sequences=sample, texts=texts) if return_dict else (sample, texts)
+        return self._output(sample, canvas, return_dict)
 
-    def _denoise(self, sample: Tensor, alpha: float, temperature: float = 1.0) -> Tensor:
+    def _denoise(self, canvas: Canvas, sample: Tensor, alpha: float, temperature: float = 1.0) -> Tensor:
         """Logits of the clean tokens given the whole canvas; a given token is certain, so that no sweep chooses it."""
-        logits = self._logits(sample, self._attention_mask, alpha).float()
+        logits = self._logits(sample, canvas.attention_mask, alpha).float()
         if self.config.prediction_type == "denoiser":
             logits = leave_one_out_logits(logits, sample, alpha)
         logits = denoiser_logits(logits / (temperature or 1.0), sample, alpha)
         logits = self._without_suppressed(logits)
         certain = torch.full_like(logits, -torch.inf).scatter_(-1, sample[..., None], 0.0)
-        return torch.where(self._hidden[..., None], logits, certain)
+        return torch.where(canvas.free[..., None], logits, certain)
 
     def _vocabulary(self, ids: Tensor, attention_mask: Tensor) -> int:
         """Number of tokens that noise is drawn from: as many as the model has logits."""

@@ -49,64 +49,79 @@ def _build_parser() -> argparse.ArgumentParser:
         "toward a class of an image classifier or, by a CLIP model, toward a text.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    generate.add_argument("--model", default=_DEFAULT_MODEL, help="embedded checkpoint, folder, or hub id")
-    generate.add_argument(
+    for add in (_add_models, _add_goals, _add_samples, _add_guidance, _add_outputs):
+        add(generate)
+    return parser
+
+
+def _add_models(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default=_DEFAULT_MODEL, help="embedded checkpoint, folder, or hub id")
+    parser.add_argument(
         "--reward", help="classifier of texts or images, or CLIP model, named like --model; not given: an embedded one"
     )
-    generate.add_argument("--label", help="label of the classifier to steer toward, by name or index")
-    generate.add_argument(
+    parser.add_argument("--device", default="cpu", help="such as cpu or cuda:0")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"], help="of the models")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run Python code that comes with a checkpoint")
+
+
+def _add_goals(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--label", help="label of the classifier to steer toward, by name or index")
+    parser.add_argument(
         "--reward-temperature",
         type=float,
         metavar="T",
         help="divides the classifier's logits: the larger, the less the reward cares how sure the classifier is; "
         f"not given: 1 for texts, {images.TEMPERATURE:g} for images",
     )
-    generate.add_argument("--want", action="append", metavar="TEXT", help="word or phrase to use; may be repeated")
-    generate.add_argument("--ban", action="append", metavar="TEXT", help="word or phrase to avoid; may be repeated")
-    generate.add_argument("--min-words", type=_positive, metavar="N", help="write no less than N words")
-    generate.add_argument("--max-words", type=_positive, metavar="N", help="write no more than N words")
-    generate.add_argument(
+    parser.add_argument("--want", action="append", metavar="TEXT", help="word or phrase to use; may be repeated")
+    parser.add_argument("--ban", action="append", metavar="TEXT", help="word or phrase to avoid; may be repeated")
+    parser.add_argument("--min-words", type=_positive, metavar="N", help="write no less than N words")
+    parser.add_argument("--max-words", type=_positive, metavar="N", help="write no more than N words")
+
+
+def _add_samples(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
         "--prompt",
         action="append",
         help="text to continue, or to fill in where it says [MASK], or what images are to show; may be repeated",
     )
-    generate.add_argument("--class-label", type=int, metavar="N", help="class that a class-conditional model is given")
-    generate.add_argument("--num-samples", type=_positive, default=8, metavar="N", help="for every prompt")
-    generate.add_argument(
+    parser.add_argument("--class-label", type=int, metavar="N", help="class that a class-conditional model is given")
+    parser.add_argument(
+        "--samples-per-prompt", type=_positive, default=8, metavar="N", help="texts or images for every prompt"
+    )
+    parser.add_argument(
         "--num-inference-steps",
         type=_positive,
         metavar="N",
         help="denoising steps; not given: what the pipeline says",
     )
-    generate.add_argument(
+    parser.add_argument("--seed", type=int, default=0, help="of the sampler and of guidance")
+
+
+def _add_guidance(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
         "--scale",
         type=float,
         help="strength of guidance in nats a unit of reward, 0 is off; a word wanted or banned is "
         f"{WORD:g} units, each word too few or too many {LENGTH:g}; not given: 2 for texts, "
         f"{images.CLASSIFIER_SCALE:g} for a classifier of images, {images.CLIP_SCALE:g} for CLIP",
     )
-    generate.add_argument(
+    parser.add_argument(
         "--estimator",
         help="straight_through, redge, redge_cov, reindge, reinmax, gumbel_softmax, entropy_mix, soft or reinforce_loo",
     )
-    generate.add_argument("--update", help="natural or adam")
-    generate.add_argument("--seed", type=int, default=0, help="of the sampler and of guidance")
-    generate.add_argument("--device", default="cpu", help="such as cpu or cuda:0")
-    generate.add_argument(
-        "--dtype", default="float32", choices=["float32", "bfloat16", "float16"], help="of the models"
-    )
-    generate.add_argument(
+    parser.add_argument("--update", help="natural or adam")
+
+
+def _add_outputs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
         "--out",
         metavar="FILE",
         help="image file for a contact sheet, unguided above guided images; the trace of guidance goes to a file "
         "beside it (implies --baseline)",
     )
-    generate.add_argument("--json", metavar="FILE", help="also write one JSON object a sample to FILE")
-    generate.add_argument("--baseline", action="store_true", help="also run without guidance, and compare")
-    generate.add_argument(
-        "--trust-remote-code", action="store_true", help="run Python code that comes with a checkpoint"
-    )
-    return parser
+    parser.add_argument("--json", metavar="FILE", help="also write one JSON object a sample to FILE")
+    parser.add_argument("--baseline", action="store_true", help="also run without guidance, and compare")
 
 
 def _positive(text: str) -> int:

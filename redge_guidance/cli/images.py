@@ -11,7 +11,7 @@ from typing import Any
 
 from redge_guidance.cli.common import device_of, quiet, replacing, write_records
 from redge_guidance.config import GuidanceConfig
-from redge_guidance.guidance import StepTrace
+from redge_guidance.trace import StepTrace
 
 _PIPELINES = ("MaskedImagePipeline", "AmusedPipeline")
 _DEFAULT_REWARD = "builtin:mnist-classifier"
@@ -55,7 +55,7 @@ def generate(args: argparse.Namespace, config: GuidanceConfig) -> None:
 
 
 def _pipeline_class(name: str) -> str | None:
-    from redge_guidance.checkpoints import resolve
+    from redge_guidance.hub import resolve
 
     path = resolve(name)
     index = Path(path) / "model_index.json"
@@ -90,7 +90,7 @@ def _load(args: argparse.Namespace) -> tuple[Any, Any, float]:
     from diffusers import AmusedPipeline
     from transformers import AutoConfig
 
-    from redge_guidance.checkpoints import resolve
+    from redge_guidance.hub import resolve
     from redge_guidance.pipelines import MaskedImagePipeline
     from redge_guidance.rewards import CLIPReward, ImageClassifierReward
 
@@ -136,10 +136,12 @@ def _run(pipe: Any, reward: Any, args: argparse.Namespace, scale: float) -> dict
     """Images for all prompts, with their rewards; the seconds are those of sampling alone."""
     import torch
 
+    from redge_guidance.rewards import ImageClassifierReward
+
     generator = torch.Generator(args.device).manual_seed(args.seed)
     if args.class_label is not None and _takes_text(pipe):
         raise ValueError(f"`--class-label` is for a model with classes, and {args.model} is given a text.")
-    prompts = [text for text in args.prompt or [""] for _ in range(args.num_samples)]
+    prompts = [text for text in args.prompt or [""] for _ in range(args.samples_per_prompt)]
     settings: dict[str, Any] = {"generator": generator, "output_type": "pt"}
     if args.num_inference_steps is not None:
         settings["num_inference_steps"] = args.num_inference_steps
@@ -150,25 +152,26 @@ def _run(pipe: Any, reward: Any, args: argparse.Namespace, scale: float) -> dict
         if _takes_text(pipe):
             output = pipe(prompt=batch, **settings)
         else:
-            output = pipe(args.class_label, num_images=len(batch), **settings)
+            output = pipe(args.class_label, num_images_per_prompt=len(batch), **settings)
         parts.append(output.images.float())
         tokens += output.tokens.tolist() if hasattr(output, "tokens") else [None] * len(batch)
     seconds, pixels = time.perf_counter() - started, torch.cat(parts)
     with torch.no_grad():
         scored = [reward.score(part, prompts[i * _BATCH :][: len(part)]) for i, part in enumerate(parts)]
         rewards = torch.cat(scored)
-    predicted = reward.predict(pixels) if hasattr(reward, "predict") else [None] * len(prompts)
+    is_classifier = isinstance(reward, ImageClassifierReward)
+    predicted: list[str | None] = reward.predict(pixels) if is_classifier else [None] * len(prompts)
+    reached = reward.reached(pixels, prompts)
     records = [
         {"prompt": prompt, "reward": r, "predicted": label, "tokens": ids}
         for prompt, r, label, ids in zip(prompts, rewards.tolist(), predicted, tokens, strict=True)
     ]
-    hits = sum(label == reward.label_name for label in predicted) / len(predicted) if predicted[0] else None
     return {
         "scale": scale,
         "records": records,
         "pixels": pixels.cpu(),
         "reward": rewards.mean().item(),
-        "hits": "-" if hits is None else f"{hits:.0%}",
+        "hits": "-" if reached is None else f"{sum(reached) / len(reached):.0%}",
         "seconds": seconds,
     }
 

@@ -20,12 +20,12 @@ def generate(args: argparse.Namespace, config: GuidanceConfig) -> None:
     quiet()
     pipe, goals = _load(args)
     reward = sum(weight * goal for weight, goal in goals)
-    prompts = [text for text in args.prompt or [""] for _ in range(args.num_samples)]
+    prompts = [text for text in args.prompt or [""] for _ in range(args.samples_per_prompt)]
     runs = []
     if args.baseline:
-        runs.append(_run(pipe, reward, goals, prompts, args, scale=0.0))
+        runs.append(_run(pipe, reward, prompts, args, scale=0.0))
     with guide(pipe, reward, config, seed=args.seed):
-        runs.append(_run(pipe, reward, goals, prompts, args, scale=config.scale))
+        runs.append(_run(pipe, reward, prompts, args, scale=config.scale))
     write_records(runs, args, config)
     _report(runs)
 
@@ -65,7 +65,6 @@ def _load(args: argparse.Namespace) -> tuple[Any, list[tuple[float, Any]]]:
 def _run(
     pipe: Any,
     reward: Any,
-    goals: list[tuple[float, Any]],
     prompts: list[str],
     args: argparse.Namespace,
     scale: float,
@@ -79,7 +78,8 @@ def _run(
         batch = prompts[first : first + _BATCH]
         texts += pipe(batch, num_inference_steps=args.num_inference_steps, generator=generator).texts
     seconds = time.perf_counter() - started
-    rewards, nlls = reward.score(texts).tolist(), pipe.nll(texts).tolist()
+    rewards, nlls = reward.score(texts, prompts).tolist(), pipe.nll(texts).tolist()
+    reached = reward.reached(texts, prompts)
     records = [
         {"prompt": prompt, "text": text, "reward": r, "nll": nll}
         for prompt, text, r, nll in zip(prompts, texts, rewards, nlls, strict=True)
@@ -89,30 +89,11 @@ def _run(
         "scale": scale,
         "records": records,
         "reward": sum(rewards) / len(rewards),
-        "hits": _hits([goal for _, goal in goals], texts),
+        "hits": "-" if reached is None else f"{sum(reached) / len(texts):.0%}",
         "nll": sum(nlls) / tokens,
         "distinct": len(set(texts)) / len(texts),
         "seconds": seconds,
     }
-
-
-def _hits(goals: list[Any], texts: list[str]) -> str:
-    """Share of texts that reach every goal there is a yes or no to."""
-    reached = [_reached(goal, texts) for goal in goals]
-    known = [found for found in reached if found is not None]
-    if not known:
-        return "-"
-    return f"{sum(all(found) for found in zip(*known, strict=True)) / len(texts):.0%}"
-
-
-def _reached(goal: Any, texts: list[str]) -> list[bool] | None:
-    if hasattr(goal, "report"):
-        return [not missed for missed in goal.report(texts).violations]
-    if hasattr(goal, "lengths"):
-        return [value == 0 for value in goal.score(texts).tolist()]
-    if goal.model.config.num_labels == 1:
-        return None
-    return [found == goal.label_name for found in goal.predict(texts)]
 
 
 def _report(runs: list[dict[str, Any]]) -> None:

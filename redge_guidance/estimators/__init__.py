@@ -1,30 +1,27 @@
 """Gradient estimators: logits in, differentiable one-hot sample out.
 
-Every estimator has the call shape of `torch.nn.functional.gumbel_softmax`, `(logits, ..., hard=True, generator=None)
--> sample`, and treats the last dimension as the categories. The function and the frozen dataclass of the same name do
-the same; the dataclass carries its settings, `ESTIMATORS` finds it by name. `reinforce_loo` needs no gradient of the
-reward and is the exception: it takes draws and their rewards.
+An estimator is a frozen dataclass of its settings, called as `(logits, generator=None) -> sample`; the last dimension
+are the categories. `Estimator` is the contract, `ESTIMATORS` finds one by its name. The function of that name has the
+call shape of `torch.nn.functional.gumbel_softmax`, `(logits, ..., hard=True, generator=None) -> sample`, and does the
+same. `reinforce_loo` needs no gradient of the reward and is the exception: it takes draws and their rewards.
 """
 
-from typing import Any
-
-from redge_guidance.estimators.base import Estimator
+from redge_guidance.estimators.base import Estimator, Pathwise, ScoreFunction
 from redge_guidance.estimators.categorical import (
     EntropyMix,
     GumbelSoftmax,
-    ReinforceLOO,
     ReinMax,
     Soft,
     StraightThrough,
     entropy_mix,
     gumbel_softmax,
-    reinforce_loo,
     reinmax,
     soft,
     straight_through,
 )
 from redge_guidance.estimators.diffusion import ReDGE, ReDGECov, ReinDGE, redge, redge_cov, reindge
 from redge_guidance.estimators.distribution import OneHotCategoricalReDGE
+from redge_guidance.estimators.score_function import ReinforceLOO, reinforce_loo
 
 __all__ = [
     "ESTIMATORS",
@@ -32,11 +29,13 @@ __all__ = [
     "Estimator",
     "GumbelSoftmax",
     "OneHotCategoricalReDGE",
+    "Pathwise",
     "ReDGE",
     "ReDGECov",
     "ReinDGE",
     "ReinMax",
     "ReinforceLOO",
+    "ScoreFunction",
     "Soft",
     "StraightThrough",
     "entropy_mix",
@@ -50,7 +49,7 @@ __all__ = [
     "straight_through",
 ]
 
-ESTIMATORS: dict[str, Any] = {
+ESTIMATORS: dict[str, type[Estimator]] = {
     "entropy_mix": EntropyMix,
     "gumbel_softmax": GumbelSoftmax,
     "redge": ReDGE,

@@ -1,13 +1,13 @@
 """Estimators that draw from the categorical distribution itself: straight-through, ReinMax, Gumbel, mixtures."""
 
 import math
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from redge_guidance.estimators.base import Transport, check_logits, reinmax_vjp, sample, softmax_vjp
+from redge_guidance.estimators.base import Pathwise, reinmax_vjp, softmax_vjp
 
 
 def straight_through(logits: Tensor, hard: bool = True, generator: torch.Generator | None = None) -> Tensor:
@@ -34,7 +34,7 @@ def straight_through(logits: Tensor, hard: bool = True, generator: torch.Generat
     >>> straight_through(torch.tensor([[0.0, float("-inf"), 9.0]]))
     tensor([[0., 0., 1.]])
     """
-    return sample(Transport(), logits, hard, generator)
+    return StraightThrough(hard=hard)(logits, generator)
 
 
 def reinmax(logits: Tensor, hard: bool = True, generator: torch.Generator | None = None) -> Tensor:
@@ -52,7 +52,7 @@ def reinmax(logits: Tensor, hard: bool = True, generator: torch.Generator | None
     >>> reinmax(torch.tensor([[0.0, float("-inf"), 9.0]]))
     tensor([[0., 0., 1.]])
     """
-    return sample(_ReinMax(), logits, hard, generator)
+    return ReinMax(hard=hard)(logits, generator)
 
 
 def gumbel_softmax(
@@ -79,7 +79,7 @@ def gumbel_softmax(
     >>> gumbel_softmax(torch.tensor([[0.0, float("-inf"), 9.0]]))
     tensor([[0., 0., 1.]])
     """
-    return sample(_Gumbel(tau), logits, hard, generator)
+    return GumbelSoftmax(tau, hard=hard)(logits, generator)
 
 
 def entropy_mix(
@@ -106,7 +106,7 @@ def entropy_mix(
     >>> entropy_mix(torch.zeros(3), weight=0.0)
     tensor([0.3333, 0.3333, 0.3333])
     """
-    return sample(_EntropyMix(weight), logits, hard, generator)
+    return EntropyMix(weight, hard=hard)(logits, generator)
 
 
 def soft(logits: Tensor, hard: bool = True, generator: torch.Generator | None = None) -> Tensor:
@@ -120,138 +120,39 @@ def soft(logits: Tensor, hard: bool = True, generator: torch.Generator | None = 
     >>> soft(torch.zeros(2))
     tensor([0.5000, 0.5000])
     """
-    return sample(Transport(), logits, False, generator)
-
-
-def reinforce_loo(logits: Tensor, rewards: Tensor, samples: Tensor) -> Tensor:
-    """Gradient of `E_pi[r]` with respect to the logits, from rewards alone: score function, leave-one-out baseline.
-
-        g = 1/n sum_k (r_k - mean of the other rewards) * (x_k - pi),    pi = softmax(logits)
-
-    Unbiased, for rewards without gradient; its variance grows with the number of positions that share a reward, so
-    that it needs many draws. It needs no backward pass: draw with `straight_through(logits.expand(n, *logits.shape))`.
-
-    Args:
-        logits: `(..., K)`, unnormalised log-probabilities in nats.
-        rewards: `(n, ...)`, the reward of every draw, broadcast against the leading shape of the logits; n >= 2.
-        samples: `(n, ..., K)`, one-hot draws from `softmax(logits)`.
-
-    Returns:
-        `(..., K)`, of the dtype of `logits`. Rows sum to 0.
-
-    Raises:
-        ValueError: fewer than two draws, or shapes that do not fit.
-
-    Source: Kool et al., "Buy 4 REINFORCE samples, get a baseline for free!" (2019).
-
-    >>> draws = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
-    >>> reinforce_loo(torch.zeros(2), torch.tensor([1.0, 0.0]), draws)
-    tensor([ 0.5000, -0.5000])
-    """
-    check_logits(logits, None)
-    if samples.shape[1:] != logits.shape or len(samples) < 2:
-        raise ValueError(
-            f"`samples` must be (n, {', '.join(map(str, logits.shape))}) with n >= 2 draws, got {tuple(samples.shape)}."
-        )
-    n = len(samples)
-    fits = rewards.ndim >= 1 and len(rewards) == n and rewards.ndim < samples.ndim
-    if not fits or any(r not in (1, s) for r, s in zip(rewards.shape[1:], samples.shape[1:-1], strict=False)):
-        raise ValueError(
-            f"`rewards` must be (n, ...) with n = {n} and broadcast to {tuple(samples.shape[:-1])}, "
-            f"got {tuple(rewards.shape)}."
-        )
-    advantage = (rewards - rewards.mean(0, keepdim=True)) * (n / (n - 1))
-    advantage = advantage.reshape(*rewards.shape, *[1] * (samples.ndim - rewards.ndim))
-    return (advantage * (samples - logits.softmax(-1))).mean(0).to(logits.dtype)
+    return Soft()(logits, generator)
 
 
 @dataclass(frozen=True)
-class StraightThrough:
-    """`straight_through`, which has no settings."""
+class StraightThrough(Pathwise):
+    """`straight_through`, which has no settings of its own."""
 
-    # Its gradient is the softmax Jacobian times the reward's gradient at the drawn sample, so that the latter can be
-    # used without the former.
-    differentiates_sample: ClassVar[bool] = True
-
-    def __call__(self, logits: Tensor, *, hard: bool = True, generator: torch.Generator | None = None) -> Tensor:
-        return straight_through(logits, hard, generator)
+    gradient_at = "sample"
 
 
 @dataclass(frozen=True)
-class ReinMax:
-    """`reinmax`, which has no settings."""
+class ReinMax(Pathwise):
+    """`reinmax`, which has no settings of its own."""
 
-    def __call__(self, logits: Tensor, *, hard: bool = True, generator: torch.Generator | None = None) -> Tensor:
-        return reinmax(logits, hard, generator)
-
-
-@dataclass(frozen=True)
-class GumbelSoftmax:
-    """`gumbel_softmax` with its temperature."""
-
-    tau: float = 1.0
-
-    def __post_init__(self) -> None:
-        _Gumbel(self.tau)
-
-    def __call__(self, logits: Tensor, *, hard: bool = True, generator: torch.Generator | None = None) -> Tensor:
-        return gumbel_softmax(logits, self.tau, hard, generator)
-
-
-@dataclass(frozen=True)
-class EntropyMix:
-    """`entropy_mix` with its weight; None for the entropy (EntRGi), 1 for APS."""
-
-    weight: float | None = None
-    differentiates_sample: ClassVar[bool] = True
-    one_hot: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        _EntropyMix(self.weight)
-
-    def __call__(self, logits: Tensor, *, hard: bool = True, generator: torch.Generator | None = None) -> Tensor:
-        return entropy_mix(logits, self.weight, hard, generator)
-
-
-@dataclass(frozen=True)
-class Soft:
-    """`soft`, which has no settings."""
-
-    differentiates_sample: ClassVar[bool] = True
-    one_hot: ClassVar[bool] = False
-
-    def __call__(self, logits: Tensor, *, hard: bool = True, generator: torch.Generator | None = None) -> Tensor:
-        return soft(logits, hard, generator)
-
-
-@dataclass(frozen=True)
-class ReinforceLOO:
-    """Draws without a gradient, and `reinforce_loo` to make one from their rewards. For rewards without gradient."""
-
-    def __call__(self, logits: Tensor, *, hard: bool = True, generator: torch.Generator | None = None) -> Tensor:
-        return straight_through(logits, hard, generator).detach()
-
-    def gradient(self, logits: Tensor, rewards: Tensor, samples: Tensor) -> Tensor:
-        return reinforce_loo(logits, rewards, samples)
-
-
-class _ReinMax(Transport):
     def vjp(self, logits: Tensor, noise: Tensor | None, drawn: Tensor | None, grad: Tensor) -> Tensor:
         probs = logits.softmax(-1)
         return softmax_vjp(probs, grad) if drawn is None else reinmax_vjp(probs, drawn, grad)
 
 
 @dataclass(frozen=True)
-class _Gumbel(Transport):
-    tau: float
+class GumbelSoftmax(Pathwise):
+    """`gumbel_softmax` with its temperature."""
 
-    @property
-    def noise(self) -> str | None:
-        return "exponential"  # g = -log E
+    tau: float = 1.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not isinstance(self.tau, float | int) or not 0 < self.tau < math.inf:
             raise ValueError(f"`tau` must be > 0, got {self.tau!r}; 1.0 is the default.")
+
+    @property
+    def noise(self) -> Literal["exponential"]:
+        return "exponential"  # g = -log E
 
     def soft(self, logits: Tensor, noise: Tensor | None) -> Tensor:
         assert noise is not None
@@ -265,12 +166,20 @@ class _Gumbel(Transport):
 
 
 @dataclass(frozen=True)
-class _EntropyMix(Transport):
-    weight: float | None
+class EntropyMix(Pathwise):
+    """`entropy_mix` with its weight; None for the entropy (EntRGi), 1 for APS."""
+
+    weight: float | None = None
+    gradient_at = "sample"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.weight is not None and not (isinstance(self.weight, float | int) and 0 <= self.weight <= 1):
             raise ValueError(f"`weight` must lie in [0, 1] or be None for the entropy, got {self.weight!r}.")
+
+    @property
+    def one_hot(self) -> bool:
+        return False
 
     def value(self, soft: Tensor, drawn: Tensor) -> Tensor:
         if self.weight is None:
@@ -280,3 +189,16 @@ class _EntropyMix(Transport):
             weight = torch.full_like(soft[:, :1], self.weight)
         mixed: Tensor = soft * (1 - weight)
         return mixed.scatter_add_(-1, drawn, weight)
+
+
+@dataclass(frozen=True)
+class Soft(Pathwise):
+    """`soft`, which has no settings: `hard` is False."""
+
+    hard: bool = field(default=False, kw_only=True)
+    gradient_at = "sample"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.hard:
+            raise ValueError("`hard` must be False for Soft, which has no hard samples; use straight_through for them.")

@@ -1,11 +1,12 @@
 """Estimators that write a categorical sample as the end of a Gaussian diffusion (arXiv 2601.00781)."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from redge_guidance.estimators.base import Transport, reinmax_vjp, sample, softmax_vjp
+from redge_guidance.estimators.base import Pathwise, reinmax_vjp, softmax_vjp
 
 _LOWEST_VARIANCE = 0.1  # of the matched noise of redge_cov
 
@@ -53,7 +54,7 @@ def redge(
     >>> redge(torch.tensor([[0.0, float("-inf"), 9.0]])).shape
     torch.Size([1, 3])
     """
-    return sample(_Diffusion(_time_grid(num_steps, t1)), logits, hard, generator)
+    return ReDGE(num_steps, t1, hard=hard)(logits, generator)
 
 
 def reindge(
@@ -77,7 +78,7 @@ def reindge(
     >>> reindge(torch.tensor([[0.0, float("-inf"), 9.0]])).sum()
     tensor(1.)
     """
-    return sample(_SecondOrderDiffusion(_time_grid(num_steps, t1)), logits, hard, generator)
+    return ReinDGE(num_steps, t1, hard=hard)(logits, generator)
 
 
 def redge_cov(
@@ -107,61 +108,37 @@ def redge_cov(
     >>> redge_cov(torch.tensor([[0.0, float("-inf"), 9.0]])).shape
     torch.Size([1, 3])
     """
-    return sample(_MatchedDiffusion(_time_grid(num_steps, t1)), logits, hard, generator)
+    return ReDGECov(num_steps, t1, hard=hard)(logits, generator)
 
 
 @dataclass(frozen=True)
-class ReDGE:
-    """`redge` with its settings. `t1=None` becomes 0.7, or 1 when `num_steps=1`."""
+class ReDGE(Pathwise):
+    """`redge` with its settings. `t1=None` becomes 0.7, or 1 when `num_steps=1`; alpha_t = 1 - t, sigma_t = t."""
 
     num_steps: int = 4
     t1: float | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "t1", _time_grid(self.num_steps, self.t1)[0])
-
-    def __call__(self, logits: Tensor, *, hard: bool = True, generator: torch.Generator | None = None) -> Tensor:
-        return redge(logits, self.num_steps, self.t1, hard, generator)
-
-
-@dataclass(frozen=True)
-class ReinDGE(ReDGE):
-    """`reindge` with its settings. `t1=None` becomes 0.7, or 1 when `num_steps=1`."""
-
-    def __call__(self, logits: Tensor, *, hard: bool = True, generator: torch.Generator | None = None) -> Tensor:
-        return reindge(logits, self.num_steps, self.t1, hard, generator)
-
-
-@dataclass(frozen=True)
-class ReDGECov(ReDGE):
-    """`redge_cov` with its settings. `t1=None` becomes 0.7, or 1 when `num_steps=1`."""
-
-    def __call__(self, logits: Tensor, *, hard: bool = True, generator: torch.Generator | None = None) -> Tensor:
-        return redge_cov(logits, self.num_steps, self.t1, hard, generator)
-
-
-def _time_grid(num_steps: int, t1: float | None) -> tuple[float, ...]:
-    """`(t_1, ..., t_n)`, ascending, `t_n = 1`; `t_1 = 1` needs one denoiser evaluation, however many are asked for."""
-    if not isinstance(num_steps, int) or isinstance(num_steps, bool) or num_steps < 1:
-        raise ValueError(f"`num_steps` must be an integer >= 1, got {num_steps!r}; 4 is the default.")
-    t1 = (1.0 if num_steps == 1 else 0.7) if t1 is None else t1
-    if not isinstance(t1, float | int) or isinstance(t1, bool) or not 0 < t1 <= 1:
-        raise ValueError(f"`t1` must lie in (0, 1], got {t1!r}; 0.7 is the default, 1 is straight-through.")
-    if num_steps == 1 and t1 < 1:
-        raise ValueError(f"`t1` must be 1 when `num_steps=1`, got {t1!r}; leave it out, or take more steps.")
-    if t1 == 1:
-        return (1.0,)
-    return (*(float(t1 + (1 - t1) * i / (num_steps - 1)) for i in range(num_steps - 1)), 1.0)
-
-
-@dataclass(frozen=True)
-class _Diffusion(Transport):
-    """The chain of `redge`; alpha_t = 1 - t, sigma_t = t."""
-
-    grid: tuple[float, ...]
+        super().__post_init__()
+        n, t1 = self.num_steps, self.t1
+        if not isinstance(n, int) or isinstance(n, bool) or n < 1:
+            raise ValueError(f"`num_steps` must be an integer >= 1, got {n!r}; 4 is the default.")
+        t1 = (1.0 if n == 1 else 0.7) if t1 is None else t1
+        if not isinstance(t1, float | int) or isinstance(t1, bool) or not 0 < t1 <= 1:
+            raise ValueError(f"`t1` must lie in (0, 1], got {t1!r}; 0.7 is the default, 1 is straight-through.")
+        if n == 1 and t1 < 1:
+            raise ValueError(f"`t1` must be 1 when `num_steps=1`, got {t1!r}; leave it out, or take more steps.")
+        object.__setattr__(self, "t1", float(t1))
 
     @property
-    def noise(self) -> str | None:
+    def grid(self) -> tuple[float, ...]:
+        """`(t_1, ..., t_n)`, ascending, `t_n = 1`; `t_1 = 1` needs one denoiser evaluation, whatever `num_steps`."""
+        n, t1 = self.num_steps, self.t1
+        assert t1 is not None
+        return (1.0,) if t1 == 1 else (*(t1 + (1 - t1) * i / (n - 1) for i in range(n - 1)), 1.0)
+
+    @property
+    def noise(self) -> Literal["normal"] | None:
         return "normal" if len(self.grid) > 1 else None
 
     def soft(self, logits: Tensor, noise: Tensor | None) -> Tensor:
@@ -214,8 +191,9 @@ class _Diffusion(Transport):
         return grad_logits
 
 
-class _SecondOrderDiffusion(_Diffusion):
-    """The chain of `redge` with ReinMax's Jacobian for the last draw."""
+@dataclass(frozen=True)
+class ReinDGE(ReDGE):
+    """`reindge` with its settings, which are those of `ReDGE`: its chain with ReinMax's Jacobian for the last draw."""
 
     def vjp(self, logits: Tensor, noise: Tensor | None, drawn: Tensor | None, grad: Tensor) -> Tensor:
         block = self._chain(logits, noise, keep=len(self.grid))
@@ -223,8 +201,9 @@ class _SecondOrderDiffusion(_Diffusion):
         return self._chain_vjp(block, grad, direct)
 
 
-class _MatchedDiffusion(_Diffusion):
-    """The chain of `redge_cov`."""
+@dataclass(frozen=True)
+class ReDGECov(ReDGE):
+    """`redge_cov` with its settings, which are those of `ReDGE`."""
 
     def soft(self, logits: Tensor, noise: Tensor | None) -> Tensor:
         return self._matched_chain(logits, noise)[0][-1]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.distributions import OneHotCategorical
 
-from redge_guidance.estimators.diffusion import ReDGE, redge
+from redge_guidance.estimators.diffusion import ReDGE
 
 
 class OneHotCategoricalReDGE(OneHotCategorical):
@@ -54,4 +54,4 @@ class OneHotCategoricalReDGE(OneHotCategorical):
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """One-hot samples `(*sample_shape, *batch_shape, K)`, differentiable by `redge`."""
         logits = self.logits.expand(self._extended_shape(torch.Size(sample_shape)))
-        return redge(logits, self.estimator.num_steps, self.estimator.t1)
+        return self.estimator(logits)

@@ -1,18 +1,21 @@
 """diffusers' `AmusedPipeline`, and its variants for image to image and for inpainting."""
 
+from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from redge_guidance.hosts.base import DenoisingStep, Host, is_a
-from redge_guidance.pipelines.image.vq_tokens import codebook_of, to_pixels
+from redge_guidance.hosts.base import Drawn, Host, field_of, is_a, share_done
+from redge_guidance.hosts.registry import register_host
 from redge_guidance.samples.images import ImageDecoder
+from redge_guidance.step import DenoisingStep
 
 
+@register_host
 class AmusedHost(Host):
-    """Free are the hidden tokens. The prompts are read off the text encoder: its first call since the last image.
+    """Free are the hidden tokens. The prompts are those of the call; where it has embeddings instead there are none.
 
     `model_output` is `(batch, codes, height, width)`, and classifier-free guidance has been applied to it.
     """
@@ -20,40 +23,34 @@ class AmusedHost(Host):
     description = (
         "diffusers' AmusedPipeline, AmusedImg2ImgPipeline and AmusedInpaintPipeline: hidden tokens, at scheduler.step"
     )
-
-    def __init__(self, pipe: Any):
-        super().__init__(pipe)
-        self._read_texts: list[Tensor] = []
-        self._prompts: list[str] | None = None
-        self._hook = pipe.text_encoder.register_forward_pre_hook(self._remember_text)
+    tested_with: ClassVar[dict[str, str]] = {"diffusers": "0.40 to 0.42"}
 
     @classmethod
     def matches(cls, pipe: Any) -> bool:
         kinds = ("AmusedPipeline", "AmusedImg2ImgPipeline", "AmusedInpaintPipeline")
         return is_a(pipe, *kinds) and is_a(pipe.scheduler, "AmusedScheduler")
 
-    def begin(self) -> None:
-        self._prompts = None
-        if self._read_texts:
-            self._prompts = self.pipe.tokenizer.batch_decode(self._read_texts[0], skip_special_tokens=True)
-        self._read_texts = []
+    def begin(self, arguments: Mapping[str, Any]) -> None:
+        prompt, number = arguments.get("prompt"), arguments.get("num_images_per_prompt") or 1
+        texts = [prompt] if isinstance(prompt, str) else prompt
+        self._prompts = None if texts is None else list(texts) * number  # as the pipeline repeats them
 
-    def close(self) -> None:
-        self._hook.remove()
+    def read(self, seam: str, arguments: Mapping[str, Any]) -> DenoisingStep:
+        from redge_guidance.pipelines.image.vq_tokens import codebook_of, to_pixels  # which imports diffusers
 
-    def read(self, seam: str, arguments: dict[str, Any]) -> DenoisingStep:
-        output, ids = arguments["model_output"], arguments["sample"].flatten(1)
-        timesteps, vqvae = self.pipe.scheduler.timesteps, self.pipe.vqvae
-        decode = partial(to_pixels, vqvae, do_normalize=False)
+        output, ids, vqvae = arguments["model_output"], arguments["sample"].flatten(1), self.pipe.vqvae
+        free = ids == self.pipe.scheduler.config.mask_token_id
         return DenoisingStep(
             logits=output.permute(0, 2, 3, 1).flatten(1, 2),
             ids=ids,
-            free=ids == self.pipe.scheduler.config.mask_token_id,
-            attention_mask=torch.ones_like(ids, dtype=torch.bool),
+            free=free,
+            attention_mask=torch.ones_like(free),
             temperature=1.0,
-            progress=int((timesteps > arguments["timestep"]).sum()) / len(timesteps),
+            progress=share_done(self.pipe.scheduler.timesteps, arguments["timestep"]),
             tokenizer=None,
-            images=ImageDecoder(codebook_of(vqvae), decode, self._prompts),
+            prompts=self._prompts,
+            images=ImageDecoder(codebook_of(vqvae), partial(to_pixels, vqvae, do_normalize=False)),
+            generator=arguments.get("generator"),
         )
 
     def write(self, arguments: dict[str, Any], step: DenoisingStep, logits: Tensor) -> None:
@@ -62,5 +59,7 @@ class AmusedHost(Host):
         square[step.free.view(square.shape[:3])] = logits.to(output.dtype)
         arguments["model_output"] = output
 
-    def _remember_text(self, text_encoder: Any, args: tuple[Any, ...]) -> None:
-        self._read_texts.append(args[0])
+    def after(self, seam: str, step: DenoisingStep, output: Any) -> Drawn:
+        tokens = field_of(output, "prev_sample").flatten(1)
+        kept = step.free & (tokens != self.pipe.scheduler.config.mask_token_id)
+        return Drawn(tokens.where(kept, step.ids), kept)

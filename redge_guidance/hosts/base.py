@@ -1,71 +1,73 @@
-"""What guidance asks of a pipeline, and the adapter that answers."""
+"""The adapter between one kind of pipeline and guidance."""
 
+import inspect
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from redge_guidance.samples.images import ImageDecoder
+from redge_guidance.step import DenoisingStep
+
+_ELSEWHERE = "elsewhere"
+# Whose pipeline is drawing in this thread; `_ELSEWHERE` while rewards and callbacks of the user run.
+_CURRENT: ContextVar[Any] = ContextVar("current_host", default=None)
 
 
 @dataclass(frozen=True, eq=False)
-class DenoisingStep:
-    """What guidance needs to know of one call of `scheduler.step`.
+class Drawn:
+    """What a scheduler's method has just drawn from the logits, and kept.
 
     Attributes:
-        logits: `(batch, block, vocabulary)`, the model's logits at the last `block` positions, as the host has them;
-            those at the free positions are read, and nothing is written to them.
-        ids: `(batch, length)` int64, the whole context, fixed and free.
-        free: `(batch, length)` bool, the positions whose tokens are still to be drawn.
-        attention_mask: `(batch, length)` bool, False on padding.
-        temperature: what the host divides the logits by before it samples; 1 for greedy decoding.
-        progress: share of the denoising steps done before this one, in [0, 1).
-        tokenizer: the generator's; None where the host has none.
-        given: `(batch, length)` bool, tokens of the prompt, among which an end-of-text token ends nothing; None: none.
-        reserved: token ids that guidance forbids at the free positions.
-        images: where tokens are those of images, what makes them pixels for the reward; None: the reward sees
-            `RelaxedTokens`.
+        tokens: `(batch, length)` int64; what is not at `positions` is the context as it was.
+        positions: `(batch, length)` bool.
     """
 
-    logits: Tensor
-    ids: Tensor
-    free: Tensor
-    attention_mask: Tensor
-    temperature: float
-    progress: float
-    tokenizer: Any
-    given: Tensor | None = None
-    reserved: list[int] = field(default_factory=list)
-    images: ImageDecoder | None = None
+    tokens: Tensor
+    positions: Tensor
 
 
 class Host(ABC):
-    """Adapter between one kind of pipeline and guidance; an instance serves one handle.
+    """Adapter between one kind of pipeline and guidance; an instance serves one call of the pipeline.
 
-    Subclasses say which pipelines they are for and read a `DenoisingStep` out of the arguments of a scheduler's method.
-    What a pipeline does not pass to its scheduler is read off its model by hooks, registered in `__init__` and removed
-    in `close`.
+    Subclasses say which pipelines they are for and read a `DenoisingStep` out of the arguments of a scheduler's method
+    and the public state of the pipeline. What a pipeline does not pass to its scheduler is in the arguments of its call
+    (`begin`), or heard on the way into its model (`listen`).
 
     Attributes:
         description: what is guided, for `supports` and for errors.
         seams: names of the scheduler's methods that take `model_output` and are guided.
+        entries: names of the pipeline's methods that draw samples. Guidance acts while one of them runs; for a pipeline
+            that has none of them, whenever its scheduler is called.
+        tested_with: versions of libraries, by name, with which `read` was tested: what it cannot read is then reported
+            as another version. Leave it empty for errors as they are.
+        pipe: the pipeline.
+        everywhere: whether guidance acts outside the entries too.
     """
 
     description: ClassVar[str]
     seams: ClassVar[tuple[str, ...]] = ("step",)
+    entries: ClassVar[tuple[str, ...]] = ("__call__",)
+    tested_with: ClassVar[Mapping[str, str]] = {}
 
-    def __init__(self, pipe: Any):
-        self.pipe = pipe
+    def __init__(self, pipe: Any, everywhere: bool = False):
+        self.pipe, self.everywhere = pipe, everywhere
+        self._hooks: list[Any] = []
 
     @classmethod
     @abstractmethod
     def matches(cls, pipe: Any) -> bool:
         """Whether this adapter is for `pipe`."""
 
+    def begin(self, arguments: Mapping[str, Any]) -> None:  # noqa: B027 - many need nothing of it
+        """A call of the pipeline begins; `arguments` are the call's by name, with defaults, where they are known."""
+
     @abstractmethod
-    def read(self, seam: str, arguments: dict[str, Any]) -> DenoisingStep:
+    def read(self, seam: str, arguments: Mapping[str, Any]) -> DenoisingStep:
         """The step that is about to be taken; `arguments` are those of the scheduler's method `seam`, by name."""
 
     def write(self, arguments: dict[str, Any], step: DenoisingStep, logits: Tensor) -> None:
@@ -74,11 +76,80 @@ class Host(ABC):
         output[step.free[:, -output.shape[1] :]] = logits.to(output.dtype)
         arguments["model_output"] = output
 
-    def begin(self) -> None:  # noqa: B027 - most hosts remember nothing
-        """A new generation begins: the pipeline has called `scheduler.set_timesteps`."""
+    def after(self, seam: str, step: DenoisingStep, output: Any) -> Drawn:
+        """What the scheduler's method has drawn, `output` being what it returned.
 
-    def close(self) -> None:  # noqa: B027
-        """Guidance ends: leave nothing behind in the pipeline."""
+        Here, for schedulers that leave a token as it is until it is drawn: the free tokens that are others now.
+        """
+        block = field_of(output, "prev_sample").flatten(1)
+        ids = torch.cat([step.ids[:, : step.ids.shape[1] - block.shape[1]], block], -1)
+        changed = step.free & (ids != step.ids)
+        return Drawn(ids.where(changed, step.ids), changed)
+
+    def reorder(self, step: DenoisingStep, output: Any, rows: Tensor) -> Any:
+        """Let sequence i go on as a copy of sequence `rows[i]`, of the same prompt.
+
+        Args:
+            step: the step that was taken.
+            output: what the scheduler's method returned.
+            rows: `(batch,)` int64.
+
+        Returns:
+            What the pipeline is to be given instead of `output`.
+
+        Raises:
+            ValueError: `rows` are not as many, or of another prompt.
+            RuntimeError: the pipeline keeps something of a sequence where it cannot be exchanged.
+        """
+        self._check_rows(step, rows)
+        return _reordered(output, rows)
+
+    def close(self) -> None:
+        """The call ends: leave nothing behind in the pipeline."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+
+    def listen(self, module: Any, heard: Callable[[dict[str, Any]], None]) -> None:
+        """Call `heard` with the arguments, by name, of every call that the pipeline makes of `module`, until `close`.
+
+        Calls by others, such as a reward that uses the same model, are not heard.
+        """
+        signature = inspect.signature(getattr(module, "_orig_mod", module).forward)  # beneath a compiled module
+
+        def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if self.is_drawing():
+                heard(dict(signature.bind(*args, **kwargs).arguments))
+
+        self._hooks.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+
+    def is_drawing(self) -> bool:
+        """Whether what happens in this thread now is done by the pipeline itself."""
+        found = _CURRENT.get()
+        return found is self or (self.everywhere and found is None)
+
+    def _check_rows(self, step: DenoisingStep, rows: Tensor) -> None:
+        batch = len(step.ids)
+        if rows.shape != (batch,) or rows.is_floating_point() or not ((rows >= 0) & (rows < batch)).all():
+            raise ValueError(f"`rows` must be {batch} indices below {batch}, got {rows.tolist()}.")
+        prompts = step.prompts
+        alike = prompts is None or all(prompts[i] == prompts[k] for i, k in enumerate(rows.tolist()))
+        fixed = torch.zeros_like(step.free) if step.given is None else step.given
+        given = step.ids.where(fixed, 0)
+        if not (alike and torch.equal(given[rows], given) and torch.equal(fixed[rows], fixed)):
+            raise ValueError(
+                f"`rows` must exchange sequences of one prompt, got {rows.tolist()}; prompts stay in place."
+            )
+
+
+@contextmanager
+def drawing(host: Host | None) -> Iterator[None]:
+    """In this block the pipeline of `host` draws, in this thread; None: something that is not the pipeline's does."""
+    token = _CURRENT.set(_ELSEWHERE if host is None else host)
+    try:
+        yield
+    finally:
+        _CURRENT.reset(token)
 
 
 def is_a(thing: Any, *names: str) -> bool:
@@ -89,3 +160,28 @@ def is_a(thing: Any, *names: str) -> bool:
 def in_block(block: Tensor, length: int) -> Tensor:
     """`(batch, block length)` bool at the end of `(batch, length)`, False before."""
     return torch.nn.functional.pad(block, (length - block.shape[1], 0))
+
+
+def share_done(timesteps: Tensor, timestep: Any) -> float:
+    """Share of the steps that come before `timestep`, by its position among the scheduler's `timesteps`."""
+    found = (timesteps == timestep).nonzero()
+    if not len(found):
+        raise KeyError(f"timestep {timestep} is none of the scheduler's {len(timesteps)}")
+    return int(found[0]) / len(timesteps)
+
+
+def field_of(output: Any, name: str, index: int = 0) -> Tensor:
+    """A field of what a scheduler returned: an output object, a tuple, or a sample alone."""
+    if isinstance(output, Tensor):
+        return output
+    found: Tensor = output[index] if isinstance(output, tuple) else getattr(output, name)
+    return found
+
+
+def _reordered(output: Any, rows: Tensor) -> Any:
+    """`output` with every tensor of a batch taken at `rows`."""
+    if isinstance(output, Tensor):
+        return output[rows] if output.ndim and len(output) == len(rows) else output
+    if isinstance(output, tuple):
+        return tuple(_reordered(part, rows) for part in output)
+    return type(output)(**{name: _reordered(part, rows) for name, part in output.items()})

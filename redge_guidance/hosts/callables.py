@@ -1,5 +1,6 @@
 """Guidance as a callable, for samplers of language models that take one: transformers' and Dream's."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -7,10 +8,11 @@ from torch import Tensor
 from transformers import LogitsProcessor
 
 from redge_guidance.config import GuidanceConfig
-from redge_guidance.guidance import Guidance, StepTrace
-from redge_guidance.hosts.base import DenoisingStep
+from redge_guidance.guidance import Guidance
 from redge_guidance.reward import AnyReward
+from redge_guidance.step import DenoisingStep
 from redge_guidance.text import reserved_token_ids
+from redge_guidance.trace import Trace
 
 
 class GuidanceLogitsProcessor(LogitsProcessor):
@@ -25,12 +27,13 @@ class GuidanceLogitsProcessor(LogitsProcessor):
         model: its `generation_config` says how long and at which temperatures `generate` denoises; what is passed to
             `generate` itself has to be passed here too.
         tokenizer: the model's tokenizer, or its processor.
-        reward, config, seed: as for `guide`. `start` and `stop` are shares of the steps of every canvas, since the
-            number of canvases is not known here.
+        reward, config, seed: as for `guide`; the sampler is taken to draw from torch's global generator. `start` and
+            `stop` are shares of the steps of every canvas, since the number of canvases is not known here.
         max_denoising_steps, t_min, t_max: None: those of `model.generation_config`.
+        prompts: what each of the texts was asked for, for rewards that want to know.
 
     Attributes:
-        trace: a list of `StepTrace`, one entry a guided step.
+        trace: a `Trace`, one `StepTrace` a guided step.
 
     Raises:
         ValueError: as `guide`, or a number of steps that is neither given nor in the generation config.
@@ -47,6 +50,7 @@ class GuidanceLogitsProcessor(LogitsProcessor):
         max_denoising_steps: int | None = None,
         t_min: float | None = None,
         t_max: float | None = None,
+        prompts: Sequence[str] | None = None,
     ):
         self._guidance = Guidance(reward, config, seed)
         self._tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
@@ -62,9 +66,10 @@ class GuidanceLogitsProcessor(LogitsProcessor):
         self._temperatures = None if t_min is None or t_max is None else (float(t_min), float(t_max))
         self._context: Tensor | None = None
         self._prompt_length = 0
+        self._prompts = prompts
 
     @property
-    def trace(self) -> list[StepTrace]:
+    def trace(self) -> Trace:
         return self._guidance.trace
 
     def __call__(self, input_ids: Tensor, scores: Tensor, cur_step: int | Tensor) -> Tensor:
@@ -88,6 +93,7 @@ class GuidanceLogitsProcessor(LogitsProcessor):
             tokenizer=self._tokenizer,
             given=given,
             reserved=reserved_token_ids(self._tokenizer, scores.shape[-1]),
+            prompts=self._prompts,
         )
         logits = self._guidance(step)
         return scores if logits is None else logits.view(scores.shape).to(scores.dtype)
@@ -99,6 +105,7 @@ class GuidanceLogitsProcessor(LogitsProcessor):
             return
         if before is None or input_ids.shape[1] <= canvas or not torch.equal(input_ids[:, :-canvas], before):
             self._prompt_length = input_ids.shape[1]
+            self._guidance.begin()
 
     def _temperature(self, left: int) -> float:
         if self._temperatures is None:
@@ -117,12 +124,13 @@ class DreamLogitsHook:
 
     Args:
         tokenizer: the model's, with its mask token.
-        reward, config, seed: as for `guide`.
+        reward, config, seed: as for `guide`; the sampler's randomness is taken to be torch's global one.
         steps, temperature: what `diffusion_generate` is given.
         attention_mask: `(batch, prompt)`, of the prompts, False on padding; None: no padding.
+        prompts: what each of the texts was asked for, for rewards that want to know.
 
     Attributes:
-        trace: a list of `StepTrace`, one entry a guided step.
+        trace: a `Trace`, one `StepTrace` a guided step.
 
     Raises:
         ValueError: as `guide`, a tokenizer without mask token, or steps below 1.
@@ -137,6 +145,7 @@ class DreamLogitsHook:
         steps: int,
         temperature: float = 0.0,
         attention_mask: Tensor | None = None,
+        prompts: Sequence[str] | None = None,
         seed: int = 0,
     ):
         self._guidance = Guidance(reward, config, seed)
@@ -145,11 +154,11 @@ class DreamLogitsHook:
         if steps < 1:
             raise ValueError(f"`steps` must be >= 1, got {steps}; pass what `diffusion_generate` is given.")
         self._tokenizer, self._steps, self._temperature = tokenizer, steps, temperature
-        self._prompt_mask = attention_mask
+        self._prompt_mask, self._prompts = attention_mask, prompts
         self._given: Tensor | None = None
 
     @property
-    def trace(self) -> list[StepTrace]:
+    def trace(self) -> Trace:
         return self._guidance.trace
 
     def __call__(self, step: int | None, x: Tensor, logits: Tensor | None) -> Tensor | None:
@@ -159,6 +168,7 @@ class DreamLogitsHook:
         free = x == self._tokenizer.mask_token_id
         if step == 0 or self._given is None:
             self._given = ~free
+            self._guidance.begin()
         valid = torch.ones_like(free)
         if self._prompt_mask is not None:
             valid[:, : self._prompt_mask.shape[1]] = self._prompt_mask.to(valid)
@@ -173,6 +183,7 @@ class DreamLogitsHook:
                 tokenizer=self._tokenizer,
                 given=self._given,
                 reserved=reserved_token_ids(self._tokenizer, logits.shape[-1]),
+                prompts=self._prompts,
             )
         )
         if guided is None:

@@ -1,21 +1,25 @@
 """diffusers' `DiffusionGemmaPipeline` over its three schedulers."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from redge_guidance.hosts.base import DenoisingStep, Host, in_block, is_a
+from redge_guidance.hosts.base import Drawn, Host, field_of, in_block, is_a
+from redge_guidance.hosts.registry import register_host
+from redge_guidance.step import DenoisingStep
 from redge_guidance.text import reserved_token_ids
 
 _SCHEDULERS = ("BlockRefinementScheduler", "DiscreteDDIMScheduler", "EntropyBoundScheduler")
 
 
+@register_host
 class DiffusionGemmaHost(Host):
     """Uniform corruption: a canvas of tokens, none of them a mask, is resampled in every step.
 
     Free is the whole canvas, but for the positions that a `BlockRefinementScheduler` has committed (unless it may edit
-    them). The context is read off the calls of the encoder, which sees every finished piece of text once.
+    them). The context is heard on its way into the encoder, which sees every finished piece of text once.
     """
 
     description = (
@@ -23,58 +27,94 @@ class DiffusionGemmaHost(Host):
         "or EntropyBoundScheduler: the canvas but for committed positions, at scheduler.step and step_correct"
     )
     seams = ("step", "step_correct")
-
-    def __init__(self, pipe: Any):
-        super().__init__(pipe)
-        self._tokenizer = getattr(pipe.processor, "tokenizer", pipe.processor)
-        self._hook = pipe.model.model.encoder.register_forward_pre_hook(self._remember_context, with_kwargs=True)
-        self.begin()
+    tested_with: ClassVar[dict[str, str]] = {"diffusers": "0.40 to 0.42", "transformers": "5.0 to 5.23"}
 
     @classmethod
     def matches(cls, pipe: Any) -> bool:
         return is_a(pipe, "DiffusionGemmaPipeline") and is_a(pipe.scheduler, *_SCHEDULERS)
 
-    def begin(self) -> None:
+    def begin(self, arguments: Mapping[str, Any]) -> None:
+        self._arguments = arguments
+        self._tokenizer = getattr(self.pipe.processor, "tokenizer", self.pipe.processor)
+        prompt = arguments.get("prompt")
+        self._prompts = [prompt] if isinstance(prompt, str) else prompt
         self._pieces: list[Tensor] = []  # the prompt, then every finished canvas
+        self._step = 0  # of this canvas, the one that is taken or was taken last
+        self.listen(self.pipe.model.model.encoder, self._remember_context)
 
-    def close(self) -> None:
-        self._hook.remove()
-
-    def read(self, seam: str, arguments: dict[str, Any]) -> DenoisingStep:
-        canvas, timestep = arguments["sample"], int(arguments["timestep"])
+    def read(self, seam: str, arguments: Mapping[str, Any]) -> DenoisingStep:
+        canvas, steps = arguments["sample"], self.pipe.scheduler.num_inference_steps
+        if seam == "step":
+            self._step += 1
         ids = torch.cat([*self._pieces, canvas], -1)
-        free = in_block(self._uncommitted(canvas, timestep, arguments), ids.shape[1])
         position = torch.arange(ids.shape[1], device=ids.device)
-        steps = self.pipe.scheduler.num_inference_steps
         return DenoisingStep(
             logits=arguments["model_output"],
             ids=ids,
-            free=free,
+            free=in_block(self._uncommitted(canvas, arguments), ids.shape[1]),
             attention_mask=torch.nn.functional.pad(self._attention_mask, (0, canvas.shape[1]), value=True),
-            temperature=self._temperature(seam, timestep, arguments),
-            progress=((len(self._pieces) - 1) * steps + timestep) / self.pipe.num_timesteps,
+            temperature=self._temperature(seam, arguments),
+            progress=((len(self._pieces) - 1) * steps + self._step) / self.pipe.num_timesteps,
             tokenizer=self._tokenizer,
             given=(position < self._pieces[0].shape[1]).expand(ids.shape),
             reserved=reserved_token_ids(self._tokenizer, arguments["model_output"].shape[-1]),
+            prompts=self._prompts,
+            generator=arguments.get("generator"),
         )
 
-    def _uncommitted(self, canvas: Tensor, timestep: int, arguments: dict[str, Any]) -> Tensor:
+    def after(self, seam: str, step: DenoisingStep, output: Any) -> Drawn:
+        """Tokens that were accepted; where a scheduler draws the whole canvas anew every clean token."""
+        if seam == "step_correct":
+            return super().after(seam, step, output)
+        tokens, scheduler, length = field_of(output, "sampled_tokens"), self.pipe.scheduler, step.ids.shape[1]
+        kept = torch.ones_like(tokens, dtype=torch.bool)
+        if is_a(scheduler, "EntropyBoundScheduler"):
+            kept = output.accepted_index
+        elif is_a(scheduler, "BlockRefinementScheduler"):
+            kept = output.transfer_index | output.editing_transfer_index
+        positions = in_block(kept, length) & step.free
+        return Drawn(in_block(tokens, length).where(positions, step.ids), positions)
+
+    def reorder(self, step: DenoisingStep, output: Any, rows: Tensor) -> Any:
+        """The encoder is given a view of the pipeline's own text and its cache; both are exchanged where they are."""
+        keeps = [name for name in ("eos_early_stop", "confidence_threshold") if self._arguments.get(name, True)]
+        if keeps:
+            off = {"eos_early_stop": False, "confidence_threshold": None}
+            raise RuntimeError(
+                "DiffusionGemmaPipeline remembers by itself which sequences have ended; pass "
+                f"`{keeps[0]}={off[keeps[0]]}` to have sequences exchanged."
+            )
+        exchanged = super().reorder(step, output, rows)
+        *finished, last = self._pieces
+        length = last.stride(0)  # of the text whose last part the encoder was given
+        text = last.as_strided((len(rows), length), (length, 1), 0)
+        text.copy_(text[rows])
+        self._pieces = [*(piece[rows] for piece in finished), last]
+        self._cache.reorder_cache(rows)
+        committed = getattr(self.pipe.scheduler, "_committed", None)
+        if committed is not None:
+            self.pipe.scheduler._committed = committed[rows]
+        return exchanged
+
+    def _uncommitted(self, canvas: Tensor, arguments: Mapping[str, Any]) -> Tensor:
         committed = getattr(self.pipe.scheduler, "_committed", None)
         editing = arguments.get("editing_threshold") or getattr(self.pipe.scheduler.config, "editing_threshold", None)
-        if timestep == 0 or committed is None or committed.shape != canvas.shape or editing is not None:
+        if self._step == 0 or committed is None or committed.shape != canvas.shape or editing is not None:
             return torch.ones_like(canvas, dtype=torch.bool)
         uncommitted: Tensor = ~committed
         return uncommitted
 
-    def _temperature(self, seam: str, timestep: int, arguments: dict[str, Any]) -> float:
+    def _temperature(self, seam: str, arguments: Mapping[str, Any]) -> float:
         scheduler = self.pipe.scheduler
         if seam == "step_correct":
             return 1.0
         if is_a(scheduler, "EntropyBoundScheduler"):  # falls from t_max to t_min
-            left = (scheduler.num_inference_steps - timestep) / scheduler.num_inference_steps
+            left = (scheduler.num_inference_steps - self._step) / scheduler.num_inference_steps
             return float(scheduler.config.t_min + (scheduler.config.t_max - scheduler.config.t_min) * left)
         return float(arguments.get("temperature") or 1.0)
 
-    def _remember_context(self, encoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._pieces.append(kwargs["input_ids"])
-        self._attention_mask: Tensor = kwargs["attention_mask"].bool()
+    def _remember_context(self, arguments: dict[str, Any]) -> None:
+        self._pieces.append(arguments["input_ids"])
+        self._step = -1
+        self._cache: Any = arguments.get("past_key_values", arguments.get("cache"))
+        self._attention_mask: Tensor = arguments["attention_mask"].bool()

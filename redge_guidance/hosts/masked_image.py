@@ -1,15 +1,18 @@
 """`MaskedImagePipeline` over `MaskedDiffusionScheduler`."""
 
-from functools import partial
+from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from redge_guidance.hosts.base import DenoisingStep, Host, is_a
-from redge_guidance.pipelines.image.vq_tokens import codebook_of, to_pixels
+from redge_guidance.hosts.base import Host, is_a, share_done
+from redge_guidance.hosts.registry import register_host
 from redge_guidance.samples.images import ImageDecoder
+from redge_guidance.step import DenoisingStep
 
 
+@register_host
 class MaskedImageHost(Host):
     """Free are the hidden tokens; tokens that are visible, given ones among them, are as they are."""
 
@@ -19,16 +22,24 @@ class MaskedImageHost(Host):
     def matches(cls, pipe: Any) -> bool:
         return is_a(pipe, "MaskedImagePipeline") and is_a(pipe.scheduler, "MaskedDiffusionScheduler")
 
-    def read(self, seam: str, arguments: dict[str, Any]) -> DenoisingStep:
-        ids, timesteps, vqvae = arguments["sample"], self.pipe.scheduler.timesteps, self.pipe.vqvae
-        decode = partial(to_pixels, vqvae, do_normalize=self.pipe.config.do_normalize)
+    def read(self, seam: str, arguments: Mapping[str, Any]) -> DenoisingStep:
+        ids, drawing = arguments["sample"], self.pipe.drawing
         return DenoisingStep(
             logits=arguments["model_output"],
             ids=ids,
             free=ids == arguments["mask_token_id"],
             attention_mask=torch.ones_like(ids, dtype=torch.bool),
             temperature=arguments.get("temperature") or 1.0,
-            progress=int((timesteps > arguments["timestep"]).sum()) / len(timesteps),
+            progress=share_done(self.pipe.scheduler.timesteps, arguments["timestep"]),
             tokenizer=None,
-            images=ImageDecoder(codebook_of(vqvae), decode, self.pipe._prompts),
+            given=~drawing.canvas.free,
+            prompts=drawing.prompts,
+            images=ImageDecoder(self.pipe.codebook, self.pipe.decode_embeddings),
+            generator=arguments.get("generator"),
         )
+
+    def _check_rows(self, step: DenoisingStep, rows: Tensor) -> None:
+        super()._check_rows(step, rows)
+        labels = self.pipe.drawing.class_labels
+        if labels is not None and not torch.equal(labels[rows], labels):
+            raise ValueError(f"`rows` must exchange images of one class, got {rows.tolist()}; classes stay.")

@@ -1,45 +1,47 @@
 """`MaskedTextPipeline` (or any text pipeline) over `MaskedDiffusionScheduler`."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from redge_guidance.hosts.base import DenoisingStep, Host, is_a
-from redge_guidance.text import generated_after
+from redge_guidance.hosts.base import Host, is_a, share_done
+from redge_guidance.hosts.registry import register_host
+from redge_guidance.step import DenoisingStep
+from redge_guidance.text import fixed_before
 
 
+@register_host
 class MaskedTextHost(Host):
-    """The scheduler sees the whole canvas; free are the masks of the block that is being drawn, later ones no text."""
+    """The scheduler sees the whole canvas; free are the masks of the block that is being drawn, later ones no text.
+
+    What a pipeline says in its `drawing` is taken from there; one that says nothing has no padding, no blocks and no
+    prompts.
+    """
 
     description = "text pipelines with a MaskedDiffusionScheduler and a tokenizer: hidden positions, at scheduler.step"
 
     @classmethod
     def matches(cls, pipe: Any) -> bool:
-        scheduler, tokenizer = getattr(pipe, "scheduler", None), getattr(pipe, "tokenizer", None)
-        return is_a(scheduler, "MaskedDiffusionScheduler") and tokenizer is not None
+        is_text = getattr(pipe, "tokenizer", None) is not None and getattr(pipe, "vqvae", None) is None
+        return is_text and is_a(getattr(pipe, "scheduler", None), "MaskedDiffusionScheduler")
 
-    def read(self, seam: str, arguments: dict[str, Any]) -> DenoisingStep:
-        ids, timesteps = arguments["sample"], self.pipe.scheduler.timesteps
-        frozen, active = arguments.get("frozen"), arguments.get("active")
-        hidden = ids == arguments["mask_token_id"]
-        free = hidden if active is None else hidden & active
-        within = int((timesteps > arguments["timestep"]).sum()) / len(timesteps)
+    def read(self, seam: str, arguments: Mapping[str, Any]) -> DenoisingStep:
+        ids, drawing = arguments["sample"], getattr(self.pipe, "drawing", None)
+        hidden, block = ids == arguments["mask_token_id"], arguments.get("free")
+        free = hidden if block is None else hidden & block
+        text = torch.ones_like(free) if drawing is None else drawing.canvas.attention_mask
+        fixed = None if block is None else fixed_before(block)
+        progress = share_done(self.pipe.scheduler.timesteps, arguments["timestep"])
         return DenoisingStep(
             logits=arguments["model_output"],
             ids=ids,
             free=free,
-            attention_mask=_not_padding(ids, frozen, self.pipe.tokenizer) & (free | ~hidden),
+            attention_mask=text & (free | ~hidden),
             temperature=arguments.get("temperature") or 1.0,
-            progress=(getattr(self.pipe, "_block", 0) + within) / getattr(self.pipe, "_num_blocks", 1),
+            progress=progress if drawing is None else (drawing.block + progress) / drawing.num_blocks,
             tokenizer=self.pipe.tokenizer,
-            given=None if frozen is None else generated_after(~frozen),
+            given=fixed if drawing is None else drawing.canvas.given,
+            prompts=None if drawing is None else drawing.prompts,
+            generator=arguments.get("generator"),
         )
-
-
-def _not_padding(ids: Tensor, frozen: Tensor | None, tokenizer: Any) -> Tensor:
-    pad = tokenizer.pad_token_id
-    if pad is None or frozen is None:
-        return torch.ones_like(ids, dtype=torch.bool)
-    padding: Tensor = ((ids == pad) & frozen).cumprod(-1).bool()
-    return ~padding

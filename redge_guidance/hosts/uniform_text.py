@@ -1,33 +1,47 @@
-"""`UniformTextPipeline` over diffusers' `DiscreteDDIMScheduler`."""
+"""`UniformTextPipeline` over `UniformDiffusionScheduler`."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
-from redge_guidance.hosts.base import DenoisingStep, Host, is_a
-from redge_guidance.text import generated_after
+from torch import Tensor
+
+from redge_guidance.hosts.base import Drawn, Host, field_of, is_a, share_done
+from redge_guidance.hosts.registry import register_host
+from redge_guidance.step import DenoisingStep
 
 
+@register_host
 class UniformTextHost(Host):
-    """Every token that was not given is drawn anew in every step; the pipeline knows which were."""
+    """Every token that was not given is drawn anew in every step; the pipeline says which were."""
 
     description = (
-        "UniformTextPipeline with DiscreteDDIMScheduler (corrector steps too): all tokens that were not given, at "
-        "scheduler.step and step_correct"
+        "UniformTextPipeline (corrector steps too): all tokens that were not given, at scheduler.step and step_correct"
     )
     seams = ("step", "step_correct")
+    tested_with: ClassVar[dict[str, str]] = {"diffusers": "0.40 to 0.42"}
 
     @classmethod
     def matches(cls, pipe: Any) -> bool:
-        return is_a(pipe, "UniformTextPipeline") and is_a(pipe.scheduler, "DiscreteDDIMScheduler")
+        return is_a(pipe, "UniformTextPipeline") and is_a(pipe.scheduler, "UniformDiffusionScheduler")
 
-    def read(self, seam: str, arguments: dict[str, Any]) -> DenoisingStep:
-        free = self.pipe._hidden
+    def read(self, seam: str, arguments: Mapping[str, Any]) -> DenoisingStep:
+        drawing = self.pipe.drawing
         return DenoisingStep(
             logits=arguments["model_output"],
             ids=arguments["sample"],
-            free=free,
-            attention_mask=self.pipe._attention_mask,
+            free=drawing.canvas.free,
+            attention_mask=drawing.canvas.attention_mask,
             temperature=1.0,  # the pipeline has tempered the logits, and forbidden the reserved tokens
-            progress=int(arguments["timestep"]) / self.pipe.scheduler.num_inference_steps,
+            progress=share_done(self.pipe.scheduler.timesteps, arguments["timestep"]),
             tokenizer=self.pipe.tokenizer,
-            given=generated_after(free),
+            given=drawing.canvas.given,
+            prompts=drawing.prompts,
+            generator=arguments.get("generator"),
         )
+
+    def after(self, seam: str, step: DenoisingStep, output: Any) -> Drawn:
+        """Of a step every clean token; of a corrector sweep what it has changed."""
+        if seam == "step_correct":
+            return super().after(seam, step, output)
+        clean: Tensor = field_of(output, "sampled_tokens", 1)
+        return Drawn(clean.where(step.free, step.ids), step.free)

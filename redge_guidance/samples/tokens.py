@@ -1,12 +1,14 @@
 """What a reward sees of a text that is being denoised."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from redge_guidance.evaluation import call_plain, check_modality
 from redge_guidance.text import text_mask
 
 
@@ -26,6 +28,7 @@ class RelaxedTokens:
         tokenizer: the generator's tokenizer.
         given: `(batch, length)` bool, tokens of the prompt, in front of or among what is generated; None: none.
         draws: the batch is that many samples of the same texts, all texts of a sample together; so is `support`.
+        prompts: what each sequence was asked for, `batch` strings; None: not known.
         notes: figures that a reward wants kept in the trace, a number or a tensor with one element each, by name.
     """
 
@@ -38,7 +41,9 @@ class RelaxedTokens:
     tokenizer: Any = None
     given: Tensor | None = None
     draws: int = 1
+    prompts: Sequence[str] | None = None
     notes: dict[str, Any] = field(default_factory=dict)
+    modality: ClassVar[str] = "text"
 
     def __post_init__(self) -> None:
         num_free = int(self.free.sum())
@@ -59,11 +64,26 @@ class RelaxedTokens:
             )
         if self.draws < 1 or len(self.ids) % self.draws or num_free % self.draws:
             raise ValueError(f"`draws` must divide the batch of {len(self.ids)}, got {self.draws}.")
+        if self.prompts is not None and len(self.prompts) != len(self.ids):
+            raise ValueError(f"`prompts` must be one a sequence, {len(self.ids)}, got {len(self.prompts)}.")
         if self.attention_mask is None:
             object.__setattr__(self, "attention_mask", text_mask(self.ids, self.tokenizer, given=self.given))
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def evaluate(self, reward: Any) -> Tensor:
+        """The reward of these texts, `(batch,)`: any callable is given the sample itself.
+
+        Raises:
+            ValueError: a reward of images, or what is not callable.
+        """
+        check_modality(reward, self.modality)
+        return call_plain(reward, self, self.modality)
+
+    def finished(self, answer_only: bool = False) -> list[str]:
+        """The hard ids as strings: `answers()` or `texts()`."""
+        return self.answers() if answer_only else self.texts()
 
     def embed(self, table: Tensor) -> Tensor:
         """`sum_v weights[v] * table[v]` at the free positions, `table[ids]` elsewhere.

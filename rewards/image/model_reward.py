@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import AutoImageProcessor
 
-from redge_guidance.checkpoints import loading, resolve
+from redge_guidance.hub import loading, resolve
 from redge_guidance.reward import ImageReward
 from redge_guidance.rewards.image.pixel_transform import PixelTransform
 from redge_guidance.rewards.text.model_reward import HUB_ARGUMENTS

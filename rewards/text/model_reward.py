@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from redge_guidance.checkpoints import loading, resolve
+from redge_guidance.hub import loading, resolve
 from redge_guidance.reward import Reward
 from redge_guidance.rewards.reading.framing import Frame
 from redge_guidance.rewards.reading.reader import Reader, Reading

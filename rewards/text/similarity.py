@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import AutoModel
 from transformers.utils import cached_file
 
-from redge_guidance.checkpoints import resolve
+from redge_guidance.hub import resolve
 from redge_guidance.rewards.reading.framing import Frame
 from redge_guidance.rewards.reading.reader import Reading
 from redge_guidance.rewards.text.model_reward import ModelReward

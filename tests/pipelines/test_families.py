@@ -11,7 +11,7 @@ from transformers import BertConfig, ModernBertConfig
 from redge_guidance import GuidanceConfig, guide
 from redge_guidance.pipelines import MaskedDiffusionScheduler, MaskedTextPipeline
 from redge_guidance.pipelines.text.families import FAMILIES, ModelFamily, clean_logits, family_of, set_mask_token
-from redge_guidance.text import generated_after
+from redge_guidance.text import fixed_before
 from tests.helpers import modeling_tiny
 from tests.helpers.tiny import CHAT_TEMPLATE, WORDS, tiny_pipeline, word_tokenizer
 
@@ -138,7 +138,7 @@ def test_time_is_minus_the_logarithm_of_alpha(conditioned):
     expected = [[-torch.tensor(a).log().item() * conditioned] * 2 for a in (1e-3, 0.5)]  # nothing visible, half of it
     torch.testing.assert_close(torch.stack(seen), torch.tensor(expected))
     seen.clear()
-    pipe.nll(["a b"], num_samples=4)
+    pipe.nll(["a b"], num_corruptions=4)
     alphas = torch.cat(seen).neg().exp()
     assert alphas.sort().values.tolist() == pytest.approx([1e-3, 0.25, 0.5, 0.75] if conditioned else [1.0] * 4)
 
@@ -210,4 +210,4 @@ def test_chats_are_templated_and_the_end_of_a_turn_ends_nothing(pipe, reward):
 
 def test_a_prompt_is_what_comes_before_something_generated():
     generated = torch.tensor([[0, 0, 1, 0, 1, 0], [1, 0, 0, 0, 0, 0]]).bool()
-    assert generated_after(generated).int().tolist() == [[1, 1, 0, 1, 0, 0], [0, 0, 0, 0, 0, 0]]
+    assert fixed_before(generated).int().tolist() == [[1, 1, 0, 1, 0, 0], [0, 0, 0, 0, 0, 0]]

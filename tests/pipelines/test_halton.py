@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from redge_guidance.pipelines import MaskedDiffusionScheduler, MaskedImagePipeline, halton
+from redge_guidance.pipelines import MaskedDiffusionScheduler, MaskedImagePipeline
+from redge_guidance.pipelines.image import halton
 from redge_guidance.pipelines.image.halton import convert_transformer, convert_vq_model
 
 WIDTH, INNER, CODES, CLASSES, SIDE = 12, 20, 9, 4, 2

@@ -6,7 +6,8 @@ import torch
 from PIL import Image
 
 from redge_guidance.pipelines import MaskedDiffusionScheduler, MaskedImagePipeline, MaskedImageTransformer
-from redge_guidance.pipelines.image.completion import GivenImage
+from redge_guidance.pipelines.image.completion import ImageCompletion
+from redge_guidance.pipelines.image.conditions import embed_texts
 from tests.helpers.images import (
     CODES,
     SIDE,
@@ -61,7 +62,9 @@ def test_the_samples_of_one_step_follow_the_transformer():
     with torch.no_grad():
         logits = pipe.transformer(torch.full((1, SIDE**2), CODES), torch.tensor([1]))[0]
     count = 4000
-    tokens = pipe(1, num_images=count, num_inference_steps=1, temperature=2.0, generator=seeded(), output_type="latent")
+    tokens = pipe(
+        1, num_images_per_prompt=count, num_inference_steps=1, temperature=2.0, generator=seeded(), output_type="latent"
+    )
     frequency = torch.nn.functional.one_hot(tokens.tokens, CODES).float().mean(0)
     expected = (logits / 2).softmax(-1)
     # Standard error of a frequency is at most 0.5 / sqrt(4000) = 0.008.
@@ -130,7 +133,7 @@ def test_pixels_are_those_of_the_vq_model_and_tokens_its_nearest_codes(channels,
 
 def test_output_types():
     pipe = tiny_image_pipeline()
-    settings = {"class_labels": [1], "num_images": 2}
+    settings = {"class_labels": [1], "num_images_per_prompt": 2}
     pixels = pipe(**settings, generator=seeded(), output_type="pt").images
     arrays = pipe(**settings, generator=seeded(), output_type="np").images
     pictures = pipe(**settings, generator=seeded()).images
@@ -151,12 +154,12 @@ def test_a_given_region_stays(order):
     pipe = tiny_image_pipeline(unmasking_order=order)
     image, mask = torch.rand(3, 8, 8, generator=seeded()), torch.zeros(8, 8)
     mask[2:5, 3:7] = 1  # touches rows 1 and 2, columns 1 to 3 of the tokens
-    output = pipe(num_images=3, image=image, mask_image=mask, generator=seeded(), output_type="pt")
+    output = pipe(num_images_per_prompt=3, image=image, mask_image=mask, generator=seeded(), output_type="pt")
     given = pipe.encode(image[None]).view(SIDE, SIDE)
     drawn = torch.zeros(SIDE, SIDE, dtype=torch.bool)
     drawn[1:3, 1:4] = True
     tokens = output.tokens.view(3, SIDE, SIDE)
-    assert torch.equal(GivenImage.read(image, mask, 8, torch.device("cpu")).cells(SIDE).view(SIDE, SIDE), drawn)
+    assert torch.equal(ImageCompletion.read(image, mask, 8, torch.device("cpu")).cells(SIDE).view(SIDE, SIDE), drawn)
     assert torch.equal(tokens[:, ~drawn], given[~drawn].expand(3, -1))
     assert (tokens[:, drawn] != given[drawn]).any()
     outside = (mask == 0).expand(3, 3, -1, -1)
@@ -177,7 +180,7 @@ def test_given_tokens_stay():
     pipe = tiny_image_pipeline(unmasking_order="ancestral")
     tokens = torch.full((SIDE**2,), pipe.mask_token_id)
     tokens[3:9] = torch.arange(6)
-    found = pipe(num_images=2, tokens=tokens, generator=seeded(), output_type="latent").tokens
+    found = pipe(num_images_per_prompt=2, tokens=tokens, generator=seeded(), output_type="latent").tokens
     assert torch.equal(found[:, 3:9], torch.arange(6).expand(2, -1))
     assert (found < CODES).all()
 
@@ -229,7 +232,7 @@ def parts(transformer=None, vqvae=None, **settings):
         ({"class_labels": [0, -1]}, r"`class_labels` must lie in \[0, 3\), got -1"),
         ({"class_labels": []}, r"`class_labels` must lie in \[0, 3\), got none"),
         ({"prompt": "a"}, "`prompt` is for a transformer that is given a text"),
-        ({"num_images": 0}, "`num_images` must be >= 1, got 0"),
+        ({"num_images_per_prompt": 0}, "`num_images_per_prompt` must be >= 1, got 0"),
         ({"num_inference_steps": 0}, "`num_inference_steps` must be >= 1, got 0"),
         ({"temperature": -1.0}, "`temperature` must be >= 0, got -1.0"),
         ({"top_p": 0.0}, r"`top_p` must lie in \(0, 1\], got 0.0"),
@@ -299,7 +302,7 @@ def test_the_transformer_is_its_formula():
 
 def test_text_models_have_their_parts():
     pipe = tiny_image_pipeline(takes_text=True)
-    embedded = pipe._embed(["a b", "c"])
+    embedded = embed_texts(pipe.tokenizer, pipe.text_encoder, ["a b", "c"], pipe.image_size, pipe.device)
     ids = text_tokenizer()(["a b", "c"], padding="max_length", return_tensors="pt").input_ids
     output = tiny_text_encoder()(ids, output_hidden_states=True)
     torch.testing.assert_close(embedded["pooled_text_emb"], output.text_embeds)

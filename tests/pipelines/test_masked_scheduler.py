@@ -53,12 +53,12 @@ def test_share_of_visible_tokens_is_alpha(order, schedule):
         assert visible == pytest.approx(scheduler.alpha(s), abs=4 * 0.5 / 60000**0.5)
 
 
-def test_remasking_hides_visible_tokens_at_the_rate_of_the_paper_and_never_frozen_ones():
+def test_remasking_hides_visible_tokens_at_the_rate_of_the_paper_and_never_given_ones():
     scheduler = prepared(4, unmasking_order="remasking", remasking_strength=0.6)
-    visible, frozen = torch.zeros(400, 200).long(), torch.zeros(400, 200).bool()
-    frozen[:, :50] = True
+    visible, free = torch.zeros(400, 200).long(), torch.ones(400, 200).bool()
+    free[:, :50] = False
     sample = scheduler.step(
-        torch.zeros(400, 200, 5), 0.75, visible, mask_token_id=MASK, frozen=frozen, generator=seeded()
+        torch.zeros(400, 200, 5), 0.75, visible, mask_token_id=MASK, free=free, generator=seeded()
     ).prev_sample
     assert (sample[:, :50] == 0).all()
     sigma = 0.6 * min(1.0, 0.5 / 0.25)
@@ -115,8 +115,8 @@ def test_random_order_is_uniform():
 def test_visible_tokens_stay(order):
     sample = torch.tensor([[0, MASK, 2, MASK]])
     scheduler = prepared(3, unmasking_order=order)
-    frozen = sample != MASK
-    for later in denoise(scheduler, torch.zeros(1, 4, 5), sample, seeded(), frozen=frozen):
+    free = sample == MASK
+    for later in denoise(scheduler, torch.zeros(1, 4, 5), sample, seeded(), free=free):
         assert later[0, [0, 2]].tolist() == [0, 2]
 
 

@@ -43,7 +43,8 @@ def test_a_single_string_is_a_batch_of_one(pipe):
 
 
 def test_padding_on_the_left_does_not_change_the_logits(pipe):
-    ids, mask, _, _ = pipe._canvas(["a b c d", "e"], gen_length=3)
+    canvas = pipe.canvas(["a b c d", "e"], gen_length=3)
+    ids, mask = canvas.ids, canvas.attention_mask
     assert ids[1, :3].tolist() == [PAD] * 3
     with torch.no_grad():
         together = pipe._logits(ids, mask)
@@ -62,7 +63,8 @@ def test_absolute_positions_count_from_the_first_token_too():
         max_position_embeddings=16,
     )
     pipe = MaskedTextPipeline(BertForMaskedLM(config).eval(), word_tokenizer(), MaskedDiffusionScheduler(), length=6)
-    ids, mask, _, _ = pipe._canvas(["a b c d", "e"], gen_length=3)
+    canvas = pipe.canvas(["a b c d", "e"], gen_length=3)
+    ids, mask = canvas.ids, canvas.attention_mask
     with torch.no_grad():
         torch.testing.assert_close(pipe._logits(ids, mask)[1:, 3:], pipe._logits(ids[1:, 3:], mask[1:, 3:]))
 
@@ -142,7 +144,7 @@ def exact_bound(pipe, ids):
 
 def test_nll_is_the_elbo_bound_by_enumeration():
     pipe = tiny_pipeline(length=4)
-    ours = pipe.nll(["a b", "e d c", "a b c d e"], num_samples=4000)
+    ours = pipe.nll(["a b", "e d c", "a b c d e"], num_corruptions=4000)
     exact = [exact_bound(pipe, ids) for ids in ([3, 4, EOS, EOS], [7, 6, 5, EOS], [3, 4, 5, 6, 7, EOS])]
     assert ours.tolist() == pytest.approx(exact, rel=0.02)
     assert pipe.nll(["a b"]).item() == pipe.nll("a b").item()  # seeded unless told otherwise
@@ -164,7 +166,7 @@ def test_nll_bounds_the_likelihood_of_the_sampler_from_above():
         rest = [i for i in range(3) if i not in visible]
         return sum(probs[i, ids[i]].item() * likelihood(visible | {i}) for i in rest) / len(rest)
 
-    assert pipe.nll(["c a"], num_samples=4000).item() > -math.log(likelihood(frozenset()))
+    assert pipe.nll(["c a"], num_corruptions=4000).item() > -math.log(likelihood(frozenset()))
 
 
 def test_save_and_load_round_trip(tmp_path, pipe):

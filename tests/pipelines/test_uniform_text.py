@@ -10,6 +10,7 @@ from transformers import BertConfig
 
 from redge_guidance import GuidanceConfig, guide
 from redge_guidance.pipelines import MaskedDiffusionScheduler, MaskedTextPipeline, TextPipeline, UniformTextPipeline
+from redge_guidance.pipelines.drawing import Canvas
 from redge_guidance.pipelines.text.families import FAMILIES, family_of
 from redge_guidance.pipelines.text.posterior import denoiser_logits, elbo_rate, leave_one_out_logits
 from redge_guidance.updates import Natural
@@ -168,7 +169,7 @@ def test_temperature_is_that_of_the_leave_one_out_prediction(prediction_type):
 
 def test_nll_of_an_exact_model_is_its_log_probability():
     pipe, log_p = memoryless(length=3)
-    nll = pipe.nll(["a b", "c"], num_samples=2**16, batch_size=2**13)
+    nll = pipe.nll(["a b", "c"], num_corruptions=2**16, batch_size=2**13)
     expected = [-(log_p[3] + log_p[4] + log_p[EOS]), -(log_p[5] + 2 * log_p[EOS])]
     assert nll.tolist() == pytest.approx([e.item() for e in expected], rel=0.015)
 
@@ -177,11 +178,11 @@ def test_a_denoiser_is_taken_as_it_is():
     """The model's logits are then those of x_0 given all: nothing is added, and the bound takes away what it sees."""
     pipe, _ = memoryless(prediction_type="denoiser")
     sample = torch.tensor([[3, 4]])
-    pipe._attention_mask, pipe._hidden = (torch.ones_like(sample, dtype=torch.bool) for _ in range(2))
-    plain = pipe._denoise(sample, 0.5)
+    canvas = Canvas.all_text(sample, free=torch.ones_like(sample, dtype=torch.bool))
+    plain = pipe._denoise(canvas, sample, 0.5)
     torch.testing.assert_close(plain[0, 0, 3:], pipe.model.logits.detach()[3:])
     pipe.register_to_config(prediction_type="leave_one_out")
-    added = pipe._denoise(sample, 0.5)[0, 0] - plain[0, 0]
+    added = pipe._denoise(canvas, sample, 0.5)[0, 0] - plain[0, 0]
     assert added[3:].tolist() == pytest.approx([math.log1p(len(WORDS)), 0, 0, 0, 0], abs=1e-6)
     with torch.no_grad():
         pipe.model.logits.zero_()
@@ -230,7 +231,8 @@ def test_top_k_of_one_is_greedy(temperature):
 
 def test_padding_on_the_left_does_not_change_a_rows_logits():
     pipe = tiny_uniform()
-    ids, mask, _, _ = pipe._canvas(["a b c d", "e"], gen_length=3)
+    canvas = pipe.canvas(["a b c d", "e"], gen_length=3)
+    ids, mask = canvas.ids, canvas.attention_mask
     with torch.no_grad():
         together = pipe._logits(ids, mask)
         torch.testing.assert_close(together[1:, 3:], pipe._logits(ids[1:, 3:], mask[1:, 3:]))
@@ -264,7 +266,7 @@ def test_time_is_minus_the_logarithm_of_alpha(family):
     expected = [-math.log(max(alpha, 1e-3)) for alpha in (0, 0.25, 0.5, 0.75)]
     assert torch.cat(seen).tolist() == pytest.approx(expected)
     seen.clear()
-    pipe.nll("a", num_samples=4)
+    pipe.nll("a", num_corruptions=4)
     alphas = torch.cat(seen).neg().exp().sort().values.tolist()
     assert all(1 - ((4 - i) / 4) ** 2 <= alpha <= 1 - ((3 - i) / 4) ** 2 for i, alpha in enumerate(alphas))
 
@@ -341,7 +343,7 @@ def test_one_guided_step_draws_from_the_exact_tilted_distribution():
         return tokens.embed(table)[..., 0].sum(-1)
 
     jump = Natural(num_updates=1, step_size=1.0)
-    with guide(pipe, reward, GuidanceConfig(2.0, "straight_through", jump, num_samples=1, support=None)):
+    with guide(pipe, reward, GuidanceConfig(2.0, "straight_through", jump, num_draws=1, support=None)):
         ids = pipe([""] * 4_000, generator=seeded()).sequences
     found = torch.bincount(ids.flatten(), minlength=len(WORDS)) / ids.numel()
     tilted = (log_p + 2.0 * table[:, 0]).softmax(-1)

@@ -6,8 +6,8 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 from redge_guidance import GuidanceConfig
 from redge_guidance.hosts.callables import DreamLogitsHook, GuidanceLogitsProcessor
+from tests.helpers.hosts import JUMP, RESERVED, all_of_a, count_of_a
 from tests.helpers.tiny import WORDS, tiny_gemma, tiny_pipeline, word_tokenizer
-from tests.redge_guidance.test_hosts import JUMP, RESERVED, all_of_a, count_of_a
 
 SETTINGS = {"max_new_tokens": 8, "max_denoising_steps": 4, "t_min": 0.5, "t_max": 0.9, "disable_compile": True}
 PROMPT = torch.tensor([[0, 3, 1, 4], [5, 6, 1, 4]])  # padding; the end of a turn

@@ -11,7 +11,7 @@ import pytest
 from redge_guidance.cli import main
 from redge_guidance.estimators import ESTIMATORS
 
-FAST = ["--num-samples", "2", "--num-inference-steps", "3", "--label", "negative"]
+FAST = ["--samples-per-prompt", "2", "--num-inference-steps", "3", "--label", "negative"]
 
 
 def run(*arguments, **kwargs):
@@ -37,7 +37,7 @@ def test_a_uniform_model_by_its_name(capsys):
 
 def test_words_and_lengths(capsys):
     goals = ["--want", "music", "--ban", "Tom", "--max-words", "5"]
-    assert main(["generate", "--num-samples", "6", "--baseline", *goals]) == 0
+    assert main(["generate", "--samples-per-prompt", "6", "--baseline", *goals]) == 0
     lines = capsys.readouterr().out.splitlines()
     guided = [line.strip() for line in lines[lines.index("guided:") + 1 :][:6]]
     assert sum("music" in text and "Tom" not in text and len(text.split()) <= 5 for text in guided) >= 5
@@ -117,7 +117,7 @@ def test_a_classifier_beside_words_needs_a_label(capsys, arguments):
     ("arguments", "message"),
     [
         ([], "required: COMMAND"),
-        (["generate", "--num-samples", "0"], "argument --num-samples: must be >= 1, got 0"),
+        (["generate", "--samples-per-prompt", "0"], "argument --samples-per-prompt: must be >= 1, got 0"),
         (["generate", "--nope"], "unrecognized arguments: --nope"),
         (["generate", "--seed", "x"], "argument --seed: invalid int value: 'x'"),
         (["generate", "--dtype", "int8"], "argument --dtype: invalid choice"),
@@ -154,7 +154,17 @@ def test_a_failure_while_writing_leaves_the_old_file_and_nothing_else(tmp_path, 
 def test_control_c_is_one_line_exit_code_130_and_no_file(tmp_path):
     file = tmp_path / "out.jsonl"
     process = subprocess.Popen(
-        [sys.executable, "-m", "redge_guidance.cli", "generate", *FAST, "--num-samples", "100000", "--json", str(file)],
+        [
+            sys.executable,
+            "-m",
+            "redge_guidance.cli",
+            "generate",
+            *FAST,
+            "--samples-per-prompt",
+            "100000",
+            "--json",
+            str(file),
+        ],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

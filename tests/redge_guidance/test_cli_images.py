@@ -10,7 +10,7 @@ from redge_guidance.cli import main
 from tests.helpers.images import tiny_amused, tiny_image_pipeline
 from tests.rewards.test_image_rewards import classifier, clip
 
-FAST = ["--num-samples", "3", "--num-inference-steps", "2"]
+FAST = ["--samples-per-prompt", "3", "--num-inference-steps", "2"]
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def folders(tmp_path_factory):
 def test_digits_in_a_contact_sheet(tmp_path, capsys):
     file = tmp_path / "sheet.png"
     models = ["--model", "builtin:mnist-masked", "--reward", "builtin:mnist-classifier", "--label", "7"]
-    assert main(["generate", *models, "--num-samples", "20", "--out", str(file)]) == 0
+    assert main(["generate", *models, "--samples-per-prompt", "20", "--out", str(file)]) == 0
     with Image.open(file) as sheet:
         assert sheet.size == (16 * 56, 4 * 56)  # 16 in a row, unguided above guided, and the remaining four
         assert sheet.getpixel((16 * 56 - 1, 4 * 56 - 1)) == (255, 255, 255)  # beyond the last

@@ -1,23 +1,76 @@
+import copy
 import dataclasses
+import pickle
 
 import pytest
+import torch
 
 from redge_guidance import GuidanceConfig, ReDGE, StraightThrough
-from redge_guidance.estimators import ESTIMATORS
+from redge_guidance.estimators import ESTIMATORS, EntropyMix, Estimator, Pathwise, ReinforceLOO, Soft
 from redge_guidance.updates import Adam, Natural
 
 CONFIGS = [
     GuidanceConfig(),
     GuidanceConfig(scale=0.5, estimator="redge", update="adam", support=None, kl_budget=0.1),
-    GuidanceConfig(estimator=ReDGE(3, 0.6), update=Adam(5, 0.1), num_samples=2, start=0.1, stop=0.9, support=64),
+    GuidanceConfig(estimator=ReDGE(3, 0.6), update=Adam(5, 0.1), num_draws=2, start=0.1, stop=0.9, support=64),
     GuidanceConfig(update=Natural(2, 0.5, 0.1)),
     *[GuidanceConfig(estimator=name) for name in ESTIMATORS],
+    *[GuidanceConfig(estimator=kind(hard=False)) for kind in ESTIMATORS.values() if kind is not ReinforceLOO],
 ]
+
+
+class Tempered(Estimator):
+    """A toy: everything written by hand."""
+
+    def __call__(self, logits, generator=None):
+        return torch.nn.functional.gumbel_softmax(logits, hard=self.hard)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sharpened(Pathwise):
+    """A toy: mathematics on rows."""
+
+    power: float = 2.0
+
+    def soft(self, logits, noise):
+        return (self.power * logits).softmax(-1)
+
+    def vjp(self, logits, noise, drawn, grad):
+        return self.power * super().vjp(self.power * logits, noise, drawn, grad)
 
 
 @pytest.mark.parametrize("config", CONFIGS)
 def test_json_round_trip(config):
+    again = GuidanceConfig.from_json(config.to_json())
+    assert again == config
+    assert again.estimator.hard == config.estimator.hard
+
+
+@pytest.mark.parametrize("toy", [Tempered(), Tempered(hard=False), Sharpened(), Sharpened(3.0, hard=False)], ids=repr)
+def test_an_estimator_of_one_s_own(toy, monkeypatch):
+    config = GuidanceConfig(estimator=toy)
+    assert config.estimator is toy
+    assert config.estimator(torch.zeros(4, 3), generator=None).shape == (4, 3)
+    with pytest.raises(ValueError, match=f"`estimator` is {type(toy).__name__}, which is not registered"):
+        config.to_json()
+    monkeypatch.setitem(ESTIMATORS, "toy", type(toy))
     assert GuidanceConfig.from_json(config.to_json()) == config
+    assert GuidanceConfig(estimator="toy").estimator == type(toy)()
+
+
+def test_an_estimator_of_one_s_own_has_the_gradient_it_states():
+    logits = torch.randn(3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    assert torch.autograd.gradcheck(Sharpened(hard=False), logits)
+
+
+def test_estimator_is_always_read_as_an_object():
+    config = GuidanceConfig(estimator="redge")
+    for same in (config, copy.deepcopy(config), pickle.loads(pickle.dumps(config)), dataclasses.replace(config)):
+        assert same == GuidanceConfig(estimator=ReDGE())
+        assert same.estimator == ReDGE()
+    assert dataclasses.replace(config, estimator="soft").estimator == Soft()
+    assert GuidanceConfig().estimator == EntropyMix()
+    assert "estimator=ReDGE(" in repr(config)
 
 
 def test_names_and_objects_are_the_same_thing():
@@ -38,11 +91,14 @@ def test_names_and_objects_are_the_same_thing():
         ({"stop": 1.5}, "0 <= start < stop <= 1"),
         (
             {"estimator": "gumbel"},
-            "`estimator` must be one of entropy_mix, gumbel_softmax, .*straight_through or an object, got 'gumbel'",
+            "`estimator` must be one of entropy_mix, gumbel_softmax, .*straight_through or an Estimator, got 'gumbel'",
         ),
+        ({"estimator": StraightThrough}, "or an Estimator, got <class"),
+        ({"estimator": torch.softmax}, "or an Estimator, got <built-in"),
+        ({"estimator": ["redge"]}, r"or an Estimator, got \['redge'\]"),
         ({"update": "sgd"}, "`update` must be one of adam, natural or an object, got 'sgd'"),
-        ({"estimator": "reinforce_loo", "num_samples": 1}, "`num_samples` must be >= 2 for ReinforceLOO, got 1"),
-        ({"num_samples": 0}, "`num_samples` must be an integer >= 1, got 0"),
+        ({"estimator": "reinforce_loo", "num_draws": 1}, "`num_draws` must be >= 2 for ReinforceLOO, got 1"),
+        ({"num_draws": 0}, "`num_draws` must be an integer >= 1, got 0"),
         ({"support": 1}, "`support` must be an integer >= 2, got 1"),
         ({"kl_budget": 0.0}, "`kl_budget` must be > 0 nats"),
     ],
@@ -57,10 +113,14 @@ def test_bad_json():
         GuidanceConfig.from_json('{"strength": 1}')
     with pytest.raises(ValueError, match="`estimator` must be one of"):
         GuidanceConfig.from_json('{"estimator": {"name": "nope"}}')
-    with pytest.raises(ValueError, match="`estimator` is a custom object"):
-        GuidanceConfig(estimator=lambda logits, hard, generator: logits).to_json()
+    with pytest.raises(ValueError, match="`hard` must be True for ReinforceLOO"):
+        GuidanceConfig.from_json('{"estimator": {"name": "reinforce_loo", "hard": false}}')
+    with pytest.raises(ValueError, match="`update` is a custom object"):
+        GuidanceConfig(update=lambda log_p, ascent, project: log_p).to_json()
 
 
 def test_config_is_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         GuidanceConfig().scale = 1.0
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        GuidanceConfig().estimator = "soft"

@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 import math
 
@@ -9,23 +10,24 @@ from redge_guidance import ReDGE, StraightThrough, redge, straight_through
 from redge_guidance.estimators import (
     ESTIMATORS,
     EntropyMix,
+    Estimator,
     GumbelSoftmax,
     OneHotCategoricalReDGE,
     ReDGECov,
     ReinDGE,
+    ReinforceLOO,
     ReinMax,
+    ScoreFunction,
     Soft,
-    base,
     entropy_mix,
     gumbel_softmax,
     redge_cov,
     reindge,
     reinforce_loo,
     reinmax,
+    sampling,
     soft,
 )
-from redge_guidance.estimators.categorical import _ReinMax
-from redge_guidance.estimators.diffusion import _Diffusion, _MatchedDiffusion, _SecondOrderDiffusion
 
 SETTINGS = [(1, 1.0), (2, 0.6), (4, 0.7), (5, 0.35)]
 DRAWN = {  # one-hot samples with a gradient
@@ -37,8 +39,24 @@ DRAWN = {  # one-hot samples with a gradient
     "gumbel_softmax": GumbelSoftmax(0.8),
 }
 ALL = DRAWN | {"entropy_mix": EntropyMix(), "soft": Soft()}
+SOFT = {name: dataclasses.replace(estimator, hard=False) for name, estimator in ALL.items()}
+REGISTERED = {name: kind() for name, kind in ESTIMATORS.items()}
+FUNCTIONS = {  # the function, and its estimator with settings
+    redge: ReDGE(3, 0.6),
+    redge_cov: ReDGECov(3, 0.6),
+    reindge: ReinDGE(3, 0.6),
+    gumbel_softmax: GumbelSoftmax(0.5),
+    entropy_mix: EntropyMix(0.5),
+    straight_through: StraightThrough(),
+    reinmax: ReinMax(),
+    soft: Soft(),
+}
 every_drawn = pytest.mark.parametrize("estimator", DRAWN.values(), ids=DRAWN)
 every = pytest.mark.parametrize("estimator", ALL.values(), ids=ALL)
+hard_and_soft = pytest.mark.parametrize(
+    "estimator", [*ALL.values(), *SOFT.values()], ids=[*ALL, *(f"{name}-soft" for name in SOFT)]
+)
+registered = pytest.mark.parametrize("estimator", REGISTERED.values(), ids=REGISTERED)
 
 
 def seeded(seed=0):
@@ -230,10 +248,10 @@ def expected_gradient(vjp, logits, reward):
 
 def test_reinmax_is_the_second_order_mean():
     logits, _ = rows_of(3, 4)
-    reward, transport = quadratic(3, 4), _ReinMax()
+    reward = quadratic(3, 4)
 
     def vjp(x, slope):
-        return transport.vjp(logits.detach(), None, x.argmax(-1, keepdim=True), slope)
+        return ReinMax().vjp(logits.detach(), None, x.argmax(-1, keepdim=True), slope)
 
     exact = exact_gradient(logits, reward)
     torch.testing.assert_close(expected_gradient(vjp, logits, reward), exact)
@@ -303,14 +321,13 @@ def test_gradient_does_not_see_a_constant_shift(estimator):
     torch.testing.assert_close(ours, other)
 
 
-@pytest.mark.parametrize("hard", [True, False])
-@every
-def test_minus_infinity_is_never_drawn_and_gets_no_gradient(estimator, hard):
+@hard_and_soft
+def test_minus_infinity_is_never_drawn_and_gets_no_gradient(estimator):
     torch.manual_seed(0)
     logits = torch.randn(5000, 6)
     logits[:, [0, 3, 5]] = -torch.inf
     logits.requires_grad_()
-    sample = estimator(logits, hard=hard, generator=seeded())
+    sample = estimator(logits, generator=seeded())
     assert sample[:, [0, 3, 5]].sum() == 0
     (grad,) = gradient((sample * torch.randn(5000, 6)).sum(), logits)
     assert grad.isfinite().all()
@@ -348,7 +365,7 @@ def test_layout_and_chunks_do_not_matter(estimator, monkeypatch):
     base = torch.randn(6, 40)
     results = []
     for logits, elements in itertools.product((base.T, base.T.contiguous()), (2**20, 12)):
-        monkeypatch.setattr(_sampling, "_CHUNK_ELEMENTS", elements)
+        monkeypatch.setattr(sampling, "CHUNK_ELEMENTS", elements)
         leaf = logits.detach().requires_grad_()
         sample = estimator(leaf, generator=seeded())
         results.append((sample.detach(), gradient((sample * torch.arange(6.0)).sum(), leaf)[0]))
@@ -371,12 +388,12 @@ def test_generator_decides_everything_and_the_global_state_is_left_alone(estimat
 
 @pytest.mark.parametrize("kind", ["normal", "exponential"])
 def test_noise_does_not_depend_on_the_number_of_threads(kind, monkeypatch):
-    monkeypatch.setattr(_sampling, "_NOISE_BLOCK", 2**12)
+    monkeypatch.setattr(sampling, "NOISE_BLOCK", 2**12)
     like, threads, state = torch.empty(200, 1000), torch.get_num_threads(), torch.get_rng_state()
     drawn = []
     for number in (1, 4, threads):
         torch.set_num_threads(number)
-        drawn.append(base._noise(kind, like, seeded()))
+        drawn.append(sampling.noise_like(like, kind, seeded()))
     assert torch.equal(drawn[0], drawn[1])
     assert torch.equal(torch.get_rng_state(), state)
     noise = drawn[0].double().flatten()
@@ -386,21 +403,21 @@ def test_noise_does_not_depend_on_the_number_of_threads(kind, monkeypatch):
     blocks = noise[: 48 * 2**12].view(48, -1)
     assert torch.corrcoef(blocks).fill_diagonal_(0).abs().max() < 0.08  # 5 standard errors: no block repeats another
     with torch.inference_mode():
-        assert torch.equal(base._noise(kind, like, seeded()), drawn[0])
+        assert torch.equal(sampling.noise_like(like, kind, seeded()), drawn[0])
 
 
-@pytest.mark.parametrize("kind", [_Diffusion, _SecondOrderDiffusion, _MatchedDiffusion])
+@pytest.mark.parametrize("kind", [ReDGE, ReinDGE, ReDGECov])
 def test_a_support_is_the_dense_estimator_on_the_restricted_distribution(kind):
     logits, slope = rows_of(6, 40)
     kept, support = logits.detach().topk(5)
     outside = torch.ones(6, 40).scatter(-1, support, 0).bool()
     noise = torch.randn(6, 40, dtype=torch.float64, generator=seeded())
     drawn = torch.arange(6)[:, None] % 5
-    transport = kind((0.6, 0.8, 1.0))
+    estimator = kind(3, 0.6)
     dense = (logits.detach().masked_fill(outside, -torch.inf), noise, support.gather(-1, drawn), slope)
     sparse = (kept, noise.gather(-1, support), drawn, slope.gather(-1, support))
-    torch.testing.assert_close(transport.soft(*dense[:2]).gather(-1, support), transport.soft(*sparse[:2]))
-    torch.testing.assert_close(transport.vjp(*dense).gather(-1, support), transport.vjp(*sparse))
+    torch.testing.assert_close(estimator.soft(*dense[:2]).gather(-1, support), estimator.soft(*sparse[:2]))
+    torch.testing.assert_close(estimator.vjp(*dense).gather(-1, support), estimator.vjp(*sparse))
 
 
 # ---- torch's transformations ----
@@ -454,7 +471,11 @@ def test_autocast_changes_nothing(estimator):
 
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # dynamo does so itself
-@every
+@pytest.mark.parametrize(
+    "estimator",
+    [*ALL.values(), *FUNCTIONS],
+    ids=[*(type(e).__name__ for e in ALL.values()), *(f.__name__ for f in FUNCTIONS)],
+)
 def test_compiles_into_one_graph(estimator):
     logits, slope = torch.randn(4, 9, requires_grad=True), torch.randn(4, 9)
 
@@ -593,30 +614,88 @@ def test_bad_input_of_reinforce_loo():
             reinforce_loo(*arguments)
 
 
+@pytest.mark.parametrize("hard", [0, 1, None, "False"])
+@registered
+def test_bad_hard(estimator, hard):
+    with pytest.raises(ValueError, match="`hard` must be True or False, got"):
+        type(estimator)(hard=hard)
+
+
+def test_hard_where_there_is_no_choice():
+    with pytest.raises(
+        ValueError, match="`hard` must be False for Soft, which has no hard samples; use straight_through"
+    ):
+        Soft(hard=True)
+    with pytest.raises(ValueError, match="`hard` must be True for ReinforceLOO"):
+        ReinforceLOO(hard=False)
+
+
+# ---- the contract ----
+
+
+@registered
+def test_one_hot_is_true_by_behaviour(estimator):
+    sample = estimator(rows_of(50, 7)[0], generator=seeded()).detach()
+    ones, zeros = (sample == 1).sum(-1), (sample == 0).sum(-1)
+    assert (((ones == 1) & (zeros == 6)).all() if estimator.one_hot else (ones == 0).any()).item()
+
+
+@registered
+def test_gradient_at_is_true_by_behaviour(estimator):
+    """Straight-through declares the sample; what cannot take the reward's gradient there declares the logits."""
+    logits, weights = rows_of(50, 7)
+    if estimator.needs == "values":
+        assert not estimator(logits, generator=seeded()).requires_grad
+        return
+    sample = estimator(logits, generator=seeded())
+    at_logits, at_sample = gradient((weights * (sample + 0.5) ** 3).sum(), (logits, sample))
+    (expected,) = gradient((logits.softmax(-1) * at_sample).sum(), logits)
+    assert torch.allclose(at_logits, expected) == (estimator.gradient_at == "sample")
+
+
+@registered
+def test_needs_values_is_what_score_functions_do(estimator):
+    assert isinstance(estimator, Estimator)
+    assert isinstance(estimator, ScoreFunction) == (estimator.needs == "values")
+    logits, _ = rows_of(50, 7)
+    assert estimator(logits, generator=seeded()).requires_grad == (estimator.needs == "gradient")
+
+
+@pytest.mark.parametrize("estimator", SOFT.values(), ids=SOFT)
+def test_soft_samples_are_what_soft_says_and_so_is_their_gradient(estimator):
+    logits, _ = rows_of()
+    noise = sampling.noise_like(logits.detach(), estimator.noise, seeded())
+    ours, reference = estimator(logits, generator=seeded()), estimator.soft(logits.detach(), noise)
+    assert torch.equal(ours, reference)
+    assert not estimator.one_hot
+    assert torch.autograd.gradcheck(lambda x: estimator(x, generator=seeded()), logits)
+
+
 # ---- names ----
 
 
-def test_dataclasses_do_what_the_functions_do():
-    logits = torch.randn(5, 8, generator=seeded())
-    for estimator, function, settings in [
-        (ReDGE(3, 0.6), redge, (3, 0.6)),
-        (ReDGECov(3, 0.6), redge_cov, (3, 0.6)),
-        (ReinDGE(3, 0.6), reindge, (3, 0.6)),
-        (GumbelSoftmax(0.5), gumbel_softmax, (0.5,)),
-        (EntropyMix(0.5), entropy_mix, (0.5,)),
-        (StraightThrough(), straight_through, ()),
-        (ReinMax(), reinmax, ()),
-        (Soft(), soft, ()),
-    ]:
-        for hard in (True, False):
-            ours, theirs = estimator(logits, hard=hard, generator=seeded()), function(logits, *settings, hard, seeded())
-            assert torch.equal(ours, theirs)
-    assert ReDGE() == ReDGE(num_steps=4, t1=0.7)
+@pytest.mark.parametrize("hard", [True, False])
+@pytest.mark.parametrize(("function", "estimator"), FUNCTIONS.items(), ids=[f.__name__ for f in FUNCTIONS])
+def test_functions_do_what_the_estimators_do(function, estimator, hard):
+    logits, slope = rows_of(5, 8)
+    settings = dataclasses.asdict(estimator) | {"hard": hard}
+    if function is not soft:  # which ignores it
+        estimator = dataclasses.replace(estimator, hard=hard)
+    ours, theirs = estimator(logits, generator=seeded()), function(logits, generator=seeded(), **settings)
+    assert torch.equal(ours, theirs)
+    assert torch.equal(*(gradient((sample * slope).sum(), logits)[0] for sample in (ours, theirs)))
+
+
+def test_settings_and_hard_make_the_identity_of_an_estimator():
+    assert ReDGE() == ReDGE(num_steps=4, t1=0.7, hard=True)
     assert ReDGE(num_steps=1).t1 == 1
+    assert ReDGE(5, 0.6, hard=False) != ReDGE(5, 0.6)
+    assert ReDGE() != ReinDGE()
+    assert "hard=False" in repr(ReDGE(5, 0.6, hard=False))
+    assert eval(repr(GumbelSoftmax(0.5, hard=False))) == GumbelSoftmax(0.5, hard=False)
+    with pytest.raises(TypeError):
+        ReDGE(5, 0.6, False)
 
 
-def test_every_name_makes_an_estimator():
-    logits = torch.randn(5, 8, generator=seeded())
-    assert set(ESTIMATORS) == {*ALL, "reinforce_loo"}
-    for kind in ESTIMATORS.values():
-        assert kind()(logits, hard=True, generator=seeded()).shape == (5, 8)
+def test_names_are_those_of_the_functions():
+    assert set(ESTIMATORS) == {*ALL, "reinforce_loo"} == {function.__name__ for function in [*FUNCTIONS, reinforce_loo]}

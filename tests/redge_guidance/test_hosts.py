@@ -1,111 +1,16 @@
 """Every host on the real pipeline class around a tiny model."""
 
-import functools
-import inspect
-
 import pytest
 import torch
 from diffusers import BlockRefinementScheduler, DiscreteDDIMScheduler, EntropyBoundScheduler
 
 from redge_guidance import GuidanceConfig, guide
-from redge_guidance.hosts import EXAMPLE, HOSTS, find_host, is_a, supports
+from redge_guidance.hosts import find_host, is_a, supports
 from redge_guidance.text import text_mask
-from redge_guidance.updates import Natural
+from tests.helpers.hosts import JUMP, RESERVED, TEXTS, all_of_a, count_of_a, gemma, llada2, spied, state_of
 from tests.helpers.tiny import WORDS, tiny_gemma, tiny_llada2, tiny_pipeline, tiny_uniform, word_tokenizer
 
-RESERVED = [0, 2]  # [PAD], [MASK]
-JUMP = GuidanceConfig(
-    scale=1.5,
-    estimator="straight_through",
-    update=Natural(num_updates=1, step_size=1.0, damping=0.0),
-    num_samples=1,
-    support=None,
-)
-
-
-def llada2(prompt=("a b", "c"), **settings):
-    pipe = tiny_llada2()
-    defaults = {"gen_length": 8, "block_length": 4, "num_inference_steps": 4, "temperature": 1.0}
-    defaults |= {"use_chat_template": False, "editing_threshold": None, "output_type": "seq"}
-
-    def run(seed=0):
-        return pipe(list(prompt), generator=torch.Generator().manual_seed(seed), **defaults | settings).sequences
-
-    return pipe, run
-
-
-def gemma(scheduler, **settings):
-    pipe = tiny_gemma(scheduler)
-    defaults = {"gen_length": 8, "num_inference_steps": 4, "temperature": 1.0, "eos_early_stop": False}
-    defaults |= {"confidence_threshold": None, "output_type": "seq"}
-
-    def run(seed=0):
-        generator = torch.Generator().manual_seed(seed)
-        return pipe(["a b", "c d"], generator=generator, **defaults | settings).sequences
-
-    return pipe, run
-
-
-def uniform(**scheduler):
-    """Without a prompt and with the model's logits as they are, for the comparison with the exact optimum."""
-    pipe = tiny_uniform(prediction_type="denoiser", **scheduler)
-
-    def run(seed=0):
-        return pipe(["", ""], generator=torch.Generator().manual_seed(seed)).sequences
-
-    return pipe, run
-
-
-CASES = {
-    "uniform": lambda: uniform(),
-    "uniform, corrector": lambda: uniform(corrector_steps=1, corrector_k=2),
-    "llada2": lambda: llada2(),
-    "llada2 editing": lambda: llada2(editing_threshold=0.3, max_post_steps=2),
-    "llada2 greedy": lambda: llada2(temperature=0.0),
-    "llada2 greedy method": lambda: llada2(sampling_method="greedy", temperature=0.5),
-    "llada2 top-k, top-p, threshold": lambda: llada2(top_k=5, top_p=0.9, threshold=0.2, temperature=0.8),
-    "llada2 no early stop, odd length": lambda: llada2(eos_early_stop=False, gen_length=5),
-    "gemma block refinement": lambda: gemma(BlockRefinementScheduler()),
-    "gemma block refinement, editing": lambda: gemma(BlockRefinementScheduler(editing_threshold=0.3)),
-    "gemma ddim": lambda: gemma(DiscreteDDIMScheduler()),
-    "gemma ddim, corrector": lambda: gemma(DiscreteDDIMScheduler(corrector_steps=1, corrector_k=2)),
-    "gemma entropy bound": lambda: gemma(EntropyBoundScheduler()),
-    "gemma static cache, early stop": lambda: gemma(
-        DiscreteDDIMScheduler(), cache_implementation="static", eos_early_stop=True, confidence_threshold=0.5
-    ),
-}
-every_case = pytest.mark.parametrize("make", CASES.values(), ids=CASES)
-
-
-def count_of_a(tokens):
-    """Sum over all positions that count of being `a`: linear in the one-hots."""
-    table = torch.zeros(len(WORDS), 1)
-    table[WORDS.index("a")] = 1.0
-    return (tokens.embed(table)[..., 0] * tokens.attention_mask).sum(-1)
-
-
-def all_of_a(tokens):
-    table = torch.zeros(len(WORDS), 1)
-    table[WORDS.index("a")] = 1.0
-    return tokens.embed(table)[..., 0].sum(-1)
-
-
-def spied(pipe):
-    """What the scheduler's own methods are called with, in a list; spy before guiding."""
-    calls = []
-
-    def spy(name, original):
-        @functools.wraps(original)
-        def method(*args, **kwargs):
-            calls.append((name, inspect.signature(original).bind(*args, **kwargs).arguments))
-            return original(*args, **kwargs)
-
-        setattr(pipe.scheduler, name, method)
-
-    for name in ("step", "step_correct"):
-        if hasattr(pipe.scheduler, name):
-            spy(name, getattr(pipe.scheduler, name))
-    return calls
+every_case = pytest.mark.parametrize("make", TEXTS.values(), ids=TEXTS)
 
 
 @every_case
@@ -122,19 +27,15 @@ def test_scale_zero_gives_the_tokens_of_the_bare_host(make):
 def test_removal_and_exceptions_leave_the_host_as_it_was(make):
     pipe, run = make()
     bare = run()
-    before = set(vars(pipe)), set(vars(pipe.scheduler)), hooks(pipe)
+    before = state_of(pipe)
 
     def broken(tokens):
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError), guide(pipe, broken):
         run()
-    assert (set(vars(pipe)), set(vars(pipe.scheduler)), hooks(pipe)) == before
+    assert state_of(pipe) == before
     assert torch.equal(run(), bare)
-
-
-def hooks(pipe):
-    return sum(len(module._forward_pre_hooks) + len(module._forward_hooks) for module in pipe.model.modules())
 
 
 @every_case
@@ -277,53 +178,21 @@ def test_supports_says_what_and_how():
     assert "step_correct" in supports(tiny_gemma(DiscreteDDIMScheduler()))
     assert supports(tiny_pipeline().model) is None
     with pytest.raises(
-        ValueError, match="(?s)LLaDA2Pipeline.*DiffusionGemmaPipeline.*callables.*tested with diffusers.*class MyHost"
+        ValueError, match="(?s)DiffusionGemmaPipeline.*LLaDA2Pipeline.*callables.*@register_host.*CONTRIBUTING"
     ):
         find_host(torch.nn.Linear(1, 1))
 
 
 def test_a_scheduler_of_another_version_is_an_error_that_says_which_work(monkeypatch):
-    """As if diffusers had renamed an argument."""
-
-    def step(self, model_output, time, sample, **kwargs):
-        raise AssertionError("not reached")
-
-    monkeypatch.setattr(DiscreteDDIMScheduler, "step", step)
-    pipe = tiny_uniform()
+    """As if diffusers took its arguments in another way."""
+    monkeypatch.setattr(BlockRefinementScheduler, "step", lambda self, **settings: None)
+    pipe, run = llada2()
     with (
         guide(pipe, count_of_a),
         pytest.raises(
             RuntimeError,
-            match=r"UniformTextHost cannot read a denoising step off DiscreteDDIMScheduler\.step: KeyError 'timestep'; "
+            match=r"LLaDA2Host cannot read a denoising step off BlockRefinementScheduler\.step: KeyError 'sample'; "
             r"tested with diffusers 0\.40 to",
         ),
     ):
-        pipe("")
-
-
-def test_the_example_of_a_host_guides_a_pipeline_of_ones_own(monkeypatch):
-    class MyPipeline:
-        """Its scheduler is itself."""
-
-        num_inference_steps = 1
-
-        def __init__(self):
-            self.scheduler, self.tokenizer = self, word_tokenizer()
-
-        def set_timesteps(self, number):
-            pass
-
-        def step(self, model_output, timestep, sample, mask_token_id=2):
-            return torch.where(sample == mask_token_id, model_output.argmax(-1), sample)
-
-        def __call__(self):
-            return self.step(torch.zeros(1, 3, len(WORDS)), 0, torch.tensor([[2, 4, 2]]), mask_token_id=2)
-
-    monkeypatch.setattr("redge_guidance.hosts.HOSTS", list(HOSTS))
-    exec(EXAMPLE, {})
-    pipe = MyPipeline()
-    bare = pipe().tolist()
-    with guide(pipe, count_of_a):
-        assert pipe().tolist() == [[3, 4, 3]]
-    assert pipe().tolist() == bare == [[0, 4, 0]]
-    assert len(EXAMPLE.splitlines()) < 25
+        run()

@@ -2,50 +2,41 @@
 
 import pytest
 import torch
-from diffusers import AmusedImg2ImgPipeline, AmusedInpaintPipeline, AmusedPipeline
 
 from redge_guidance import GuidanceConfig, RelaxedTokens, guide
-from redge_guidance.guidance import guided_logits
+from redge_guidance.attachment import Attachment
+from redge_guidance.guidance import Guidance, guided_logits
 from redge_guidance.hosts import DenoisingStep, supports
 from redge_guidance.pipelines.image.vq_tokens import codebook_of, to_pixels
-from redge_guidance.rewards import BlackBoxReward, ImageReward, RewardSum
-from redge_guidance.samples.images import ImageDecoder
+from redge_guidance.reward import ImageReward, RewardSum
+from redge_guidance.rewards import BlackBoxReward
+from redge_guidance.samples.images import ImageDecoder, RelaxedImages
 from redge_guidance.updates import Natural
-from tests.helpers.images import CODES, SIDE, tiny_amused, tiny_image_pipeline, tiny_vqvae
-from tests.redge_guidance.test_hosts import spied
-
-ORDERS = ["ancestral", "random", "confidence", "remasking"]
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def brightness(pixels):
-    return pixels.mean((1, 2, 3))
-
+from tests.helpers.hosts import IMAGES, amused_inpaint, brightness, inpainting, masked_image, seeded, spied, state_of
+from tests.helpers.images import CODES, SIDE, tiny_amused, tiny_vqvae
 
 # ---- what a reward sees ----
 
 
-def relaxed(draws=1, images=2):
+def relaxed(draws=1, images=2, prompts=None):
     torch.manual_seed(0)
     count = draws * images * SIDE**2
     free = torch.ones(draws * images, SIDE**2, dtype=torch.bool)
     weights = torch.randn(count, CODES).softmax(-1).requires_grad_()
     ids = torch.randint(CODES, free.shape)
-    return RelaxedTokens(ids, free, weights, hard=False, draws=draws)
+    prompts = None if prompts is None else prompts * draws
+    return RelaxedTokens(ids, free, weights, hard=False, draws=draws, prompts=prompts)
 
 
-def decoder(vqvae=None, prompts=None):
+def decoder(vqvae=None):
     vqvae = tiny_vqvae() if vqvae is None else vqvae
-    return ImageDecoder(codebook_of(vqvae), lambda x: to_pixels(vqvae, x, True), prompts)
+    return ImageDecoder(codebook_of(vqvae), lambda x: to_pixels(vqvae, x, True))
 
 
 def test_pixels_of_one_hot_samples_are_those_of_the_tokens():
     vqvae, tokens = tiny_vqvae(), relaxed()
     weights = torch.nn.functional.one_hot(tokens.ids.flatten(), CODES).float()
-    images = decoder(vqvae).images(RelaxedTokens(tokens.ids, tokens.free, weights))
+    images = RelaxedImages(RelaxedTokens(tokens.ids, tokens.free, weights), decoder(vqvae))
     latents = codebook_of(vqvae)[tokens.ids].transpose(1, 2).unflatten(2, (SIDE, SIDE))
     expected = (vqvae.decode(latents, force_not_quantize=True).sample / 2 + 0.5).clamp(0, 1)
     torch.testing.assert_close(images.pixels, expected)
@@ -53,7 +44,7 @@ def test_pixels_of_one_hot_samples_are_those_of_the_tokens():
 
 
 def test_grey_images_have_three_equal_channels():
-    pixels = decoder(tiny_vqvae(channels=1)).images(relaxed()).pixels
+    pixels = RelaxedImages(relaxed(), decoder(tiny_vqvae(channels=1))).pixels
     assert pixels.shape == (2, 3, 8, 8)
     assert torch.equal(pixels[:, 0], pixels[:, 2])
 
@@ -65,8 +56,8 @@ def test_chunks_give_the_same_pixels_and_gradients(chunk_size):
         sizes = []
         one = decoder()
         decode = one.decode
-        counted = ImageDecoder(one.codebook, lambda x: sizes.append(len(x)) or decode(x))  # noqa: B023
-        pixels = counted.images(tokens, size).pixels
+        counted = ImageDecoder(one.codebook, lambda x: sizes.append(len(x)) or decode(x), size)  # noqa: B023
+        pixels = RelaxedImages(tokens, counted).pixels
         (grad,) = torch.autograd.grad(pixels.square().sum(), tokens.weights)
         results.append((pixels, grad))
         parts = [4] if size is None else {1: [1] * 4, 3: [3, 1], 100: [4]}[size]
@@ -82,10 +73,10 @@ def test_images_are_decoded_once_for_all_terms_and_prompts_are_repeated_by_draws
             seen.append(prompts)
             return brightness(pixels)
 
-    one = decoder(prompts=["a", "b"])
-    counted = ImageDecoder(one.codebook, lambda x: calls.append(1) or one.decode(x), one.prompts)
+    one = decoder()
+    counted = ImageDecoder(one.codebook, lambda x: calls.append(1) or one.decode(x))
     reward = ImageReward.__add__(Constant(), brightness) + Scored()
-    images = counted.images(relaxed(draws=3))
+    images = RelaxedImages(relaxed(draws=3, prompts=["a", "b"]), counted)
     total = reward(images)
     assert len(calls) == 1
     assert seen == [["a", "b"] * 3]
@@ -94,7 +85,7 @@ def test_images_are_decoded_once_for_all_terms_and_prompts_are_repeated_by_draws
 
 
 class Constant(ImageReward):
-    def score(self, pixels, prompts=None):
+    def of_pixels(self, pixels, prompts=None):
         return pixels.new_ones(len(pixels)) + 0 * pixels.sum((1, 2, 3))
 
 
@@ -106,13 +97,13 @@ def test_a_linear_decoder_gives_the_exact_tilt():
     free[0, 0], ids[0, 0] = False, 1
     images = ImageDecoder(codebook, lambda x: x.transpose(1, 2)[..., None])  # (batch, 3, 4, 1)
     step = DenoisingStep(logits, ids, free, torch.ones_like(free), 0.7, 0.0, None, images=images)
-    config = GuidanceConfig(1.5, update=Natural(1, 1.0), num_samples=2, support=None)
+    config = GuidanceConfig(1.5, update=Natural(1, 1.0), num_draws=2, support=None)
 
     def reward(pixels):
         return (pixels * direction.view(3, 1, 1)).sum((1, 2, 3))
 
     before = logits.clone()
-    new, _, _ = guided_logits(step, reward, config, seeded())
+    new, _ = guided_logits(step, reward, config, seeded())
     expected = (logits[free] / 0.7 + 1.5 * codebook @ direction).softmax(-1)
     torch.testing.assert_close((new / 0.7).softmax(-1), expected)
     assert torch.equal(logits, before)  # the host's
@@ -132,72 +123,13 @@ def test_sums_score_finished_images():
     scaled = (Constant() * 0 + brightness + Scored()).terms[1:]
     normalized = RewardSum(scaled).normalized(pixels, prompts)
     for term in normalized.terms:
-        value = term.reward.score(pixels, prompts) if hasattr(term.reward, "score") else term.reward(pixels)
-        torch.testing.assert_close((term.weight * value).std(), torch.tensor(1.0))
+        alone = RewardSum([term]).score(pixels, prompts)
+        torch.testing.assert_close(alone.std(), torch.tensor(1.0))
 
 
 # ---- hosts ----
 
-
-def masked(takes_text=False, **scheduler):
-    pipe = tiny_image_pipeline(takes_text, **scheduler)
-
-    def run(seed=0):
-        given = {"prompt": ["a b", "c"]} if takes_text else {"class_labels": [0, 2]}
-        return pipe(**given, guidance_scale=2.0, generator=seeded(seed), output_type="latent").tokens
-
-    return pipe, run
-
-
-def inpainting():
-    pipe = tiny_image_pipeline(unmasking_order="confidence")
-    image, mask = torch.rand(1, 3, 8, 8, generator=seeded()), torch.zeros(8, 8)
-    mask[:, 4:] = 1
-
-    def run(seed=0):
-        return pipe(num_images=2, image=image, mask_image=mask, generator=seeded(seed), output_type="latent").tokens
-
-    return pipe, run
-
-
-def amused(kind, guidance_scale=3.0, **given):
-    pipe = tiny_amused(kind)
-
-    def run(seed=0):
-        settings = {"num_inference_steps": 4, "guidance_scale": guidance_scale, "output_type": "latent"}
-        return pipe(["a b", "c"], **given, **settings, generator=seeded(seed)).images
-
-    return pipe, run
-
-
-def amused_inpaint():
-    mask = torch.zeros(1, 1, 8, 8)
-    mask[..., 4:] = 1
-    image = torch.rand(2, 3, 8, 8, generator=seeded())
-    return amused(AmusedInpaintPipeline, image=image, mask_image=mask.repeat(2, 1, 1, 1), strength=1.0)
-
-
-CASES = {order: (lambda order=order: masked(unmasking_order=order, schedule="cosine")) for order in ORDERS}
-CASES |= {
-    "text": lambda: masked(takes_text=True, unmasking_order="confidence"),
-    "inpainting": inpainting,
-    "amused": lambda: amused(AmusedPipeline, height=8, width=8),
-    "amused without cfg": lambda: amused(AmusedPipeline, 1.0, height=8, width=8),
-    "amused img2img": lambda: amused(
-        AmusedImg2ImgPipeline, image=torch.rand(2, 3, 8, 8, generator=seeded()), strength=0.8
-    ),
-    "amused inpaint": amused_inpaint,
-}
-every_case = pytest.mark.parametrize("make", CASES.values(), ids=CASES)
-
-
-def parts(pipe):
-    return [module for module in pipe.components.values() if isinstance(module, torch.nn.Module)]
-
-
-def state_of(pipe):
-    hooks = sum(len(m._forward_pre_hooks) + len(m._forward_hooks) for part in parts(pipe) for m in part.modules())
-    return set(vars(pipe)), set(vars(pipe.scheduler)), hooks
+every_case = pytest.mark.parametrize("make", IMAGES.values(), ids=IMAGES)
 
 
 @every_case
@@ -228,28 +160,22 @@ def test_removal_and_exceptions_leave_the_host_as_it_was(make):
 @every_case
 def test_only_free_positions_are_guided(make):
     pipe, run = make()
-    plain, guided = spied(pipe), []
-    with guide(pipe, brightness, GuidanceConfig(scale=200.0)):
-        guided_step = pipe.scheduler.step
+    guidance, steps = Guidance(brightness, GuidanceConfig(scale=200.0)), []
 
-        def compare(*args, **kwargs):
-            given = kwargs.get("model_output", args[0] if args else None)
-            sample = kwargs.get("sample", args[2] if len(args) > 2 else None)
-            kept = given.clone()
-            result = guided_step(*args, **kwargs)
-            assert torch.equal(given, kept)  # the host's own tensor
-            guided.append((given, sample, plain[-1][1]["model_output"]))
-            return result
+    def move(step):
+        steps.append((step, step.logits.clone()))
+        return guidance(step)
 
-        pipe.scheduler.step = compare
-        run()
-        pipe.scheduler.step = guided_step
-    mask = getattr(pipe.scheduler.config, "mask_token_id", None)
-    mask = pipe.config.mask_token_id if mask is None else mask
+    calls, attachment = spied(pipe), Attachment(pipe, move=move)
+    run()
+    attachment.remove()
     changed = 0
-    for before, sample, after in guided:
-        moved = (before != after).any(1) if before.ndim == 4 else (before != after).any(-1)
-        assert not (moved & (sample != mask)).any()
+    for (_, arguments), (step, before) in zip(calls, steps, strict=True):
+        assert torch.equal(step.logits, before)  # the host's own tensor
+        after = arguments["model_output"]
+        after = after.permute(0, 2, 3, 1).flatten(1, 2) if after.ndim == 4 else after
+        moved = (after != before).any(-1)
+        assert not (moved & ~step.free).any()
         changed += int(moved.sum())
     assert changed > 10
 
@@ -287,7 +213,7 @@ def test_inpainted_regions_stay():
 
 @pytest.mark.parametrize("case", ["text", "amused", "amused without cfg", "amused inpaint"])
 def test_rewards_are_told_the_prompts(case):
-    pipe, run = CASES[case]()
+    pipe, run = IMAGES[case]()
     seen = []
 
     class Scored:
@@ -295,7 +221,7 @@ def test_rewards_are_told_the_prompts(case):
             seen.append(prompts)
             return brightness(pixels)
 
-    with guide(pipe, Scored(), GuidanceConfig(num_samples=2)):
+    with guide(pipe, Scored(), GuidanceConfig(num_draws=2)):
         run()
         run()
     assert all(prompts == ["a b", "c"] * 2 for prompts in seen)
@@ -310,13 +236,13 @@ def test_prompts_are_repeated_as_the_images_are():
             return brightness(pixels)
 
     settings = {"height": 8, "width": 8, "num_inference_steps": 2, "output_type": "latent"}
-    with guide(pipe, Scored(), GuidanceConfig(num_samples=1)):
+    with guide(pipe, Scored(), GuidanceConfig(num_draws=1)):
         pipe(["a b", "c"], num_images_per_prompt=2, **settings)
     assert all(prompts == ["a b", "c"] * 2 for prompts in seen)
 
 
 def test_a_class_or_nothing_has_no_prompts():
-    pipe, run = masked()
+    pipe, run = masked_image()
     seen = []
 
     class Scored:
@@ -330,12 +256,12 @@ def test_a_class_or_nothing_has_no_prompts():
 
 
 def test_a_black_box_on_pixels_guides_by_the_score_function():
-    pipe, run = masked(unmasking_order="random")
+    pipe, run = masked_image(unmasking_order="random")
     template = torch.randn(3, 8, 8, generator=seeded(5))
     reward = BlackBoxReward(lambda image: (image * template).sum().item())
     means = []
     for scale in (0.0, 10.0):
-        with guide(pipe, reward, GuidanceConfig(scale=scale, num_samples=64)):
+        with guide(pipe, reward, GuidanceConfig(scale=scale, num_draws=64)):
             tokens = torch.cat([run(seed) for seed in range(4)])
         means.append(reward.score(pipe.decode(tokens)).mean().item())
     assert means[1] > means[0] + 1
@@ -347,7 +273,7 @@ class OnlyScore:
 
 
 def test_rewards_of_the_other_kind_are_refused(pipe, reward):
-    images, _ = masked()
+    images, _ = masked_image()
     wrong = pytest.raises(ValueError, match="TextClassifierReward is for texts, and the pipeline makes images")
     with guide(images, reward), wrong:
         images()
@@ -361,15 +287,15 @@ def test_rewards_of_the_other_kind_are_refused(pipe, reward):
 
 @pytest.mark.parametrize("estimator", ["straight_through", "redge", "reinmax", "gumbel_softmax", "entropy_mix"])
 def test_hard_estimators_show_finished_images(estimator, monkeypatch):
-    pipe, run = masked()
+    pipe, run = masked_image()
     seen = []
 
     def spy(vqvae, embeddings, do_normalize):
         seen.append(embeddings.detach())
         return to_pixels(vqvae, embeddings, do_normalize)
 
-    monkeypatch.setattr("redge_guidance.hosts.masked_image.to_pixels", spy)
-    with guide(pipe, brightness, GuidanceConfig(estimator=estimator, num_samples=1)):
+    monkeypatch.setattr("redge_guidance.pipelines.image.masked.to_pixels", spy)
+    with guide(pipe, brightness, GuidanceConfig(estimator=estimator, num_draws=1)):
         run()
     distance = torch.cdist(torch.cat(seen), codebook_of(pipe.vqvae)[None]).amin(-1)
     assert len(seen) == 4 * 3

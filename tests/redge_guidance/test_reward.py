@@ -119,7 +119,7 @@ def step_of(logits):
 def test_a_sum_with_a_black_box_reaches_the_tilted_optimum(update, draws):
     """Both parts linear in every token, so that q = p exp(scale * (their sum)) is exact."""
     logits = torch.randn(6, len(WORDS), generator=torch.Generator().manual_seed(0))
-    config = GuidanceConfig(scale=1.5, estimator="straight_through", update=update, num_samples=draws, support=None)
+    config = GuidanceConfig(scale=1.5, estimator="straight_through", update=update, num_draws=draws, support=None)
     reward = Points() + BlackBoxReward(points_of_text)
     new, figures, notes = guided_logits(step_of(logits), reward, config, torch.Generator().manual_seed(0))
     worth = Points.points.clone()

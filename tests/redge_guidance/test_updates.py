@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from redge_guidance import updates
-from redge_guidance.updates import Adam, Natural, kl, kl_gradient, project_to_budget, row_chunks
+from redge_guidance.updates import Adam, Gradient, Natural, kl, kl_gradient, project_to_budget, row_chunks
 
 
 class LinearReward:
@@ -11,12 +11,11 @@ class LinearReward:
     def __init__(self, table, scale):
         self.table, self.scale = table, scale
 
-    def grad_sample(self, log_q, damping):
-        return self.table
+    def gradients(self, log_q):
+        return [Gradient(self.table, "sample")]
 
-    def grad_logits(self, log_q):
-        q = log_q.exp()
-        return q * (self.table - (q * self.table).sum(-1, keepdim=True))
+    def used(self, grad):
+        pass
 
 
 def problem(rows=6, categories=5):

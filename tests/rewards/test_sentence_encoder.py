@@ -37,7 +37,7 @@ def test_it_guides_a_generator_with_other_tokens(similarity, embedded):
         return embedded([""] * 8, generator=torch.Generator().manual_seed(0)).texts
 
     settings = GuidanceConfig(
-        scale=250.0, estimator="straight_through", num_samples=1, support=None, update=Natural(6, 1 / 3)
+        scale=250.0, estimator="straight_through", num_draws=1, support=None, update=Natural(6, 1 / 3)
     )
     bare = similarity.score(write()).mean()
     with guide(embedded, similarity, settings) as handle:

@@ -230,7 +230,7 @@ def test_guidance_by_a_black_box(pipe):
     word = rarest_word(write(pipe))
     reward = BlackBoxReward(lambda text: text.split().count(word))
     bare = reward.score(write(pipe)).mean()
-    with guide(pipe, reward, GuidanceConfig(scale=6.0, num_samples=32)) as handle:
+    with guide(pipe, reward, GuidanceConfig(scale=6.0, num_draws=32)) as handle:
         guided = reward.score(write(pipe)).mean()
     assert guided > bare + 0.5
     assert len(handle.trace) > 0
@@ -257,6 +257,6 @@ def test_black_box_bad_input(pipe):
         BlackBoxReward(lambda texts: [1.0], batched=True).score(["a", "b"])
     with pytest.raises(ValueError, match="must return a list of numbers, got float"):
         BlackBoxReward(lambda texts: 1.0, batched=True).score(["a", "b"])
-    with pytest.raises(ValueError, match="`num_samples` must be >= 2 for a reward without gradient, got 1"):
-        guide(pipe, BlackBoxReward(len), GuidanceConfig(num_samples=1))
+    with pytest.raises(ValueError, match="`num_draws` must be >= 2 for a reward without gradient, got 1"):
+        guide(pipe, BlackBoxReward(len), GuidanceConfig(num_draws=1))
     assert "step" not in vars(pipe.scheduler)  # nothing was attached

@@ -1,0 +1,31 @@
+"""For tests and doctests alike: no hub, and this checkout's own code."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import redge_guidance
+from redge_guidance import estimators, hosts, pipelines, rewards, samples
+
+ROOT = Path(__file__).parent.resolve()
+
+
+def pytest_configure() -> None:
+    for package in (redge_guidance, estimators, hosts, pipelines, rewards, samples):
+        found = Path(package.__file__ or "").resolve()
+        if ROOT not in found.parents:
+            raise pytest.UsageError(
+                f"{package.__name__} is imported from {found}, which is not in {ROOT}: these tests would test another "
+                "checkout. Run `python -m pytest` in this one, or install it with `pip install -e .`."
+            )
+
+
+@pytest.fixture(autouse=True)
+def names_in_examples(doctest_namespace: dict[str, object]) -> None:
+    doctest_namespace["torch"] = torch
+    torch.manual_seed(0)

@@ -1,0 +1,81 @@
+"""The public state of one call of a pipeline: what is being drawn, and where."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from redge_guidance.text import fixed_before
+
+
+@dataclass(frozen=True, eq=False)
+class Canvas:
+    """The token positions of a batch before anything is drawn. All `(batch, length)`.
+
+    Attributes:
+        ids: int64; where a token is to be drawn the mask token, or some token where there is none.
+        attention_mask: bool, False on padding.
+        prompt: bool, tokens that the caller wrote; what a tokenizer puts in front of a text is none of them.
+        free: bool, positions that the call draws. All others stay as they are.
+    """
+
+    ids: Tensor
+    attention_mask: Tensor
+    prompt: Tensor
+    free: Tensor
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def given(self) -> Tensor:
+        """Positions in front of or among those that are drawn: prompt, what stands before it, and padding."""
+        return fixed_before(self.free)
+
+    @classmethod
+    def all_text(cls, ids: Tensor, free: Tensor) -> "Canvas":
+        """A canvas without padding, of which all that is not free was given."""
+        return cls(ids, torch.ones_like(free), ~free, free)
+
+
+@dataclass(frozen=True, eq=False)
+class Drawing:
+    """One call of a pipeline while it runs.
+
+    Attributes:
+        canvas: as it was before the first step.
+        prompts: what each of the `batch` sequences was asked for; None where the pipeline takes no text.
+        block, num_blocks: the block that is being drawn, from 0, and how many there are.
+        class_labels: `(batch,)` int64, of a model of classes; None elsewhere.
+    """
+
+    canvas: Canvas
+    prompts: Sequence[str] | None = None
+    block: int = 0
+    num_blocks: int = 1
+    class_labels: Tensor | None = None
+
+
+# Innermost last. A context variable, so that threads, and calls within calls, see their own.
+_DRAWINGS: ContextVar[tuple[tuple[Any, Drawing], ...]] = ContextVar("drawings", default=())
+
+
+class Drawer:
+    """A pipeline that says what it is drawing."""
+
+    @property
+    def drawing(self) -> Drawing | None:
+        """The call in progress, in this thread the innermost one; None between calls."""
+        return next((drawing for pipe, drawing in reversed(_DRAWINGS.get()) if pipe is self), None)
+
+    @contextmanager
+    def _draw(self, drawing: Drawing) -> Iterator[None]:
+        token = _DRAWINGS.set((*_DRAWINGS.get(), (self, drawing)))
+        try:
+            yield
+        finally:
+            _DRAWINGS.reset(token)

@@ -1,0 +1,46 @@
+"""Blocks of a canvas that are drawn one after the other, and the steps that they get."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from redge_guidance.pipelines.sampling import Generators
+
+
+def split_into_blocks(free: Tensor, block_length: int | None) -> list[Tensor]:
+    """Positions `(batch, length)` of every block: the first `block_length` free ones of a row, the next, ..."""
+    if block_length is None or not free.any():
+        return [free]
+    number = (free.cumsum(-1) - 1).div(block_length, rounding_mode="floor")
+    return [free & (number == i) for i in range(int(number.max()) + 1)]
+
+
+def steps_of_blocks(blocks: Sequence[Tensor], num_inference_steps: int | None) -> list[int]:
+    """Denoising steps of every block: equal shares, or one for every token."""
+    if num_inference_steps is None:
+        return [max(1, int(block.sum(-1).max())) for block in blocks]
+    number = len(blocks)
+    if num_inference_steps < number:
+        raise ValueError(
+            f"`num_inference_steps` must be >= {number}, the number of blocks, got {num_inference_steps}; raise "
+            "it, or `block_length`."
+        )
+    return [num_inference_steps * (i + 1) // number - num_inference_steps * i // number for i in range(number)]
+
+
+def check_independent(blocks: Sequence[Tensor], num_inference_steps: int | None, generator: Generators) -> None:
+    """With a generator for every row, a ValueError where the steps of a row would depend on the rows beside it."""
+    if generator is None or isinstance(generator, torch.Generator):
+        return
+    tokens = torch.stack([block.sum(-1) for block in blocks])  # (blocks, batch)
+    if num_inference_steps is None and (tokens != tokens[:, :1]).any():
+        raise ValueError(
+            "`num_inference_steps` must be given with a list of generators for texts of several lengths, got None: by "
+            "default it is that of the longest text of the batch, and a text would depend on its batch."
+        )
+    if ((tokens > 0) != (tokens[:, :1] > 0)).any():
+        raise ValueError(
+            "`generator` must be one generator where texts have different numbers of blocks: their steps would depend "
+            "on their batch; draw texts of alike lengths together, or leave `block_length` out."
+        )

@@ -1,0 +1,268 @@
+"""A function between a pipeline and its scheduler: what the calls of one pipeline pass through, and nobody else's."""
+
+import contextlib
+import copy
+import copyreg
+import functools
+import inspect
+import logging
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from redge_guidance.hosts import Drawn, Host, find_host
+from redge_guidance.hosts.base import drawing
+from redge_guidance.hosts.registry import explain
+from redge_guidance.seam import Seam, signature_of
+from redge_guidance.step import DenoisingStep
+
+logger = logging.getLogger(__name__)
+
+Move = Callable[[DenoisingStep], Tensor | None]
+Follow = Callable[[DenoisingStep, Drawn], Tensor | None]
+
+
+class Attachment:
+    """While `pipe` draws, its scheduler's methods first have their logits moved; everything else is as it was.
+
+    The pipeline's class is exchanged for a subclass of the same name, as `torch.nn.utils.parametrize` does it, which
+    knows when a call begins and ends. The scheduler and the models are touched in between only.
+
+    Args:
+        pipe: a pipeline that a registered `Host` matches.
+        begin: called when a call of the pipeline begins.
+        move: from a step to guided logits `(free positions, vocabulary)`, or None to leave it; None: never.
+        follow: told what was drawn; may return `(batch,)` indices, the sequences to go on with. None: nobody asks.
+
+    Raises:
+        ValueError: no host for the pipeline, or something attached to it already.
+    """
+
+    def __init__(
+        self,
+        pipe: Any,
+        begin: Callable[[], None] | None = None,
+        move: Move | None = None,
+        follow: Follow | None = None,
+    ):
+        kind, host = type(pipe), find_host(pipe)
+        if _attachment_of(pipe) is not None:
+            raise ValueError("`pipe` is guided already; call `remove()` on the first handle, or add up the rewards.")
+        self.pipe, self._kind = pipe, kind
+        self._begin, self.move, self.follow = begin, move, follow
+        self._busy = threading.Lock()
+        self._call: _Call | None = None
+        entries = [name for name in host.entries if any(name in vars(base) for base in kind.__mro__)]
+        try:
+            pipe.__class__ = _attached_class(kind, self, entries)
+        except TypeError as error:
+            raise ValueError(
+                f"`pipe` must be an object of a class that can be derived from, got {kind.__name__}: {error}."
+            ) from error
+        self._everywhere = not entries
+        if self._everywhere:
+            self._open({})
+
+    @property
+    def attached(self) -> bool:
+        return _attachment_of(self.pipe) is self
+
+    @property
+    def in_call(self) -> bool:
+        """Whether the pipeline is drawing."""
+        return self._call is not None and not self._everywhere
+
+    def remove(self) -> None:
+        """Give the pipeline its own class back. Does nothing the second time; a call in progress goes on unguided."""
+        self.move = self.follow = None
+        if self._everywhere:
+            self._close()
+        if self.attached:
+            self.pipe.__class__ = self._kind
+        elif self._kind in type(self.pipe).__mro__ and any(_attachment(k) is self for k in type(self.pipe).__mro__):
+            logger.warning("the class of the guided pipeline was exchanged by something else, which is left in place")
+
+    def draw(self, entry: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A call of the pipeline's own method `entry`, with this attachment in between."""
+        if not self._busy.acquire(blocking=False):
+            raise RuntimeError(
+                "the guided pipeline is in the middle of a call; two calls at the same time would change each other's "
+                "samples. Give each a pipeline of its own, such as `copy.copy(pipe)` with a scheduler of its own."
+            )
+        try:
+            try:
+                bound = inspect.signature(entry).bind(self.pipe, *args, **kwargs)
+            except TypeError:  # whoever called it so is told by the method itself
+                return entry(self.pipe, *args, **kwargs)
+            for name in ("callback_on_step_end", "callback"):
+                callback = bound.arguments.get(name)
+                if callable(callback) and not hasattr(callback, "tensor_inputs"):  # diffusers' own go on as they are
+                    bound.arguments[name] = _elsewhere(callback)
+            args, kwargs = bound.args, bound.kwargs
+            bound.apply_defaults()
+            with drawing(self._open(bound.arguments)):
+                return entry(*args, **kwargs)
+        finally:
+            self._close()
+            self._busy.release()
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """In this block the pipeline is as it was before, for copies of it.
+
+        Raises:
+            RuntimeError: the pipeline is drawing.
+        """
+        if self.in_call:
+            raise RuntimeError("a guided pipeline cannot be copied while it draws; copy it before or after the call.")
+        mine = type(self.pipe)
+        if self._everywhere:
+            self._close()
+        self.pipe.__class__ = self._kind
+        try:
+            yield
+        finally:
+            self.pipe.__class__ = mine
+            if self._everywhere:
+                self._open({})
+
+    def _open(self, arguments: Mapping[str, Any]) -> Host:
+        host = find_host(self.pipe)(self.pipe, self._everywhere)
+        self._call = _Call(self, host, self.pipe.scheduler)
+        self._call.begin(arguments)
+        return host
+
+    def _close(self) -> None:
+        call, self._call = self._call, None
+        if call is not None:
+            call.close()
+
+    def started(self) -> None:
+        if self._begin is not None:
+            self._begin()
+
+
+class _Call:
+    """One call of a pipeline: its host, and the methods of the scheduler that pass through it."""
+
+    def __init__(self, attachment: Attachment, host: Host, scheduler: Any):
+        self.attachment, self.host, self.scheduler = attachment, host, scheduler
+        self._seams: list[Seam] = []
+
+    def begin(self, arguments: Mapping[str, Any]) -> None:
+        self.attachment.started()
+        self.host.begin(arguments)
+        for name in self.host.seams:
+            if hasattr(self.scheduler, name):
+                self._seams.append(Seam(self.scheduler, name, self.step))
+        if self.host.everywhere and hasattr(self.scheduler, "set_timesteps"):
+            self._seams.append(Seam(self.scheduler, "set_timesteps", self.step))
+
+    def close(self) -> None:
+        for seam in self._seams:
+            seam.remove()
+        self.host.close()
+
+    def step(self, name: str, below: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The scheduler's method `name`, `below`, with guidance before and after it."""
+        attachment, host = self.attachment, self.host
+        if not host.is_drawing() or (attachment.move is None and attachment.follow is None):
+            return below(*args, **kwargs)
+        if name == "set_timesteps":  # a new generation of a pipeline that says so in no other way
+            host.close()
+            attachment.started()
+            host.begin({})
+            return below(*args, **kwargs)
+        bound = signature_of(below, self.scheduler, name).bind(*args, **kwargs)
+        try:
+            step = host.read(name, bound.arguments)
+        except (KeyError, AttributeError) as error:
+            explained = explain(host, name, error)
+            raise explained from (None if explained is error else error)
+        with drawing(None):
+            logits = None if attachment.move is None else attachment.move(step)
+        if logits is not None:
+            host.write(bound.arguments, step, logits)
+        output = below(*bound.args, **bound.kwargs)
+        if attachment.follow is None:
+            return output
+        with drawing(None):
+            rows = attachment.follow(step, host.after(name, step, output))
+        return output if rows is None else host.reorder(step, output, rows)
+
+
+def _attached_class(kind: type, attachment: Attachment, entries: list[str]) -> type:
+    """A subclass of `kind` that is called the same, in which the entries of the attached pipeline pass through.
+
+    Other objects that are made of it, as by `type(pipe)(...)`, are of `kind`.
+    """
+
+    def initialise(self: Any, *args: Any, **kwargs: Any) -> None:
+        self.__class__ = kind
+        self.__init__(*args, **kwargs)
+
+    def entry(name: str) -> Callable[..., Any]:
+        original = getattr(kind, name)
+
+        @functools.wraps(original)
+        def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+            return attachment.draw(original, args, kwargs)
+
+        return method
+
+    def set_attribute(self: Any, name: str, value: Any) -> None:
+        if name == "scheduler" and attachment.in_call and value is not self.scheduler:
+            raise RuntimeError(
+                "`scheduler` cannot be exchanged while the guided pipeline is drawing, since the new one would not be "
+                "guided; exchange it between calls."
+            )
+        super(attached, self).__setattr__(name, value)
+
+    def deep_copy(self: Any, memo: dict[int, Any]) -> Any:
+        with attachment.aside():
+            return copy.deepcopy(self, memo)
+
+    def shallow_copy(self: Any) -> Any:
+        with attachment.aside():
+            return copy.copy(self)
+
+    def reduce(self: Any, protocol: Any) -> Any:
+        with attachment.aside():
+            make, *rest = self.__reduce_ex__(protocol)
+        return (_new if make is copyreg.__newobj__ else make, *rest)  # type: ignore[attr-defined]  # not in typeshed
+
+    members: dict[str, Any] = {name: entry(name) for name in entries}
+    members |= {"__init__": functools.wraps(kind.__init__)(initialise), "__setattr__": set_attribute}  # type: ignore[misc]
+    members |= {"__deepcopy__": deep_copy, "__copy__": shallow_copy, "__reduce_ex__": reduce}
+    members |= {name: getattr(kind, name) for name in ("__module__", "__qualname__", "__doc__")}
+    attached: Any = type(kind.__name__, (kind,), members | {"__slots__": (), _MARK: attachment})
+    return attached  # type: ignore[no-any-return]
+
+
+def _new(kind: type, *args: Any) -> Any:
+    """As `copyreg.__newobj__`, by which `pickle` asks that the object be of that very class."""
+    return kind.__new__(kind, *args)
+
+
+_MARK = "_redge_guidance_attachment"
+
+
+def _attachment(kind: type) -> Attachment | None:
+    return vars(kind).get(_MARK)
+
+
+def _attachment_of(pipe: Any) -> Attachment | None:
+    return _attachment(type(pipe))
+
+
+def _elsewhere(callback: Callable[..., Any]) -> Callable[..., Any]:
+    """A user's callback, in which no other pipeline's calls are taken for this one's."""
+
+    @functools.wraps(callback)
+    def method(*args: Any, **kwargs: Any) -> Any:
+        with drawing(None):
+            return callback(*args, **kwargs)
+
+    return method

@@ -1,0 +1,64 @@
+"""Relaxed samples of one denoising step: noise, estimator, and what the reward is shown."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from redge_guidance.reward import Sample
+from redge_guidance.samples.images import RelaxedImages
+from redge_guidance.samples.tokens import RelaxedTokens
+from redge_guidance.step import DenoisingStep
+from redge_guidance.text import text_mask
+
+Noise = torch.Generator | list[torch.Generator]
+
+
+class Draws:
+    """Draws the free positions of a step, and puts what was drawn among its fixed tokens.
+
+    Args:
+        step: what is fixed, and what a finished sample is.
+        support: `(rows, S)` int64, token ids of the columns; None: column = id.
+        noise: one generator, or one for every sequence, whose samples then do not depend on the batch.
+    """
+
+    def __init__(self, step: DenoisingStep, support: Tensor | None, noise: Noise):
+        self._step, self._support, self._noise = step, support, noise
+        self.sequence = step.free.nonzero()[:, 0]  # (rows,), the sequence of a row
+        self._counts = step.free.sum(-1).tolist()
+
+    def draw(self, estimator: Callable[..., Tensor], logits: Tensor, count: int) -> Tensor:
+        """`count` samples `(count, rows, S)` of logits `(rows, S)`.
+
+        With a generator for every sequence each sample of each sequence is drawn by itself, so that neither the other
+        sequences nor the number of samples that are held at once matter to it.
+        """
+        if isinstance(self._noise, torch.Generator):
+            return estimator(logits.expand(count, *logits.shape), generator=self._noise)
+        parts = [(rows, g) for rows, g in zip(logits.split(self._counts), self._noise, strict=True) if len(rows)]
+        return torch.stack([torch.cat([estimator(rows, generator=g) for rows, g in parts]) for _ in range(count)])
+
+    def sample(self, drawn: Tensor, one_hot: bool) -> Sample:
+        """The batch once for every draw, draw by draw, with `drawn` `(draws, rows, S)` at the free positions."""
+        draws, step = len(drawn), self._step
+        free = step.free.repeat(draws, 1)
+        support = None if self._support is None else self._support.repeat(draws, 1)
+        weights = drawn.flatten(0, 1)
+        index = weights.detach().argmax(-1, keepdim=True)
+        tokens = index if support is None else support.gather(-1, index)
+        ids = step.ids.repeat(draws, 1).masked_scatter(free, tokens)
+        given = None if step.given is None else step.given.repeat(draws, 1)
+        relaxed = RelaxedTokens(
+            ids=ids,
+            free=free,
+            weights=weights,
+            support=support,
+            hard=one_hot,
+            attention_mask=text_mask(ids, step.tokenizer, step.attention_mask.repeat(draws, 1), given),
+            tokenizer=step.tokenizer,
+            given=given,
+            draws=draws,
+            prompts=None if step.prompts is None else list(step.prompts) * draws,
+        )
+        return relaxed if step.images is None else RelaxedImages(relaxed, step.images)

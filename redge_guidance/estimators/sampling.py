@@ -1,0 +1,194 @@
+"""The autograd function of all pathwise estimators: draws and differentiates row by row in closed form."""
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+CHUNK_ELEMENTS = 2**18  # on a CPU, rows are worked through in chunks of about this many numbers, to stay in the cache
+# glibc gives free memory at the end of its heap back to the kernel when it is more than twice the largest block freed
+# so far. Freeing one untouched block of this many bytes raises that limit above a chunk's intermediate results; without
+# it every chunk would fault its pages anew, which took two thirds of the time of a backward.
+_RESERVE = 2**24
+NOISE_BLOCK = 2**20  # numbers that one thread draws at a time; torch draws them on one core
+
+
+class RowMathematics(Protocol):
+    """What `Pathwise` declares of an estimator, on rows `(rows, K)`."""
+
+    @property
+    def hard(self) -> bool: ...
+
+    @property
+    def noise(self) -> Literal["normal", "exponential"] | None: ...
+
+    def soft(self, logits: Tensor, noise: Tensor | None) -> Tensor: ...
+
+    def draw(self, soft: Tensor, uniform: Tensor) -> Tensor: ...
+
+    def value(self, soft: Tensor, drawn: Tensor) -> Tensor | None: ...
+
+    def vjp(self, logits: Tensor, noise: Tensor | None, drawn: Tensor | None, grad: Tensor) -> Tensor: ...
+
+
+def sample(estimator: RowMathematics, logits: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Draw from `logits` `(..., K)` by `estimator`; the differentiable sample has the shape and dtype of the logits."""
+    check_logits(logits, generator)
+    drawn: Tensor = _Sample.apply(logits, estimator, generator)[0]
+    return drawn
+
+
+def check_logits(logits: Tensor, generator: torch.Generator | None) -> None:
+    if not isinstance(logits, Tensor) or not torch.is_floating_point(logits):
+        kind = logits.dtype if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(f"`logits` must be a floating point tensor, got {kind}; convert it with `.float()`.")
+    if logits.ndim == 0 or logits.shape[-1] == 0:
+        raise ValueError(f"`logits` must be (..., K) with K >= 1 categories, got shape {tuple(logits.shape)}.")
+    if generator is not None and generator.device.type != logits.device.type:
+        raise ValueError(
+            f"`generator` must be on the device of the logits, {logits.device}, got {generator.device}; make it with "
+            f"`torch.Generator({logits.device.type!r})`."
+        )
+
+
+def _check_finite(highest: Tensor) -> None:
+    """`highest`: the largest logit of every row. NaN spreads to it. A compiled graph cannot raise, and goes on."""
+    if torch.compiler.is_compiling() or highest.isfinite().all():
+        return
+    for found, remedy in (("nan", "look for a division by 0 upstream"), ("inf", "keep logits below the dtype's range")):
+        if (highest.isnan() if found == "nan" else highest == torch.inf).any():
+            raise ValueError(f"`logits` contain {found}; {remedy}.")
+    raise ValueError("`logits` have a row that is -inf everywhere; leave every row at least one category.")
+
+
+class _Sample(torch.autograd.Function):
+    """Forward: a soft sample, then a draw. Backward: the estimator's VJP in closed form, recomputed chunk by chunk.
+
+    Kept for the backward: the logits, the noise (one number a logit) and the drawn ids; memory does not grow with the
+    number of steps of a diffusion.
+    """
+
+    @staticmethod
+    def forward(
+        logits: Tensor, estimator: RowMathematics, generator: torch.Generator | None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        flat = logits.reshape(-1, logits.shape[-1])
+        work, device = _work_dtype(flat), flat.device
+        noise = noise_like(flat, estimator.noise, generator)
+        uniform = torch.rand(len(flat), 1, generator=generator, device=device, dtype=work) if estimator.hard else None
+        drawn = torch.empty(len(flat), 1, dtype=torch.long, device=device) if estimator.hard else None
+        result = torch.zeros_like(flat, memory_format=torch.contiguous_format)
+        for rows in _chunks(flat):
+            chunk = flat[rows].to(work)
+            _check_finite(chunk.amax(-1))
+            soft = estimator.soft(chunk, None if noise is None else noise[rows])
+            if drawn is None or uniform is None:
+                result[rows] = soft
+                continue
+            drawn[rows] = estimator.draw(soft, uniform[rows])
+            value = estimator.value(soft, drawn[rows])
+            if value is None:
+                result[rows].scatter_(-1, drawn[rows], 1.0)
+            else:
+                result[rows] = value
+            del soft, value  # before the next chunk needs their memory
+        return result.view(logits.shape), noise, drawn
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor | None, Tensor | None]) -> None:
+        logits, ctx.estimator, _ = inputs
+        _, noise, drawn = output
+        ctx.mark_non_differentiable(*(x for x in (noise, drawn) if x is not None))
+        ctx.set_materialize_grads(False)  # else the noise gets a gradient of zeros, as large as the logits
+        ctx.save_for_backward(logits, noise, drawn)
+
+    @staticmethod
+    def backward(ctx: Any, grad_sample: Tensor | None, *_: Any) -> tuple[Tensor | None, None, None]:
+        if grad_sample is None:
+            return None, None, None
+        return _Gradient.apply(*ctx.saved_tensors, grad_sample, ctx.estimator), None, None
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[Any, ...], logits: Tensor, estimator: RowMathematics, generator: Any
+    ) -> tuple[Any, Any]:
+        if info.randomness != "different":
+            raise ValueError(f"`randomness` of vmap must be 'different' for a sample, got {info.randomness!r}.")
+        drawn, *kept = _Sample.apply(logits.movedim(in_dims[0], 0), estimator, generator)
+        kept = [None if x is None else x.unflatten(0, (info.batch_size, -1)) for x in kept]
+        return (drawn, *kept), (0, *(None if x is None else 0 for x in kept))
+
+
+class _Gradient(torch.autograd.Function):
+    """The gradient of `_Sample` with respect to the logits; it has no derivative itself."""
+
+    @staticmethod
+    def forward(
+        logits: Tensor, noise: Tensor | None, drawn: Tensor | None, grad_sample: Tensor, estimator: RowMathematics
+    ) -> Tensor:
+        flat, grad_flat = (x.reshape(-1, logits.shape[-1]) for x in (logits, grad_sample))
+        work = _work_dtype(flat)
+        grad_logits = torch.empty_like(flat, memory_format=torch.contiguous_format)
+        for rows in _chunks(flat):
+            chunk_noise, chunk_drawn = (None if x is None else x[rows] for x in (noise, drawn))
+            grad_logits[rows] = estimator.vjp(flat[rows].to(work), chunk_noise, chunk_drawn, grad_flat[rows].to(work))
+        return grad_logits.view(logits.shape)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> Any:
+        raise RuntimeError(
+            "the gradient of a sample has no derivative: an estimator defines a first derivative only; call "
+            "`torch.autograd.grad` or `backward` without `create_graph=True`, or detach the gradient."
+        )
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Tensor, int]:
+        *tensors, estimator = inputs
+        moved = [
+            x if x is None else x.expand(info.batch_size, *x.shape) if dim is None else x.movedim(dim, 0)
+            for x, dim in zip(tensors, in_dims, strict=False)
+        ]
+        logits, noise, drawn, grad_sample = moved
+        noise, drawn = (None if x is None else x.flatten(0, 1) for x in (noise, drawn))
+        return _Gradient.apply(logits, noise, drawn, grad_sample, estimator), 0
+
+
+def _work_dtype(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _chunks(flat: Tensor) -> list[slice]:
+    if flat.device.type != "cpu" or torch.compiler.is_compiling():
+        return [slice(None)]
+    torch.empty(_RESERVE, dtype=torch.uint8)
+    size = max(torch.get_num_threads(), CHUNK_ELEMENTS // flat.shape[1])
+    return [slice(i, i + size) for i in range(0, len(flat), size)]
+
+
+def noise_like(like: Tensor, kind: str | None, generator: torch.Generator | None) -> Tensor | None:
+    """One number for every number of `like`. On a CPU large noise is drawn by several threads, block by block.
+
+    Every block has a generator of its own, seeded from `generator`, so that the number of threads does not matter.
+    """
+    if kind is None:
+        return None
+    noise = torch.empty(like.shape, dtype=_work_dtype(like), device=like.device)
+    draw = Tensor.normal_ if kind == "normal" else Tensor.exponential_
+    if noise.device.type != "cpu" or torch.compiler.is_compiling() or noise.numel() <= NOISE_BLOCK:
+        return draw(noise, generator=generator)
+    blocks = noise.view(-1).split(NOISE_BLOCK)
+    seeds = torch.randint(2**62, (len(blocks),), generator=generator).tolist()
+    inference = torch.is_inference_mode_enabled()  # a thread does not inherit it
+
+    def fill(block: Tensor, seed: int) -> None:
+        with torch.inference_mode(inference):
+            draw(block, generator=torch.Generator().manual_seed(seed))
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        list(pool.map(fill, blocks, seeds))
+    return noise

@@ -1,0 +1,72 @@
+"""How a reward is asked for its value, and what is checked of the answer."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def of_pixels(reward: Any, pixels: Tensor, prompts: Sequence[str] | None) -> Tensor:
+    """The value of a reward that is no `Reward`: `score(pixels, prompts)` as preference models have it, or a call."""
+    score = getattr(reward, "score", None)
+    value: Tensor = call_plain(reward, pixels, "image") if score is None else score(pixels, prompts)
+    return value
+
+
+def call_plain(reward: Any, shown: Any, modality: str) -> Tensor:
+    """`reward(shown)`, with a word on the kind of reward where it asks `shown` for what only the other kind has.
+
+    Raises:
+        ValueError: `reward` is not callable, or is a function of texts that is shown images, or the other way round.
+    """
+    wanted, other = ("pixels", "text") if modality == "image" else ("RelaxedTokens", "image")
+    if not callable(reward):
+        raise ValueError(f"`reward` must be a callable from {wanted}, got {type(reward).__name__}.")
+    try:
+        value: Tensor = reward(shown)
+    except (AttributeError, TypeError) as error:
+        asked = isinstance(error, AttributeError) and error.obj is shown
+        if not asked and type(shown).__name__ not in str(error):
+            raise
+        raise ValueError(
+            f"`reward` {name_of(reward)} was shown {type(shown).__name__}, since the pipeline makes {modality}s, and "
+            f"failed: {error}. Is it a reward of {other}s?"
+        ) from error
+    return value
+
+
+def check_modality(reward: Any, modality: str) -> None:
+    """A ValueError if `reward` says that it is for the other kind of samples than `modality`."""
+    found = getattr(reward, "modality", None)
+    if found not in (None, modality):
+        raise ValueError(f"`reward` {name_of(reward)} is for {found}s, and the pipeline makes {modality}s.")
+
+
+def checked(rewards: Any, batch: int, name: str) -> Tensor:
+    """`rewards` if they are `(batch,)`, floating point and finite.
+
+    Raises:
+        ValueError: they are not; `name` says whose they are.
+    """
+    if not isinstance(rewards, Tensor) or not torch.is_floating_point(rewards):
+        kind = f"a tensor of {rewards.dtype}" if isinstance(rewards, Tensor) else type(rewards).__name__
+        raise ValueError(f"`{name}` must return a floating point tensor, got {kind}.")
+    if rewards.shape != (batch,):
+        hint = "do not sum or average over the batch" if rewards.ndim == 0 else "return one number a sequence"
+        raise ValueError(f"`{name}` must return shape ({batch},), got {tuple(rewards.shape)}; {hint}.")
+    if not rewards.isfinite().all():
+        raise ValueError(f"`{name}` returned NaN or infinity; make it finite for every sequence.")
+    return rewards
+
+
+def check_prompts(samples: Any, prompts: Sequence[str] | None) -> None:
+    """A ValueError if there are prompts, and not one a sample."""
+    if prompts is not None and len(prompts) != len(samples):
+        raise ValueError(f"`prompts` must be one a sample, {len(samples)}, got {len(prompts)}.")
+
+
+def name_of(reward: Any) -> str:
+    """What errors and the trace call a reward: its `name`, or that of the function or class."""
+    found = getattr(reward, "name", None)
+    return found if isinstance(found, str) else str(getattr(reward, "__name__", type(reward).__name__))

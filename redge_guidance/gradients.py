@@ -1,0 +1,135 @@
+"""Reward gradients at a candidate q: by backpropagation through samples, or from the rewards of samples alone."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from redge_guidance.config import GuidanceConfig
+from redge_guidance.draws import Draws
+from redge_guidance.estimators import Estimator, ReinforceLOO, ScoreFunction
+from redge_guidance.evaluation import checked
+from redge_guidance.reward import AnyReward, Sample, split
+from redge_guidance.trace import Figures
+from redge_guidance.updates import Gradient
+
+_MOST_TOGETHER = 2**24  # numbers in the samples that are held at once, 64 MiB
+
+
+class RewardGradients:
+    """The `Ascent` of one step: draws, calls the reward, differentiates, and keeps the figures.
+
+    What has a gradient is differentiated through the samples of the estimator. What has none, or everything where the
+    estimator is a score function, is weighed by draws of its own.
+
+    Args:
+        reward: see `Guidance`.
+        config: its estimator, number of draws and scale count here.
+        draws: of the step.
+        figures: where rewards, gradients and notes go.
+
+    Raises:
+        ValueError: one draw for a reward without gradient. When called: a reward of the wrong shape, not finite, or
+            without gradient.
+    """
+
+    def __init__(self, reward: AnyReward, config: GuidanceConfig, draws: Draws, figures: Figures):
+        self.scale = config.scale
+        self._draws, self._count, self._figures = draws, config.num_draws, figures
+        self._parts = routes(reward, config)
+        self._reward: Tensor = torch.zeros(())  # of every sequence, of the last draws
+
+    def gradients(self, log_q: Tensor) -> list[Gradient]:
+        found = [self._gradient(reward, estimator, log_q) for reward, estimator in self._parts]
+        self._reward = torch.stack([reward for _, reward in found]).sum(0)
+        return [gradient for gradient, _ in found]
+
+    def used(self, grad: Tensor) -> None:
+        self._figures.add(self._reward, torch.linalg.vector_norm(grad, dim=-1).square())
+
+    def _gradient(self, reward: AnyReward, estimator: Estimator, log_q: Tensor) -> tuple[Gradient, Tensor]:
+        if isinstance(estimator, ScoreFunction):
+            return self._by_score(reward, estimator, log_q)
+        return self._through_samples(reward, estimator, log_q)
+
+    def _through_samples(self, reward: AnyReward, estimator: Estimator, log_q: Tensor) -> tuple[Gradient, Tensor]:
+        """The mean over the draws, which go through the reward together, or in as many parts as their size asks for."""
+        together = min(self._count, max(1, _MOST_TOGETHER // max(log_q.numel(), 1)))
+        grads: Tensor | None = None
+        rewards = []
+        for first in range(0, self._count, together):
+            count = min(together, self._count - first)
+            grad, reward_of_draws = self._through_draws(reward, estimator, log_q, count)
+            share = count / self._count
+            grad = grad if share == 1 else grad * share
+            grads = grad if grads is None else grads.add_(grad)
+            del grad
+            rewards.append(share * reward_of_draws)
+        assert grads is not None
+        if not torch.linalg.vector_norm(grads, ord=torch.inf).isfinite():
+            raise ValueError("`reward` has a gradient that is NaN or infinite; look for a log or a division at 0.")
+        return Gradient(grads, estimator.gradient_at), torch.stack(rewards).sum(0)
+
+    def _through_draws(
+        self, reward: AnyReward, estimator: Estimator, log_q: Tensor, count: int
+    ) -> tuple[Tensor, Tensor]:
+        """Gradient of the summed reward, averaged over `count` draws, and the mean reward of every sequence."""
+        at_sample = estimator.gradient_at == "sample"
+        with torch.enable_grad():
+            logits = log_q.detach().requires_grad_(not at_sample)
+            drawn = self._draws.draw(estimator, logits, count)
+            target: Any = logits
+            if at_sample:  # no leaf: a graph keeps its leaves alive, and the sample is as large as its gradient
+                drawn = drawn.detach().add_(torch.zeros((), device=drawn.device, requires_grad=True))
+                target = torch.autograd.graph.get_gradient_edge(drawn)
+            sample = self._draws.sample(drawn, estimator.one_hot)
+            del drawn
+            rewards = self._ask(reward, sample)
+            del sample
+            if not rewards.requires_grad:
+                raise ValueError(_without_gradient("returned a tensor without gradient: compute it from"))
+            (grad,) = torch.autograd.grad(rewards.sum() / count, target, allow_unused=True)
+        if grad is None:
+            raise ValueError(_without_gradient("has no gradient with respect to the tokens: it must be computed from"))
+        if at_sample:
+            grad = grad[0] if count == 1 else grad.sum(0)
+        return grad, rewards.detach().float().view(count, -1).mean(0)
+
+    def _by_score(self, reward: AnyReward, estimator: ScoreFunction, log_q: Tensor) -> tuple[Gradient, Tensor]:
+        drawn = self._draws.draw(estimator, log_q, self._count)
+        rewards = self._ask(reward, self._draws.sample(drawn, estimator.one_hot)).detach().float()
+        by_sequence = rewards.view(self._count, -1)
+        grad = estimator.gradient(log_q, by_sequence[:, self._draws.sequence], drawn)
+        return Gradient(grad, "logits", resolution=1 / self._count), by_sequence.mean(0)
+
+    def _ask(self, reward: AnyReward, sample: Sample) -> Tensor:
+        """Rewards `(draws * batch,)`, checked."""
+        rewards = checked(sample.evaluate(reward), len(sample), "reward")
+        self._figures.note(sample.notes)
+        return rewards
+
+
+def routes(reward: AnyReward, config: GuidanceConfig) -> list[tuple[AnyReward, Estimator]]:
+    """Which part of a reward is climbed by which estimator: the one place that asks what has a gradient.
+
+    Raises:
+        ValueError: a part without gradient, and only one draw.
+    """
+    if isinstance(config.estimator, ScoreFunction):
+        return [(reward, config.estimator)]
+    smooth, black_box = split(reward)
+    if black_box is not None and config.num_draws < 2:
+        raise ValueError(
+            f"`num_draws` must be >= 2 for a reward without gradient, got {config.num_draws}; each draw is compared "
+            "with the mean of the others. 32 or more serve better."
+        )
+    parts: list[tuple[AnyReward, Estimator]] = [] if smooth is None else [(smooth, config.estimator)]
+    return parts if black_box is None else [*parts, (black_box, ReinforceLOO())]
+
+
+def _without_gradient(found: str) -> str:
+    return (
+        f"`reward` {found} `tokens.embed(table)`, `tokens.weights` or the pixels, and do not detach it or use "
+        "`torch.no_grad()`; hard ids and strings carry none: make a reward that has none a `BlackBoxReward`, or use "
+        "the estimator `reinforce_loo`."
+    )

@@ -1,0 +1,40 @@
+"""Guidance's own randomness: a function of the sampler's, of a seed, and of the step."""
+
+import hashlib
+
+import torch
+
+from redge_guidance.step import DenoisingStep
+
+
+def noise_of(step: DenoisingStep, seed: int, index: int) -> torch.Generator | list[torch.Generator]:
+    """What guidance draws from in one denoising step: one generator, or one for every sequence of the batch.
+
+    Each is seeded by a hash of the state of the sampler's generator, of `seed` and of `index`. The sampler's generator
+    is read and never advanced, so that guidance changes nothing of what the sampler draws; where it is None torch's
+    global one is read. A list of generators makes the noise of a sequence independent of its batch.
+
+    Args:
+        step: whose `generator` is read; the results are on the device of its logits.
+        seed: that of `guide`.
+        index: number of the step within its call, since a greedy sampler's generator does not move.
+    """
+    device = step.logits.device
+    if step.generator is None or isinstance(step.generator, torch.Generator):
+        return _seeded(_state(step.generator, device), seed, index, device)
+    return [_seeded(_state(generator, device), seed, index, device) for generator in step.generator]
+
+
+def _seeded(state: bytes, seed: int, index: int, device: torch.device) -> torch.Generator:
+    digest = hashlib.blake2b(state + f"|{seed}|{index}".encode(), digest_size=8).digest()
+    return torch.Generator(device).manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+def _state(generator: torch.Generator | None, device: torch.device) -> bytes:
+    if generator is not None:
+        state = generator.get_state()
+    elif device.type == "cpu":
+        state = torch.get_rng_state()
+    else:
+        state = torch.get_device_module(device).get_rng_state()
+    return state.cpu().numpy().tobytes()

@@ -1,0 +1,48 @@
+"""One denoising step of a sampler, as guidance needs to know it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from redge_guidance.samples.images import ImageDecoder
+
+Generators = torch.Generator | Sequence[torch.Generator] | None
+
+
+@dataclass(frozen=True, eq=False)
+class DenoisingStep:
+    """What guidance needs to know of one call of `scheduler.step`.
+
+    Attributes:
+        logits: `(batch, block, vocabulary)`, the model's logits at the last `block` positions, as the host has them;
+            those at the free positions are read, and nothing is written to them.
+        ids: `(batch, length)` int64, the whole context, fixed and free.
+        free: `(batch, length)` bool, the positions whose tokens are still to be drawn.
+        attention_mask: `(batch, length)` bool, False on padding.
+        temperature: what the host divides the logits by before it samples; 1 for greedy decoding.
+        progress: share of the denoising steps done before this one, in [0, 1).
+        tokenizer: the generator's; None where the host has none.
+        given: `(batch, length)` bool, tokens of the prompt, among which an end-of-text token ends nothing; None: none.
+        reserved: token ids that guidance forbids at the free positions.
+        prompts: what each of the `batch` sequences was asked for, for rewards; None where the host has no texts.
+        images: where tokens are those of images, what makes them pixels for the reward; None: the reward sees
+            `RelaxedTokens`.
+        generator: the sampler's source of randomness, one for the batch or one a sequence; None: torch's global one.
+            Guidance reads its state and never advances it.
+    """
+
+    logits: Tensor
+    ids: Tensor
+    free: Tensor
+    attention_mask: Tensor
+    temperature: float
+    progress: float
+    tokenizer: Any
+    given: Tensor | None = None
+    reserved: Sequence[int] = ()
+    prompts: Sequence[str] | None = None
+    images: ImageDecoder | None = None
+    generator: Generators = None
