@@ -70,13 +70,13 @@ def measure(size: int, images: int, chunk_size: int | None) -> dict[str, float]:
     del vqvae.encoder
     classifier = ViTForImageClassification(ViTConfig(num_labels=1000)).eval()
     reward = ImageClassifierReward(classifier, ViTImageProcessor(), 0)
-    decoder = ImageDecoder(codebook_of(vqvae), lambda x: to_pixels(vqvae, x, True))
+    decoder = ImageDecoder(codebook_of(vqvae), lambda x: to_pixels(vqvae, x, True), chunk_size)
     ids = torch.full((images, side**2), CODES)
     free = torch.ones_like(ids, dtype=torch.bool)
     model_seconds = transformer_seconds(side, ids)
     logits = 3 * torch.randn(images, side**2, CODES)
     step = DenoisingStep(logits, ids, free, free, 1.0, 0.0, None, images=decoder)
-    config = GuidanceConfig(update=Natural(1, 1.0), num_draws=1, decode_chunk_size=chunk_size)
+    config = GuidanceConfig(update=Natural(1, 1.0), num_draws=1)
     before = peak()
     total = seconds(lambda: guided_logits(step, reward, config, torch.Generator().manual_seed(0)))
     memory = peak() - before
@@ -89,7 +89,7 @@ def measure(size: int, images: int, chunk_size: int | None) -> dict[str, float]:
     own = seconds(lambda: guided_logits(trivial, lambda x: x, config, torch.Generator().manual_seed(0)))
     embeddings = torch.randn(images, side**2, 8)
     decoding = seconds(lambda: gradient(lambda x: torch.cat([decoder.decode(p) for p in x.split(1)]), embeddings))
-    judging = seconds(lambda: gradient(reward.score, torch.rand(images, 3, size, size)))
+    judging = seconds(lambda: gradient(reward.of_pixels, torch.rand(images, 3, size, size)))
     return {
         "transformer": model_seconds,
         "estimator and update": own,

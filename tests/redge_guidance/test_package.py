@@ -1,4 +1,3 @@
-import doctest
 import importlib
 import subprocess
 import sys
@@ -43,24 +42,3 @@ def test_nothing_lands_outside_the_package():
 
 def test_package_is_typed():
     assert (files("redge_guidance") / "py.typed").is_file()
-
-
-@pytest.mark.parametrize(
-    "module",
-    [
-        "estimators.categorical",
-        "estimators.diffusion",
-        "estimators.distribution",
-        "updates",
-        "config",
-        "guidance",
-        "relaxed",
-        "text",
-        "checkpoints",
-        "pipelines.text.masked",
-    ],
-)
-def test_docstring_examples(module):
-    module = importlib.import_module(f"redge_guidance.{module}")
-    extra = {"torch": importlib.import_module("torch"), "guide": redge_guidance.guide}
-    assert doctest.testmod(module, extraglobs=extra).failed == 0

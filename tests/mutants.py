@@ -1,0 +1,219 @@
+"""Plant mistakes all over the tree, one at a time, and say which of them the tests do not see: `make mutants`.
+
+Each mistake is an exact replacement in one file, in a copy of the checkout; the tests of its room run first, all others
+only where those saw nothing. `python tests/mutants.py 3 7` plants those alone, `--quick` leaves the second round out.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parent.parent
+MOST_SURVIVORS = 2
+TIMEOUT = 900  # seconds for one round
+
+
+class Mutant(NamedTuple):
+    """`old` stands once in `file` and becomes `new`; `tests` are those of its room."""
+
+    file: str
+    old: str
+    new: str
+    tests: str
+
+
+ATTACH = "tests/redge_guidance/test_attachment.py"
+HOSTS = "tests/redge_guidance/test_denoising_steps.py tests/redge_guidance/test_hosts.py"
+CALLS = "tests/redge_guidance/test_callables.py tests/redge_guidance/test_denoising_steps.py"
+CORE = "tests/redge_guidance"
+PIPES = "tests/pipelines tests/redge_guidance/test_randomness.py"
+
+MUTANTS = [
+    # between a pipeline and its scheduler
+    Mutant("redge_guidance/attachment.py", 'if name == "scheduler" and attachment.in_call and', "if False and", ATTACH),
+    Mutant("redge_guidance/attachment.py", "bound.arguments[name] = _elsewhere(callback)", "pass", ATTACH),
+    Mutant(
+        "redge_guidance/attachment.py",
+        "        self.__class__ = kind\n        self.__init__",
+        "        kind.__init__",
+        ATTACH,
+    ),
+    Mutant("redge_guidance/attachment.py", "acquire(blocking=False)", "acquire(blocking=True)", ATTACH),
+    Mutant("redge_guidance/seam.py", "top._below, top._before = self._below, self._before", "pass", ATTACH),
+    Mutant("redge_guidance/seam.py", "if self._before is None:", "if True:", ATTACH),
+    # hosts
+    Mutant(
+        "redge_guidance/hosts/base.py",
+        "if self.is_drawing():\n                heard",
+        "if True:\n                heard",
+        ATTACH,
+    ),
+    Mutant(
+        "redge_guidance/hosts/base.py",
+        "output[step.free[:, -output.shape[1] :]] =",
+        "output[step.free[:, : output.shape[1]]] =",
+        HOSTS,
+    ),
+    Mutant(
+        "redge_guidance/hosts/masked_text.py", "attention_mask=text & (free | ~hidden)", "attention_mask=text", HOSTS
+    ),
+    Mutant("redge_guidance/hosts/masked_text.py", "(drawing.block + progress) / drawing.num_blocks", "progress", HOSTS),
+    Mutant(
+        "redge_guidance/hosts/masked_text.py",
+        'temperature=arguments.get("temperature") or 1.0',
+        "temperature=1.0",
+        HOSTS,
+    ),
+    Mutant("redge_guidance/hosts/uniform_text.py", "given=drawing.canvas.given", "given=None", HOSTS),
+    Mutant("redge_guidance/hosts/llada2.py", "in_block(free & ~in_prompt, length)", "in_block(free, length)", HOSTS),
+    Mutant(
+        "redge_guidance/hosts/llada2.py", "length - block_length + int(in_prompt.sum())", "length - block_length", HOSTS
+    ),
+    Mutant(
+        "redge_guidance/hosts/diffusion_gemma.py",
+        "uncommitted: Tensor = ~committed",
+        "uncommitted = committed | True",
+        HOSTS,
+    ),
+    Mutant("redge_guidance/hosts/diffusion_gemma.py", "(len(self._pieces) - 1) * steps", "0 * steps", HOSTS),
+    Mutant("redge_guidance/hosts/diffusion_gemma.py", "self._cache.reorder_cache(rows)", "pass", CORE),
+    Mutant("redge_guidance/hosts/amused.py", "list(texts) * number", "[t for t in texts for _ in range(number)]", CORE),
+    Mutant(
+        "redge_guidance/hosts/masked_image.py",
+        'temperature=arguments.get("temperature") or 1.0',
+        "temperature=1.0",
+        CORE,
+    ),
+    Mutant("redge_guidance/hosts/callables.py", "temperature=self._temperature or 1.0", "temperature=1.0", CALLS),
+    # one guided step
+    Mutant("redge_guidance/guidance.py", "self._index += 1", "self._index += 0", CORE),
+    Mutant("redge_guidance/guidance.py", "step.progress < config.stop", "step.progress <= config.stop", CORE),
+    Mutant("redge_guidance/randomness.py", 'f"|{seed}|{index}"', 'f"|{index}"', CORE),
+    Mutant(
+        "redge_guidance/draws.py", "list(step.prompts) * draws", "[p for p in step.prompts for _ in range(draws)]", CORE
+    ),
+    Mutant("redge_guidance/draws.py", "step.attention_mask.repeat(draws, 1)", "torch.ones_like(ids).bool()", CORE),
+    Mutant("redge_guidance/gradients.py", "resolution=1 / self._count", "resolution=0.0", CORE),
+    Mutant(
+        "redge_guidance/gradients.py",
+        "rewards.detach().float().view(count, -1).mean(0)",
+        "rewards.detach().float().view(-1, count).mean(-1)",
+        CORE,
+    ),
+    Mutant("redge_guidance/prediction.py", ".index_fill_(-1, self._reserved, -torch.inf)", "", CORE),
+    Mutant(
+        "redge_guidance/trace.py", "self._by_sequence(kl, free), torch", "self._by_sequence(entropy, free), torch", CORE
+    ),
+    Mutant(
+        "redge_guidance/guidance.py",
+        "config.kl_budget * step.free.sum(-1).to(log_q.dtype)",
+        "config.kl_budget * step.free.sum().to(log_q.dtype).expand(len(step.free))",
+        CORE,
+    ),
+    Mutant("redge_guidance/attach.py", "replace(step.images, chunk_size=self._chunk_size)", "step.images", CORE),
+    Mutant("redge_guidance/text.py", '("mask", "pad", "bos", "cls", "unk")', '("mask", "pad")', CORE),
+    Mutant("redge_guidance/samples/tokens.py", '"attention_mask", "given")', '"attention_mask")', CORE),
+    Mutant(
+        "redge_guidance/evaluation.py",
+        "if found not in (None, modality):",
+        "if False:",
+        "tests/redge_guidance tests/rewards",
+    ),
+    # pipelines
+    Mutant(
+        "pipelines/text/masked.py",
+        "without = sample.masked_fill(",
+        "without = canvas.ids.masked_fill(",
+        PIPES + " tests/redge_guidance",
+    ),
+    Mutant(
+        "pipelines/image/masked.py",
+        "unconditional = self._logits(sample, nothing)",
+        "unconditional = self._logits(canvas.ids, nothing)",
+        PIPES + " tests/redge_guidance",
+    ),
+    Mutant(
+        "pipelines/scheduler.py", "hidden = (sample == mask_token_id) & free", "hidden = sample == mask_token_id", PIPES
+    ),
+    Mutant(
+        "pipelines/scheduler.py",
+        "draw(logits[row, where][None], sample[row, where][None], source)",
+        "draw(logits[row, where][None], sample[row, where][None], generator[0])",
+        PIPES,
+    ),
+    Mutant(
+        "pipelines/sampling.py",
+        "drawn = [torch.rand(n, generator=g, device=g.device) for n, g in zip(counts, generator, strict=True)]",
+        "drawn = [torch.rand(free.shape[1], generator=g)[:n] for n, g in zip(counts, generator, strict=True)]",
+        PIPES,
+    ),
+    Mutant(
+        "pipelines/text/base.py",
+        "written.append([False] * len(start) + [not hole",
+        "written.append([True] * len(start) + [not hole",
+        PIPES,
+    ),
+    Mutant(
+        "pipelines/drawing.py",
+        "reversed(_DRAWINGS.get()) if pipe is self",
+        "reversed(_DRAWINGS.get())",
+        PIPES + " tests/redge_guidance",
+    ),
+    # rewards
+    Mutant(
+        "redge_guidance/reward.py",
+        "total = total + term.weight * value",
+        "total = total + value",
+        "tests/redge_guidance/test_reward.py",
+    ),
+]
+
+
+def run(folder: Path, tests: str) -> bool:
+    """Whether the tests pass."""
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests.split()]
+    try:
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, timeout=TIMEOUT, check=False)
+    except subprocess.TimeoutExpired:
+        return False
+    if done.returncode not in (0, 1, 2):
+        sys.exit(f"the tests did not run: {done.stdout.decode()[-2000:]}{done.stderr.decode()[-2000:]}")
+    return done.returncode == 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("numbers", nargs="*", type=int, help="of mutants, from 0; not given: all")
+    parser.add_argument("--quick", action="store_true", help="run the tests of the room only")
+    args = parser.parse_args()
+    survivors = []
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place) / "checkout"
+        ignored = shutil.ignore_patterns(".git", ".venv", "build", "__pycache__", ".*_cache", "*.egg-info")
+        shutil.copytree(ROOT, folder, symlinks=True, ignore=ignored)
+        for number in args.numbers or range(len(MUTANTS)):
+            mutant, started = MUTANTS[number], time.perf_counter()
+            file = folder / mutant.file
+            source = file.read_text(encoding="utf-8")
+            if source.count(mutant.old) != 1:
+                sys.exit(f"mutant {number}: {mutant.old!r} stands {source.count(mutant.old)} times in {mutant.file}")
+            file.write_text(source.replace(mutant.old, mutant.new), encoding="utf-8")
+            seen = not run(folder, mutant.tests) or not (args.quick or run(folder, "tests"))
+            file.write_text(source, encoding="utf-8")
+            survivors += [] if seen else [number]
+            seconds = time.perf_counter() - started
+            shown = f"{mutant.file}: {mutant.old.strip()[:60]!r}"
+            print(f"{number:3} {'seen' if seen else 'SURVIVED'} {seconds:6.0f} s  {shown}", flush=True)
+    print(f"{len(args.numbers or MUTANTS)} planted, {len(survivors)} survived: {survivors}")
+    return int(len(survivors) > MOST_SURVIVORS)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
