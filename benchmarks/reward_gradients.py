@@ -111,8 +111,7 @@ def spearman(a: torch.Tensor, b: torch.Tensor) -> float:
 
 def forced(reward):
     """The same reward, which always takes the way across tokenizers."""
-    reader = reward._reader
-    reader._direct = reader._carried
+    reward.reader.shortcut = False
     return reward
 
 

@@ -113,7 +113,7 @@ def compare(name: str, words: str, rounds: int, generator_tokenizer) -> dict[str
     record("score", *alternating(lambda: reward.score(texts, batch_size=batch), call_model, rounds), count)
     for way, own in (("direct", tokenizer), ("carried", generator_tokenizer)):
         tokens = relaxed(own, texts)
-        shape = reward._reader(tokens, reward.frames(batch)).embeddings.shape
+        shape = reward.reader(tokens, reward.frames(batch)).embeddings.shape
         embeddings = torch.randn(shape, dtype=model.dtype, requires_grad=True)
         mask = torch.ones(shape[:2], dtype=torch.long)
 

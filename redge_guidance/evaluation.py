@@ -26,14 +26,24 @@ def call_plain(reward: Any, shown: Any, modality: str) -> Tensor:
     try:
         value: Tensor = reward(shown)
     except (AttributeError, TypeError) as error:
-        asked = isinstance(error, AttributeError) and error.obj is shown
-        if not asked and type(shown).__name__ not in str(error):
+        if not _wants_the_other_kind(error, shown, modality):
             raise
         raise ValueError(
             f"`reward` {name_of(reward)} was shown {type(shown).__name__}, since the pipeline makes {modality}s, and "
             f"failed: {error}. Is it a reward of {other}s?"
         ) from error
     return value
+
+
+_OF_TEXTS = ("answers", "embed", "ids", "text_positions", "texts", "tokenizer", "weights", "weights_of")
+
+
+def _wants_the_other_kind(error: AttributeError | TypeError, shown: Any, modality: str) -> bool:
+    """Whether a reward asked pixels for what texts have, or took texts for a tensor."""
+    if isinstance(error, AttributeError):
+        others = error.name in _OF_TEXTS if modality == "image" else hasattr(Tensor, str(error.name))
+        return error.obj is shown and others
+    return modality == "text" and type(shown).__name__ in str(error)
 
 
 def check_modality(reward: Any, modality: str) -> None:

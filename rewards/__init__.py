@@ -2,8 +2,10 @@
 
 from redge_guidance.reward import ImageReward, Reward, RewardSum
 from redge_guidance.rewards.black_box import BlackBoxReward
+from redge_guidance.rewards.image.aesthetic import AestheticReward
 from redge_guidance.rewards.image.classifier import ImageClassifierReward
-from redge_guidance.rewards.image.clip import AestheticReward, CLIPReward, ImagePreferenceReward
+from redge_guidance.rewards.image.clip import CLIPReward
+from redge_guidance.rewards.image.preference import ImagePreferenceReward
 from redge_guidance.rewards.text.classifier import TextClassifierReward
 from redge_guidance.rewards.text.fluency import FluencyReward
 from redge_guidance.rewards.text.length import LengthReward

@@ -21,6 +21,9 @@ class Label:
 
     Raises:
         ValueError: an unknown label, none where the model has several, or a temperature that is not positive.
+
+    Attributes:
+        name: the label as the config spells it.
     """
 
     def __init__(self, config: Any, label: str | int | None, against: str | int | None, temperature: float):
@@ -32,7 +35,8 @@ class Label:
         if not temperature > 0:
             raise ValueError(f"`temperature` must be > 0, got {temperature!r}.")
         self._several = getattr(config, "problem_type", None) == "multi_label_classification"
-        self.name = str(config.id2label[self._index])
+        self._names = {int(i): str(name) for i, name in config.id2label.items()}
+        self.name = self._names[self._index]
 
     def __call__(self, logits: Tensor) -> Tensor:
         """`(batch, labels)` to `(batch,)`."""
@@ -44,6 +48,17 @@ class Label:
         if self._several:
             return torch.nn.functional.logsigmoid(logits[:, self._index])
         return logits.log_softmax(-1)[:, self._index]
+
+    def names(self, logits: Tensor) -> list[str]:
+        """Of the likeliest labels, `(batch, labels)` to `batch` names."""
+        return [self._names[i] for i in logits.argmax(-1).tolist()]
+
+    def predicted(self, logits: Tensor) -> list[bool] | None:
+        """Whether the label is the likeliest, or, of several at once, likelier than not; None with one output."""
+        if logits.shape[-1] == 1:
+            return None
+        found = logits[:, self._index] > 0 if self._several else logits.argmax(-1) == self._index
+        return [bool(one) for one in found]
 
 
 def _label_index(config: Any, label: str | int | None, argument: str) -> int:

@@ -1,5 +1,6 @@
 """An image classifier as a reward."""
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -41,11 +42,19 @@ class ImageClassifierReward(ImageModelReward):
         """The label as the classifier's config spells it."""
         return self._label.name
 
-    @torch.no_grad()
-    def predict(self, pixels: Tensor) -> list[str]:
-        """Names of the likeliest labels of images `(batch, 3, height, width)` in [0, 1]."""
-        logits = self.model(pixel_values=self._pixel_values(pixels)).logits
-        return [self.model.config.id2label[int(i)] for i in logits.argmax(-1)]
+    def predict(self, pixels: Tensor, batch_size: int = 32) -> list[str]:
+        """Names of the likeliest labels of images `(n, 3, height, width)` in [0, 1]."""
+        return self._label.names(self._logits(pixels, batch_size))
 
-    def value(self, pixel_values: Tensor, prompts: list[str] | None) -> Tensor:
+    def reached(self, samples: Tensor, prompts: Sequence[str] | None = None) -> list[bool] | None:
+        return self._label.predicted(self._logits(samples))
+
+    def value(self, pixel_values: Tensor, prompts: Sequence[str] | None) -> Tensor:
         return self._label(self.model(pixel_values=pixel_values).logits.float())
+
+    @torch.no_grad()
+    def _logits(self, pixels: Tensor, batch_size: int = 32) -> Tensor:
+        """`(n, labels)`, on the CPU."""
+        parts = [pixels[first : first + batch_size] for first in range(0, len(pixels), batch_size)]
+        found = [self.model(pixel_values=self.pixel_values(part)).logits.cpu() for part in parts]
+        return torch.cat(found) if found else torch.zeros(0, self.model.config.num_labels)

@@ -27,16 +27,20 @@ class PixelTransform:
     Raises:
         ValueError: a processor that does something else, so that the results differ by more than 1.5 / 255 in the
             units of the pixels.
+
+    Attributes:
+        mean, deviation: `(3, 1, 1)`; what is subtracted and divided by.
+        unit: what white is before that.
     """
 
     def __init__(self, processor: Any):
         self._settings = settings = processor.to_dict()
         unit = settings.get("rescale_factor", 1 / 255) if settings.get("do_rescale", True) else 1.0
-        self._unit = 255 * float(unit)
+        self.unit = 255 * float(unit)
         normalize = settings.get("do_normalize", True)
         mean, deviation = (settings.get(name) if normalize else None for name in ("image_mean", "image_std"))
-        self._mean = torch.tensor([0.0] * 3 if mean is None else list(mean)).view(3, 1, 1)
-        self._deviation = torch.tensor([1.0] * 3 if deviation is None else list(deviation)).view(3, 1, 1)
+        self.mean = torch.tensor([0.0] * 3 if mean is None else list(mean)).view(3, 1, 1)
+        self.deviation = torch.tensor([1.0] * 3 if deviation is None else list(deviation)).view(3, 1, 1)
         self._mode = _MODES.get(int(settings.get("resample", 2)), "")
         if settings.get("do_resize", True) and not self._mode:
             raise ValueError(
@@ -68,8 +72,8 @@ class PixelTransform:
             pixels = torch.nn.functional.interpolate(pixels.float(), size=target, mode=self._mode, antialias=True)
             pixels = pixels.clamp(0, 1)  # a bicubic filter overshoots
         pixels = self._cropped(pixels)
-        mean, deviation = self._mean.to(pixels), self._deviation.to(pixels)
-        return (self._unit * pixels - mean) / deviation
+        mean, deviation = self.mean.to(pixels), self.deviation.to(pixels)
+        return (self.unit * pixels - mean) / deviation
 
     def _target(self, height: int, width: int) -> tuple[int, int]:
         size = self._settings.get("size") if self._settings.get("do_resize", True) else None
@@ -111,7 +115,7 @@ class PixelTransform:
         if ours.shape != theirs.shape:
             found = f"shape {tuple(theirs.shape)} instead of {tuple(ours.shape)}"
         else:
-            error = ((ours - theirs) * self._deviation / self._unit).abs().max().item()
+            error = ((ours - theirs) * self.deviation / self.unit).abs().max().item()
             if error <= TOLERANCE:
                 return
             found = f"values that differ by {error:.3f}"

@@ -130,13 +130,13 @@ class Pieces:
             found = load_file(file)
             return cls(found["pieces"].long(), found["offsets"].long())
         except (OSError, SafetensorError, KeyError):
-            made = cls._make(texts, model)
+            made = cls.make(texts, model)
         with contextlib.suppress(OSError):
             _write(file, {"pieces": made.pieces.int(), "offsets": made.offsets.int()})
         return made
 
     @classmethod
-    def _make(cls, texts: list[str], model: Any) -> "Pieces":
+    def make(cls, texts: list[str], model: Any) -> "Pieces":
         # inside a word there is no telling which; elsewhere the letter in front says that the text goes on
         leads = ["" if not text or text[0].isalnum() else "a" for text in texts]
         whole = [lead + text for lead, text in zip(leads, texts, strict=True)]

@@ -1,5 +1,6 @@
 """A text classifier as a reward."""
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -7,19 +8,18 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
 from redge_guidance.rewards.labels import Label
-from redge_guidance.rewards.reading.framing import Frame
-from redge_guidance.rewards.reading.reader import Reading
-from redge_guidance.rewards.text.model_reward import ModelReward, outputs_of
+from redge_guidance.rewards.reading.reading import Reading
+from redge_guidance.rewards.text.model_reward import TextModelReward, outputs_of
 
 
-class TextClassifierReward(ModelReward):
+class TextClassifierReward(TextModelReward):
     """Log-probability of a label, in nats, or what else `Label` says.
 
     Args:
         model: any `AutoModelForSequenceClassification`; it is put into eval mode and its parameters are frozen.
         tokenizer: the tokenizer it was trained with; it need not be the generator's.
         label, against, temperature: as for `Label`.
-        padding_side, max_length: as for `ModelReward`.
+        padding_side, max_length: as for `TextModelReward`.
 
     Raises:
         ValueError: as `Label`.
@@ -46,15 +46,20 @@ class TextClassifierReward(ModelReward):
         """The label as the classifier's config spells it."""
         return self._label.name
 
-    @torch.no_grad()
     def predict(self, texts: list[str], batch_size: int = 32) -> list[str]:
         """Names of the likeliest labels of finished texts."""
-        names: list[str] = []
-        for first in range(0, len(texts), batch_size):
-            part = texts[first : first + batch_size]
-            logits = outputs_of(self.forward(self._reader.read_texts(part, [Frame()] * len(part))))
-            names += [self.model.config.id2label[int(i)] for i in logits.argmax(-1)]
-        return names
+        return self._label.names(self._logits(texts, batch_size))
+
+    def reached(self, samples: list[str], prompts: Sequence[str] | None = None) -> list[bool] | None:
+        return self._label.predicted(self._logits(samples))
 
     def value(self, reading: Reading) -> Tensor:
         return self._label(outputs_of(self.forward(reading)))
+
+    @torch.no_grad()
+    def _logits(self, texts: list[str], batch_size: int = 32) -> Tensor:
+        """`(len(texts), labels)`, on the CPU."""
+        parts = [texts[first : first + batch_size] for first in range(0, len(texts), batch_size)]
+        readings = (self.reader.read_texts(part, self.frames(len(part))) for part in parts)
+        found = [outputs_of(self.forward(reading)).cpu() for reading in readings]
+        return torch.cat(found) if found else torch.zeros(0, self.model.config.num_labels)

@@ -1,16 +1,16 @@
 """How likely a text is under a language model, as a reward."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
-from redge_guidance.rewards.reading.reader import Reading
-from redge_guidance.rewards.text.model_reward import ModelReward
+from redge_guidance.rewards.reading.reading import Reading
+from redge_guidance.rewards.text.model_reward import TextModelReward
 
 
-class FluencyReward(ModelReward):
+class FluencyReward(TextModelReward):
     """Log-likelihood of a text under a causal or masked language model, in nats; a pull against fooling other rewards.
 
     Causal: `r(x) = mean_j log p(x_j | x_<j)` over the tokens of the text that have something before them.
@@ -25,13 +25,11 @@ class FluencyReward(ModelReward):
         per_token: the mean over the tokens, as above; False: the sum, by which a shorter text is better.
         masked: whether the model is a masked one; None: whether its class is for masked language models.
         num_passes: forward passes of a masked model, >= 2.
-        padding_side, max_length: as for `ModelReward`.
+        padding_side, max_length: as for `TextModelReward`.
 
     Raises:
         ValueError: a masked model whose tokenizer has no mask token, or `num_passes` below 2.
     """
-
-    auto_class: ClassVar[Any] = AutoModelForCausalLM
 
     def __init__(
         self,
@@ -52,6 +50,11 @@ class FluencyReward(ModelReward):
         if num_passes < 2:
             raise ValueError(f"`num_passes` must be >= 2, got {num_passes}; one pass would hide the whole text.")
 
+    @classmethod
+    def model_class(cls, path: str, hub: dict[str, Any]) -> Any:
+        names = AutoConfig.from_pretrained(path, **hub).architectures or []
+        return AutoModelForMaskedLM if any("MaskedLM" in name for name in names) else AutoModelForCausalLM
+
     def value(self, reading: Reading) -> Tensor:
         values, counted = self._masked(reading) if self.masked else self._causal(reading)
         total = (values * counted).sum(-1)
@@ -66,15 +69,10 @@ class FluencyReward(ModelReward):
         """One log-probability a token of the text, each from the pass that hides it."""
         values = torch.zeros_like(reading.ids, dtype=torch.float)
         rank = reading.text.cumsum(-1) - 1
-        hidden_embedding = self.model.get_input_embeddings().weight[self.tokenizer.mask_token_id] * self._reader.scale
+        hidden_embedding = self.model.get_input_embeddings().weight[self.tokenizer.mask_token_id] * self.reader.scale
         for group in range(self.num_passes):
             hidden = reading.text & (rank % self.num_passes == group)
             embeddings = torch.where(hidden[..., None], hidden_embedding, reading.embeddings)
             log_probs = self.forward(reading.showing(embeddings)).logits.float().log_softmax(-1)
             values = torch.where(hidden, reading.pick(log_probs), values)
         return values, reading.text
-
-    @classmethod
-    def _auto_class(cls, path: str, hub: dict[str, Any]) -> Any:
-        names = AutoConfig.from_pretrained(path, **hub).architectures or []
-        return AutoModelForMaskedLM if any("MaskedLM" in name for name in names) else AutoModelForCausalLM

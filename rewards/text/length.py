@@ -1,11 +1,13 @@
 """The length of a text as a reward."""
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from redge_guidance.evaluation import check_prompts
 from redge_guidance.reward import Reward
 from redge_guidance.rewards.reading.alignment import token_texts
 from redge_guidance.samples.tokens import RelaxedTokens
@@ -42,13 +44,18 @@ class LengthReward(Reward):
         self._tokenizer: Any = None  # the last one, and what its tokens add to the length
         self._table = torch.zeros(0, 2)
 
-    def __call__(self, tokens: RelaxedTokens) -> Tensor:
-        exact = self.score(tokens.texts()).to(tokens.weights)
-        relaxed = self._relaxed(tokens)
+    def __call__(self, sample: RelaxedTokens) -> Tensor:
+        exact = self.score(sample.texts()).to(sample.weights)
+        relaxed = self.relaxed(sample)
         return exact + (relaxed - relaxed.detach())
 
-    def score(self, texts: list[str], batch_size: int = 32) -> Tensor:
-        return self._reward(self.lengths(texts))
+    def score(self, samples: list[str], prompts: Sequence[str] | None = None, batch_size: int = 32) -> Tensor:
+        check_prompts(samples, prompts)
+        return self._reward(self.lengths(samples))
+
+    def reached(self, samples: list[str], prompts: Sequence[str] | None = None) -> list[bool]:
+        """Which texts have a length in the range."""
+        return [value == 0 for value in self.score(samples).tolist()]
 
     def lengths(self, texts: list[str]) -> Tensor:
         """Lengths of finished texts in the unit, `(len(texts),)`."""
@@ -62,14 +69,14 @@ class LengthReward(Reward):
         short = (self.minimum - lengths).clamp(min=0)
         return -short if self.maximum is None else -short - (lengths - self.maximum).clamp(min=0)
 
-    def _relaxed(self, tokens: RelaxedTokens) -> Tensor:
+    def relaxed(self, sample: RelaxedTokens) -> Tensor:
         """The mean reward over where the text ends, `(batch,)`."""
-        if tokens.tokenizer is not self._tokenizer:
-            self._table, self._tokenizer = self._columns(tokens.tokenizer), tokens.tokenizer
-        assert tokens.attention_mask is not None
-        adds, end, goes_on = tokens.embed(self._table.to(tokens.weights)).unbind(-1)
-        given = torch.zeros_like(tokens.free) if tokens.given is None else tokens.given
-        padding = tokens.attention_mask.cumsum(-1) == 0
+        if sample.tokenizer is not self._tokenizer:
+            self._table, self._tokenizer = self._columns(sample.tokenizer), sample.tokenizer
+        assert sample.attention_mask is not None
+        adds, end, goes_on = sample.embed(self._table.to(sample.weights)).unbind(-1)
+        given = torch.zeros_like(sample.free) if sample.given is None else sample.given
+        padding = sample.attention_mask.cumsum(-1) == 0
         end = end.masked_fill(given | padding, 0)
         usual = self._table[:, 0].sum() / self._table[:, 2].sum()  # what a token adds, where the sample has an end
         with torch.no_grad():

@@ -1,13 +1,14 @@
 """Words and phrases as a reward."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from redge_guidance.evaluation import check_prompts
 from redge_guidance.reward import Reward
 from redge_guidance.rewards.reading.alignment import token_texts
 from redge_guidance.samples.tokens import RelaxedTokens
@@ -79,17 +80,22 @@ class LexicalReward(Reward):
         self._spellings = _Spellings([], [], torch.zeros(0, 2))
         self._groups: list[_Spellings] = []
 
-    def __call__(self, tokens: RelaxedTokens) -> Tensor:
-        exact = self.score(tokens.texts()).to(tokens.weights)
-        relaxed = self._relaxed(tokens)
+    def __call__(self, sample: RelaxedTokens) -> Tensor:
+        exact = self.score(sample.texts()).to(sample.weights)
+        relaxed = self.relaxed(sample)
         return exact + (relaxed - relaxed.detach())
 
-    def score(self, texts: list[str], batch_size: int = 32) -> Tensor:
+    def score(self, samples: list[str], prompts: Sequence[str] | None = None, batch_size: int = 32) -> Tensor:
+        check_prompts(samples, prompts)
         values = []
-        for text in texts:
+        for text in samples:
             found = self._found(text)
             values.append(sum(self.weights[self._words[k]] * (n if self.count else 1) for k, n in found.items()))
         return torch.tensor(values, dtype=torch.float)
+
+    def reached(self, samples: list[str], prompts: Sequence[str] | None = None) -> list[bool]:
+        """Which texts have every wanted word and no banned one."""
+        return [not found for found in self.report(samples).violations]
 
     def report(self, texts: list[str]) -> LexicalReport:
         """Which of the texts have which of the words, and which keep to all of them."""
@@ -119,20 +125,20 @@ class LexicalReward(Reward):
                     found[k] = found.get(k, 0) + 1
         return found
 
-    def _relaxed(self, tokens: RelaxedTokens) -> Tensor:
+    def relaxed(self, sample: RelaxedTokens) -> Tensor:
         """The value of the relaxed weights, `(batch,)`."""
-        spellings, device = self._spelled(tokens.tokenizer), tokens.weights.device
-        assert tokens.attention_mask is not None
-        mask = tokens.attention_mask.to(tokens.weights)
-        inside = tokens.embed(spellings.inside.to(tokens.weights)) * mask[..., None]
+        spellings, device = self._spelled(sample.tokenizer), sample.weights.device
+        assert sample.attention_mask is not None
+        mask = sample.attention_mask.to(sample.weights)
+        inside = sample.embed(spellings.inside.to(sample.weights)) * mask[..., None]
         # at i: the token in front does not end within a word; the one at i does not begin within one
         free_before = torch.nn.functional.pad(1 - inside[:, :-1, 1], (1, 0), value=1.0)
         free_after = torch.nn.functional.pad(1 - inside[..., 0], (0, 1), value=1.0)
         weights = torch.tensor([self.weights[word] for word in self._words], device=device)
-        total = torch.zeros(len(tokens), len(self._words), device=device)
+        total = torch.zeros(len(sample), len(self._words), device=device)
         absent = torch.ones_like(total)
         for group in self._groups:
-            occurs = _occurrences(tokens, group, mask, free_before, free_after)
+            occurs = _occurrences(sample, group, mask, free_before, free_after)
             if occurs is None:
                 continue
             words = torch.tensor(group.words, device=device)

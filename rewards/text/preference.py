@@ -8,33 +8,34 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
 from redge_guidance.rewards.reading.framing import Frame
-from redge_guidance.rewards.reading.reader import Reading
-from redge_guidance.rewards.text.model_reward import ModelReward, outputs_of
+from redge_guidance.rewards.reading.reading import Reading
+from redge_guidance.rewards.text.model_reward import TextModelReward, outputs_of
 
 Conversation = str | Sequence[dict[str, str]]
 
 _ANSWER = "\ue000answer\ue001"  # private characters: in nobody's prompt
 
 
-class TextPreferenceReward(ModelReward):
+class TextPreferenceReward(TextModelReward):
     """`r(x) = m(template(prompt, x))`, the scalar of a reward model (Bradley-Terry) for the answer x to a prompt.
 
     The model is shown the conversation in its own chat template, x being the assistant's last turn: the generated text
-    without the prompt that the generator was given. Differences of r are log-odds of being preferred.
+    without the prompt in front. Differences of r are log-odds of being preferred.
 
     Args:
         model: an `AutoModelForSequenceClassification` with one output, such as Skywork's.
         tokenizer: the model's, with a chat template.
         prompt: what is answered: the user's message, or a conversation `[{"role": ..., "content": ...}, ...]` that ends
-            before the answer; or a list with one of these for every text of the batch.
+            before the answer; or a list with one of these for every text of the batch. None: the prompts of the
+            pipeline, or those that `score` is told.
         system: a system message in front.
         chat_template: instead of the tokenizer's.
         whole_text: show the model the text with its prompt, as for texts that are filled in.
-        padding_side, max_length: as for `ModelReward`.
+        padding_side, max_length: as for `TextModelReward`.
 
     Raises:
         ValueError: a model with several outputs, no chat template, or one that has not the roles or not the answer.
-            When called: another number of prompts than of texts.
+            When called: no prompts at all, or another number of prompts than of texts.
     """
 
     auto_class: ClassVar[Any] = AutoModelForSequenceClassification
@@ -43,7 +44,7 @@ class TextPreferenceReward(ModelReward):
         self,
         model: Any,
         tokenizer: Any,
-        prompt: Conversation | Sequence[Conversation],
+        prompt: Conversation | Sequence[Conversation] | None = None,
         *,
         system: str | None = None,
         chat_template: str | None = None,
@@ -60,16 +61,23 @@ class TextPreferenceReward(ModelReward):
         if chat_template is None and not getattr(tokenizer, "chat_template", None):
             raise ValueError("`tokenizer` must have a chat template, got none; pass `chat_template`.")
         self.answer_only = not whole_text
-        self._single = isinstance(prompt, str) or (len(prompt) > 0 and isinstance(prompt[0], dict))
-        prompts: Any = [prompt] if self._single else prompt
-        if not prompts:
+        self._system, self._template = system, chat_template
+        told: Any = prompt
+        self._single = isinstance(told, str) or (bool(told) and isinstance(told[0], dict))
+        prompts: Any = [told] if self._single else told
+        if prompts is not None and not len(prompts):
             raise ValueError("`prompt` must be a message, a conversation, or a list of them, got an empty list.")
-        self._frames = [self._frame(one, system, chat_template) for one in prompts]
+        self._frames = None if prompts is None else [self._frame(one) for one in prompts]
+        self._of_prompts: dict[str, Frame] = {}
+        if prompts is None:
+            self._frame("Hello.")  # a template that does not serve is an error now
 
     def value(self, reading: Reading) -> Tensor:
         return outputs_of(self.forward(reading))[:, 0]
 
-    def frames(self, count: int, draws: int = 1) -> Sequence[Frame]:
+    def frames(self, count: int, draws: int = 1, prompts: Sequence[str] | None = None) -> Sequence[Frame]:
+        if self._frames is None:
+            return self._frames_of(prompts)
         if self._single:
             return self._frames * count
         if len(self._frames) * draws != count:
@@ -79,11 +87,21 @@ class TextPreferenceReward(ModelReward):
             )
         return self._frames * draws
 
-    def _frame(self, prompt: Conversation, system: str | None, template: str | None) -> Frame:
+    def _frames_of(self, prompts: Sequence[str] | None) -> Sequence[Frame]:
+        if prompts is None:
+            raise ValueError(
+                "`prompt` is None and there are no prompts to the texts; make the reward with `prompt=`, or let "
+                "`score` or the pipeline know the `prompts`."
+            )
+        for prompt in set(prompts) - set(self._of_prompts):
+            self._of_prompts[prompt] = self._frame(prompt)
+        return [self._of_prompts[prompt] for prompt in prompts]
+
+    def _frame(self, prompt: Conversation) -> Frame:
         turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(turn) for turn in prompt]
-        if system is not None:
-            turns = [{"role": "system", "content": system}, *turns]
-        rendered = self._render(turns, f" {_ANSWER} ", template)
+        if self._system is not None:
+            turns = [{"role": "system", "content": self._system}, *turns]
+        rendered = self._render(turns, f" {_ANSWER} ")
         prefix, _, suffix = rendered.partition(_ANSWER)
         if _ANSWER not in rendered or _ANSWER in suffix:
             raise ValueError(
@@ -93,10 +111,10 @@ class TextPreferenceReward(ModelReward):
         strips = not (prefix.endswith(" ") and suffix.startswith(" "))
         return Frame(prefix, suffix, False, True) if strips else Frame(prefix[:-1], suffix[1:], False, False)
 
-    def _render(self, turns: list[dict[str, str]], answer: str, template: str | None) -> str:
+    def _render(self, turns: list[dict[str, str]], answer: str) -> str:
         try:
             text: str = self.tokenizer.apply_chat_template(
-                [*turns, {"role": "assistant", "content": answer}], tokenize=False, chat_template=template
+                [*turns, {"role": "assistant", "content": answer}], tokenize=False, chat_template=self._template
             )
         except (jinja2.TemplateError, KeyError, ValueError) as error:
             roles = ", ".join(str(turn.get("role")) for turn in turns)

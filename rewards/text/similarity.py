@@ -12,13 +12,13 @@ from transformers.utils import cached_file
 
 from redge_guidance.hub import resolve
 from redge_guidance.rewards.reading.framing import Frame
-from redge_guidance.rewards.reading.reader import Reading
-from redge_guidance.rewards.text.model_reward import ModelReward
+from redge_guidance.rewards.reading.reading import Reading
+from redge_guidance.rewards.text.model_reward import TextModelReward
 
 _POOLINGS = ("mean", "cls", "last")
 
 
-class SentenceSimilarityReward(ModelReward):
+class SentenceSimilarityReward(TextModelReward):
     """`r(x) = mean_k cos(e(x), e(y_k))`, in [-1, 1], e the sentence embedding of a model, y_k the target texts.
 
     `-reward` repels. Differences between texts are small, so that a `scale` of 20 to 60 is in place.
@@ -31,7 +31,7 @@ class SentenceSimilarityReward(ModelReward):
             `"last"`. `from_pretrained` reads it from the checkpoint's config, and takes the mean where that says
             nothing.
         prefix: what the model wants in front of every text, such as `"query: "`.
-        padding_side, max_length: as for `ModelReward`.
+        padding_side, max_length: as for `TextModelReward`.
 
     Raises:
         ValueError: no target, or a pooling that is not known.
@@ -61,7 +61,7 @@ class SentenceSimilarityReward(ModelReward):
 
     @classmethod
     def from_pretrained(cls, name: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
-        """As `ModelReward.from_pretrained`, with pooling and length as a sentence-transformers checkpoint says.
+        """As `TextModelReward.from_pretrained`, with pooling and length as a sentence-transformers checkpoint says.
 
         Raises:
             ValueError: a checkpoint with layers after the pooling, which are not supported, in addition.
@@ -73,12 +73,12 @@ class SentenceSimilarityReward(ModelReward):
     def embed(self, texts: list[str], batch_size: int = 32) -> Tensor:
         """Sentence embeddings of length 1, `(len(texts), dim)`."""
         parts = [texts[first : first + batch_size] for first in range(0, len(texts), batch_size)]
-        return torch.cat([self._embed(self._reader.read_texts(part, self.frames(len(part)))) for part in parts])
+        return torch.cat([self._embed(self.reader.read_texts(part, self.frames(len(part)))) for part in parts])
 
     def value(self, reading: Reading) -> Tensor:
         return (self._embed(reading) @ self._directions.T).mean(-1)
 
-    def frames(self, count: int, draws: int = 1) -> Sequence[Frame]:
+    def frames(self, count: int, draws: int = 1, prompts: Sequence[str] | None = None) -> Sequence[Frame]:
         return [self._frame] * count
 
     def _embed(self, reading: Reading) -> Tensor:

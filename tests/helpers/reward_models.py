@@ -72,8 +72,8 @@ class Linear(torch.nn.Module):
 
 def relaxed(tokenizer, texts, prompts=None, draws=1, length=None):
     """Texts as a sampler has them: prompt, generated tokens, an end, more ends; hard one-hot weights that take grad."""
-    prompts = [""] * len(texts) if prompts is None else prompts
-    before = [tokenizer(prompt, add_special_tokens=False).input_ids for prompt in prompts]
+    fronts = [""] * len(texts) if prompts is None else prompts
+    before = [tokenizer(front, add_special_tokens=False).input_ids for front in fronts]
     rows = [p + tokenizer(text, add_special_tokens=False).input_ids for p, text in zip(before, texts, strict=True)]
     end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
     length = length or max(map(len, rows)) + 1
@@ -81,4 +81,4 @@ def relaxed(tokenizer, texts, prompts=None, draws=1, length=None):
     prompt_lengths = torch.tensor([len(p) for p in before])
     given = torch.arange(length) < prompt_lengths[:, None]
     weights = torch.nn.functional.one_hot(ids[~given], len(tokenizer)).float().requires_grad_()
-    return RelaxedTokens(ids, ~given, weights, tokenizer=tokenizer, given=given, draws=draws)
+    return RelaxedTokens(ids, ~given, weights, tokenizer=tokenizer, given=given, draws=draws, prompts=prompts)

@@ -69,7 +69,7 @@ def test_json_has_one_object_a_text(tmp_path, capsys):
     assert len(lines) == 8
     assert [line["settings"]["guided"] for line in lines] == [False] * 4 + [True] * 4
     assert {line["settings"]["scale"] for line in lines} == {0.0, 3.0}
-    assert lines[0]["settings"]["config"]["estimator"] == {"name": "redge", "num_steps": 4, "t1": 0.7}
+    assert lines[0]["settings"]["config"]["estimator"] == {"name": "redge", "num_steps": 4, "t1": 0.7, "hard": True}
     assert set(lines[0]) == {"prompt", "text", "reward", "nll", "settings"}
     assert all(line["text"].startswith("Tom") for line in lines if line["prompt"] == "Tom")
     assert all(line["reward"] <= 0 < line["nll"] for line in lines)
@@ -83,7 +83,7 @@ def test_json_has_one_object_a_text(tmp_path, capsys):
     ("arguments", "message"),
     [
         (["--label", "angry"], "`label` must be one of negative (0), neutral (1), positive (2), got 'angry'"),
-        (["--estimator", "gumbel"], "straight_through or an object, got 'gumbel'"),
+        (["--estimator", "gumbel"], "straight_through or an Estimator, got 'gumbel'"),
         (["--update", "sgd"], "`update` must be one of adam, natural"),
         (["--scale", "-1"], "`scale` must be a finite number >= 0, got -1.0"),
         (["--model", "builtin:nope"], "`builtin:nope` is not an embedded checkpoint; choose one of builtin:"),

@@ -7,8 +7,8 @@ from diffusers import AmusedPipeline
 from PIL import Image
 
 from redge_guidance.cli import main
+from tests.helpers.image_rewards import classifier, clip
 from tests.helpers.images import tiny_amused, tiny_image_pipeline
-from tests.rewards.test_image_rewards import classifier, clip
 
 FAST = ["--samples-per-prompt", "3", "--num-inference-steps", "2"]
 

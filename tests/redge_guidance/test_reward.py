@@ -121,13 +121,14 @@ def test_a_sum_with_a_black_box_reaches_the_tilted_optimum(update, draws):
     logits = torch.randn(6, len(WORDS), generator=torch.Generator().manual_seed(0))
     config = GuidanceConfig(scale=1.5, estimator="straight_through", update=update, num_draws=draws, support=None)
     reward = Points() + BlackBoxReward(points_of_text)
-    new, figures, notes = guided_logits(step_of(logits), reward, config, torch.Generator().manual_seed(0))
+    new, figures = guided_logits(step_of(logits), reward, config, torch.Generator().manual_seed(0))
     worth = Points.points.clone()
     worth[4] += 0.3
     exact = (logits[:, 3:] + 1.5 * worth[3:]).softmax(-1)
     assert total_variation(logits, exact) > 0.1  # there is a way to go
     assert total_variation(new, exact) < 0.03
-    assert figures[0] == pytest.approx(notes["Points"] + notes["points_of_text"], abs=1e-4)
+    notes = figures.notes
+    assert figures.reward == pytest.approx(notes["Points"] + notes["points_of_text"], abs=1e-4)
 
 
 def total_variation(logits, exact):

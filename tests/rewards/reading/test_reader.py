@@ -11,6 +11,7 @@ from redge_guidance.rewards import (
     TextClassifierReward,
     TextPreferenceReward,
 )
+from redge_guidance.rewards.reading.alignment import Pieces, token_texts
 from redge_guidance.rewards.reading.framing import Frame
 from redge_guidance.rewards.reading.reader import Reader
 from tests.helpers.reward_models import Linear, causal_lm, classifier, encoder, masked_lm, relaxed, reward_model
@@ -75,7 +76,10 @@ def test_a_piece_of_two_tokens_pulls_each_by_its_share():
     reward = TextClassifierReward(Linear(model), model)
     tokens = relaxed(made, ["Unhappy"])  # Un + happy for the one, unhappy for the other
     (grad,) = torch.autograd.grad(reward(tokens).sum(), tokens.weights)
-    table = reward._reader._table @ reward.model.head
+    embedding = reward.model.embedding.weight.detach()
+    table = Pieces.of(made, model, token_texts(made)).embeddings(embedding)
+    table[made.eos_token_id] = embedding[model.sep_token_id]  # which stands after the text
+    table = table @ reward.model.head
     torch.testing.assert_close(grad[0], 2 / 7 * table)
     torch.testing.assert_close(grad[1], 5 / 7 * table)
 
@@ -148,7 +152,7 @@ def test_a_sum_says_whose_coverage_it_is():
     reward = TextClassifierReward(classifier(model, num_labels=1), model)
     tokens = relaxed(tokenizer("byte"), ["the doctor"])
     (reward + 2 * reward)(tokens)
-    names = {"TextClassifierReward", "SequenceClassifierReward_2"}
+    names = {"TextClassifierReward", "TextClassifierReward_2"}
     assert set(tokens.notes) == names | {f"coverage of {name}" for name in names}
 
 
@@ -200,7 +204,7 @@ def test_embeddings_that_a_model_scales():
     sizes |= {"vocab_size": len(made), "num_key_value_heads": 1, "head_dim": 8}
     model = Gemma3TextForSequenceClassification(Gemma3TextConfig(**sizes, num_labels=1, pad_token_id=0)).eval()
     reward = TextClassifierReward(model, made)
-    assert reward._reader.scale == pytest.approx(4.0)
+    assert reward.reader.scale == pytest.approx(4.0)
     ids = torch.tensor([made(TEXTS[0]).input_ids])
     torch.testing.assert_close(reward.score([TEXTS[0]]), model(input_ids=ids).logits[:, 0])
 

@@ -69,10 +69,34 @@ def test_from_pretrained_with_dtype_and_device_map(tmp_path):
     assert value.dtype == torch.float32
 
 
+@pytest.mark.parametrize("device_map", ["cpu", {"": "cpu"}])
+def test_a_device_map_as_a_string_or_a_dict(tmp_path, device_map):
+    made = tokenizer("wordpiece")
+    model = classifier(made, num_labels=2)
+    model.save_pretrained(tmp_path)
+    made.save_pretrained(tmp_path)
+    loaded = TextClassifierReward.from_pretrained(tmp_path, 1, device_map=device_map)
+    torch.testing.assert_close(loaded.score(TEXTS), TextClassifierReward(model, made, 1).score(TEXTS))
+
+
+def test_which_texts_reach_the_label():
+    made = tokenizer("wordpiece")
+    model = classifier(made, num_labels=3)
+    for label in range(3):
+        reward = TextClassifierReward(model, made, label)
+        assert reward.reached(TEXTS) == [found == reward.label_name for found in reward.predict(TEXTS, batch_size=2)]
+    assert any(TextClassifierReward(model, made, int(logits_of(model, made, TEXTS)[0].argmax())).reached(TEXTS))
+    assert TextClassifierReward(classifier(made, num_labels=1), made).reached(TEXTS) is None
+    assert FluencyReward(masked_lm(made), made).reached(TEXTS) is None
+    model.config.problem_type = "multi_label_classification"
+    several = TextClassifierReward(model, made, 0)
+    assert several.reached(TEXTS) == (several.score(TEXTS).exp() > 0.5).tolist()
+
+
 # preference models
 
 
-def preference(prompt, **kwargs):
+def preference(prompt=None, **kwargs):
     made = tokenizer("byte")
     return TextPreferenceReward(reward_model(made), made, prompt, chat_template=TEMPLATE, **kwargs)
 
@@ -109,7 +133,7 @@ def test_a_batch_of_unlike_lengths_is_padded_where_the_model_reads():
     reward = preference("Who?")
     texts = ["he", "the old doctor lived in a small house"]
     torch.testing.assert_close(reward.score(texts), torch.cat([reward.score([text]) for text in texts]))
-    assert reward._reader.padding_side == "left"
+    assert reward.reader.padding_side == "left"
 
 
 def test_left_padding_does_not_shift_absolute_positions():
@@ -134,6 +158,46 @@ def test_a_prompt_for_every_text():
     torch.testing.assert_close(reward(tokens), expected.repeat(2))
     with pytest.raises(ValueError, match="one for each of the 3 texts of the batch, got 2"):
         reward.score(["a", "b", "c"])
+
+
+PROMPTS = ["Who is he?", "Hello!", "Tell me all that you know of the old doctor who lived near the river.", ""]
+ANSWERS = ["a doctor, and an old one", "he", "the", "a small house"]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 32])
+def test_every_answer_is_judged_with_its_own_prompt(batch_size):
+    reward = preference()
+    asked = [[{"role": "user", "content": prompt}] for prompt in PROMPTS]
+    expected = torch.stack([official(reward, *pair) for pair in zip(asked, ANSWERS, strict=True)])
+    torch.testing.assert_close(reward.score(ANSWERS, PROMPTS, batch_size), expected)
+    fixed = preference("Who?")  # which its own prompt keeps
+    torch.testing.assert_close(fixed.score(ANSWERS, PROMPTS, batch_size), fixed.score(ANSWERS))
+
+
+@pytest.mark.parametrize("generator", ["byte", "fallback", "wordpiece"])
+def test_prompts_of_the_sample_are_those_that_are_answered(generator):
+    reward = preference()
+    tokens = relaxed(tokenizer(generator), ANSWERS * 2, prompts=PROMPTS * 2, draws=2)
+    value = reward(tokens)
+    torch.testing.assert_close(value, reward.score(tokens.answers(), tokens.prompts))
+    assert value[:4].std() > 1e-3
+    (grad,) = torch.autograd.grad(value.sum(), tokens.weights)
+    assert grad.abs().sum() > 0
+
+
+def test_no_prompts_at_all():
+    reward = preference()
+    message = "`prompt` is None and there are no prompts .* `prompt=`, .* `prompts`"
+    with pytest.raises(ValueError, match=message):
+        reward.score(["he"])
+    with pytest.raises(ValueError, match=message):
+        reward(relaxed(tokenizer("byte"), ["he"]))
+    for asked in (reward, FluencyReward(causal_lm(tokenizer("byte")), tokenizer("byte"))):
+        with pytest.raises(ValueError, match="`prompts` must be one a sample, 1, got 2"):
+            asked.score(["he"], ["a", "b"])
+    made = tokenizer("byte")
+    with pytest.raises(ValueError, match="`chat_template` must write the assistant's last turn once"):
+        TextPreferenceReward(reward_model(made), made, chat_template="{{ messages[0]['content'] }}")
 
 
 def test_preference_bad_input():
@@ -209,7 +273,7 @@ def test_pooling_and_length_as_the_checkpoint_says(tmp_path, pooling, name):
     save_sentence_encoder(tmp_path, pooling)
     reward = SentenceSimilarityReward.from_pretrained(tmp_path, "the river")
     assert reward.pooling == name
-    assert reward._reader.max_length == 17
+    assert reward.reader.max_length == 17
     assert SentenceSimilarityReward.from_pretrained(tmp_path, "the river", pooling="mean").pooling == "mean"
 
 

@@ -73,9 +73,9 @@ def test_words_are_found_whole():
 
 def test_probability_that_a_word_occurs():
     tokens = mixture()
-    occurs = LexicalReward("a")._relaxed(tokens)[0]
+    occurs = LexicalReward("a").relaxed(tokens)[0]
     slopes_agree(occurs, expectation(tokens, lambda words: "a" in words), tokens.weights)
-    two = LexicalReward({"a": 2.0, "d": 3.0}, {"b": 0.5})._relaxed(tokens)[0]
+    two = LexicalReward({"a": 2.0, "d": 3.0}, {"b": 0.5}).relaxed(tokens)[0]
     expected = expectation(tokens, lambda w: 2.0 * ("a" in w) + 3.0 * ("d" in w) - 0.5 * ("b" in w))
     slopes_agree(two, expected, tokens.weights)
 
@@ -83,19 +83,19 @@ def test_probability_that_a_word_occurs():
 def test_expected_number_of_words_and_phrases():
     tokens = mixture(4)
     pairs = lambda words: sum(pair == ("a", "b") for pair in itertools.pairwise(words))  # noqa: E731
-    counted = LexicalReward("a b", count=True)._relaxed(tokens)[0]
+    counted = LexicalReward("a b", count=True).relaxed(tokens)[0]
     slopes_agree(counted, expectation(tokens, pairs), tokens.weights)
     tokens = mixture(2)  # there is one place for a pair
-    slopes_agree(LexicalReward("a b")._relaxed(tokens)[0], expectation(tokens, pairs), tokens.weights)
+    slopes_agree(LexicalReward("a b").relaxed(tokens)[0], expectation(tokens, pairs), tokens.weights)
 
 
 def test_a_word_does_not_count_inside_another():
     made = tokenizer("byte")
     reward = LexicalReward("doct", count=True)  # "do" + "ct", and then "or"
     tokens = relaxed(made, ["the doctor", "the doct."])
-    torch.testing.assert_close(reward._relaxed(tokens), torch.tensor([0.0, 1.0]))
+    torch.testing.assert_close(reward.relaxed(tokens), torch.tensor([0.0, 1.0]))
     at_start = LexicalReward("happy", count=True)
-    torch.testing.assert_close(at_start._relaxed(relaxed(made, ["happy", "Unhappy"])), torch.tensor([1.0, 0.0]))
+    torch.testing.assert_close(at_start.relaxed(relaxed(made, ["happy", "Unhappy"])), torch.tensor([1.0, 0.0]))
 
 
 def test_report():
@@ -104,6 +104,9 @@ def test_report():
     assert report.share == pytest.approx({"cat": 1.0, "dog": 2 / 3, "bird": 1 / 3})
     assert report.satisfied == pytest.approx(1 / 3)
     assert report.violations == [[], ["dog"], ["bird"]]
+    assert reward.reached(["a cat, a dog", "a cat", "a dog, a cat, a bird"]) == [True, False, False]
+    with pytest.raises(ValueError, match="`prompts` must be one a sample, 1, got 2"):
+        reward.score(["a cat"], ["a", "b"])
 
 
 def test_a_long_list_such_as_vaders():
@@ -163,13 +166,14 @@ def test_length_is_that_of_the_decoded_text():
     characters = LengthReward(maximum=20, unit="characters")
     torch.testing.assert_close(characters(tokens), -torch.tensor([max(len(text) - 20, 0) for text in texts]).float())
     torch.testing.assert_close(characters(tokens), characters.score(texts))
+    assert LengthReward(2, 3).reached(["a", "a b", "a b c", "a b c d"]) == [False, True, True, False]
 
 
 @pytest.mark.parametrize("limits", [(5, None), (0, 1), (2, 2)])
 def test_expected_reward_of_the_length(limits):
     tokens, reward = mixture(4, allowed=(EOS, A, B)), LengthReward(*limits)
     value = lambda words: reward.score([" ".join(words)])[0]  # noqa: E731
-    slopes_agree(reward._relaxed(tokens)[0], expectation(tokens, value), tokens.weights)
+    slopes_agree(reward.relaxed(tokens)[0], expectation(tokens, value), tokens.weights)
 
 
 def test_ends_within_a_prompt_end_nothing_and_add_nothing():
@@ -179,7 +183,7 @@ def test_ends_within_a_prompt_end_nothing_and_add_nothing():
     tokens = RelaxedTokens(ids, ~given, weights, tokenizer=word_tokenizer(), given=given)
     assert tokens.texts() == ["a b c"]
     reward = LengthReward(9)
-    torch.testing.assert_close(reward._relaxed(tokens), reward.score(["a b c"]))
+    torch.testing.assert_close(reward.relaxed(tokens), reward.score(["a b c"]))
 
 
 def test_longer_tokens_make_longer_texts():
@@ -224,6 +228,46 @@ def test_a_black_box_sees_texts_and_is_asked_once_for_each():
     torch.testing.assert_close(batched.score(["ab", "a", "ab"], batch_size=1), torch.tensor([2.0, 1.0, 2.0]))
     prompted = relaxed(tokenizer("byte"), [" tree"], prompts=["the"])
     assert BlackBoxReward(len, answer_only=True)(prompted).item() == 5
+
+
+def test_a_black_box_is_told_the_prompt_and_asked_once_for_each_pair():
+    seen = []
+
+    def longer(text, prompt):
+        seen.append((text, prompt))
+        return len(text) - len(prompt)
+
+    reward = BlackBoxReward(longer, takes_prompt=True, answer_only=True)
+    tokens = relaxed(tokenizer("byte"), [" tree", " tree", " tree"], prompts=["the", "a", "the"])
+    torch.testing.assert_close(reward(tokens), torch.tensor([2.0, 4.0, 2.0]))
+    assert seen == [(" tree", "the"), (" tree", "a")]
+    assert reward.reached([" tree"], ["the"]) is None
+
+    def longer_ones(texts, prompts):
+        return [longer(*pair) for pair in zip(texts, prompts, strict=True)]
+
+    batched = BlackBoxReward(longer_ones, batched=True, takes_prompt=True)
+    torch.testing.assert_close(batched.score(["ab", "a", "ab"], ["", "a", "b"], 2), torch.tensor([2.0, 0.0, 1.0]))
+    once = BlackBoxReward(len)  # which is not told the prompt
+    torch.testing.assert_close(once.score(["ab", "a"], ["x", "y"]), torch.tensor([2.0, 1.0]))
+
+
+def test_a_black_box_of_pixels_with_prompts():
+    pixels = torch.stack([torch.zeros(3, 2, 2), torch.ones(3, 2, 2)]).to(torch.bfloat16).requires_grad_()
+    reward = BlackBoxReward(lambda image, prompt: image.mean() + len(prompt), takes_prompt=True)
+    torch.testing.assert_close(reward.score(pixels, ["a", "bc"]), torch.tensor([1.0, 3.0]))
+    brightness = BlackBoxReward(lambda images: torch.stack(images).mean((1, 2, 3)), batched=True)
+    torch.testing.assert_close(brightness.score(pixels, batch_size=1), torch.tensor([0.0, 1.0]))
+
+
+def test_a_black_box_without_the_prompts_that_it_takes():
+    reward = BlackBoxReward(lambda text, prompt: 1.0, takes_prompt=True, name="judge")
+    with pytest.raises(ValueError, match="`judge` takes prompts, and there are none; let `score` .* `prompts`"):
+        reward.score(["a"])
+    with pytest.raises(ValueError, match="`judge` takes prompts, and there are none"):
+        reward(relaxed(tokenizer("byte"), ["a"]))
+    with pytest.raises(ValueError, match="`prompts` must be one a sample, 1, got 2"):
+        reward.score(["a"], ["b", "c"])
 
 
 def test_guidance_by_a_black_box(pipe):

@@ -45,9 +45,9 @@ def test_equals_the_processor(make, size):
     transform = PixelTransform(processor)
     found = transform(pixels[None].float() / 255)
     assert found.shape == expected.shape
-    error = (found - expected) * transform._deviation / transform._unit  # in pixels from 0 to 1
+    error = (found - expected) * transform.deviation / transform.unit  # in pixels from 0 to 1
     assert error.abs().max() <= TOLERANCE
-    assert (found * transform._deviation).std() > 0.05 * transform._unit
+    assert (found * transform.deviation).std() > 0.05 * transform.unit
 
 
 def test_has_the_gradient_of_its_values():

@@ -29,7 +29,7 @@ def test_embeddings_are_those_of_sentence_transformers(similarity):
     reference = torch.as_tensor(SentenceTransformer(str(ENCODER), device="cpu").encode(texts))
     torch.testing.assert_close(similarity.embed(texts), torch.nn.functional.normalize(reference, dim=-1))
     assert similarity.pooling == "mean"
-    assert similarity._reader.max_length == 256
+    assert similarity.reader.max_length == 256
 
 
 def test_it_guides_a_generator_with_other_tokens(similarity, embedded):

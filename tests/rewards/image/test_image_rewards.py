@@ -4,56 +4,11 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from transformers import (
-    CLIPConfig,
-    CLIPImageProcessor,
-    CLIPModel,
-    CLIPVisionConfig,
-    CLIPVisionModelWithProjection,
-    SiglipConfig,
-    SiglipImageProcessor,
-    SiglipModel,
-    ViTConfig,
-    ViTForImageClassification,
-    ViTImageProcessor,
-)
+from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from redge_guidance.rewards import AestheticReward, CLIPReward, ImageClassifierReward, ImagePreferenceReward
-from tests.helpers.images import randomised, text_tokenizer
-
-VISION = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-VISION |= {"image_size": 8, "patch_size": 4}
-TEXT = {"vocab_size": 8, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-TEXT |= {"max_position_embeddings": 8, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 0}
-SIZE = {"height": 8, "width": 8}
-
-
-def clip(kind=CLIPReward, **settings):
-    model = randomised(CLIPModel(CLIPConfig(text_config=TEXT, vision_config=VISION, projection_dim=8)))
-    return kind(model, CLIPImageProcessor(size={"shortest_edge": 8}, crop_size=SIZE), text_tokenizer(), **settings)
-
-
-def siglip(**settings):
-    model = randomised(SiglipModel(SiglipConfig(text_config=TEXT | {"projection_size": 16}, vision_config=VISION)))
-    return CLIPReward(model, SiglipImageProcessor(size=SIZE), text_tokenizer(), **settings)
-
-
-def classifier(label="cat", num_labels=3, **settings):
-    names = {0: "cat", 1: "dog", 2: "cow"} if num_labels == 3 else {0: "score"}
-    problem = settings.pop("problem_type", None)
-    config = ViTConfig(**VISION, id2label=names, label2id={n: i for i, n in names.items()}, problem_type=problem)
-    return ImageClassifierReward(
-        randomised(ViTForImageClassification(config)), ViTImageProcessor(size=SIZE), label, **settings
-    )
-
-
-def images(count=3, size=8, seed=0):
-    return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(seed))
-
-
-def pixel_values(reward, pixels):
-    return (pixels - reward._transform._mean) / reward._transform._deviation
-
+from tests.helpers.image_rewards import SIZE, VISION, classifier, clip, images, pixel_values, siglip
+from tests.helpers.images import randomised
 
 # ---- CLIP and what is built on it ----
 
@@ -73,6 +28,19 @@ def test_cosines_are_those_of_the_model(make):
     torch.testing.assert_close(per_image, expected)
     twice = make(target=prompts).score(torch.cat([pixels, pixels]))  # two samples of every image
     torch.testing.assert_close(twice, expected.repeat(2))
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 4])
+def test_every_image_keeps_its_own_target_or_prompt(batch_size):
+    pixels, targets = images(3), ["a b", "c", "d"]
+    expected = torch.cat([clip(target=t).score(image[None]) for t, image in zip(targets, pixels, strict=True)])
+    assert expected.std() > 1e-3
+    torch.testing.assert_close(clip(target=targets).score(pixels, batch_size=batch_size), expected)
+    torch.testing.assert_close(clip().score(pixels, targets, batch_size), expected)
+    twice = clip(target=targets).score(torch.cat([pixels, pixels]), batch_size=batch_size)
+    torch.testing.assert_close(twice, expected.repeat(2))
+    with pytest.raises(ValueError, match="got 3 targets for 4 images"):
+        clip(target=targets).score(images(4), batch_size=3)
 
 
 def test_an_image_as_target():
@@ -147,21 +115,44 @@ def test_classifiers_give_log_probabilities_margins_and_outputs():
     assert classifier("DOG").label_name == "dog"
 
 
+def test_which_images_reach_the_label():
+    pixels = images(6)
+    for name in ("cat", "dog", "cow"):
+        reward = classifier(name)
+        assert reward.reached(pixels) == [found == name for found in reward.predict(pixels, batch_size=4)]
+    assert classifier(None, num_labels=1).reached(pixels) is None
+    several = classifier("cat", problem_type="multi_label_classification")
+    assert several.reached(pixels) == (several.score(pixels).exp() > 0.5).tolist()
+    assert clip(target="a").reached(pixels) is None
+
+
 @pytest.mark.parametrize("make", [lambda: clip(target="a b"), lambda: siglip(target="c"), lambda: classifier()])
 @pytest.mark.parametrize("size", [8, 12])
 def test_the_gradient_is_the_slope(make, size):
     reward = make()
     reward.model.double()
-    reward._transform._mean, reward._transform._deviation = (
-        x.double() for x in (reward._transform._mean, reward._transform._deviation)
+    reward.transform.mean, reward.transform.deviation = (
+        x.double() for x in (reward.transform.mean, reward.transform.deviation)
     )
     torch.manual_seed(0)
     pixels = (0.25 + 0.5 * images(2, size).double()).requires_grad_()
     direction = torch.randn(pixels.shape, dtype=torch.float64)
-    (grad,) = torch.autograd.grad(reward.score(pixels).sum(), pixels)
+    (grad,) = torch.autograd.grad(reward.of_pixels(pixels).sum(), pixels)
     with torch.no_grad():
-        ahead, behind = (reward.score(pixels + h * direction).double().sum() for h in (1e-3, -1e-3))
+        ahead, behind = (reward.of_pixels(pixels + h * direction).double().sum() for h in (1e-3, -1e-3))
     torch.testing.assert_close((grad * direction).sum(), (ahead - behind) / 2e-3, rtol=2e-2, atol=1e-4)
+
+
+@pytest.mark.parametrize("device_map", ["cpu", {"": "cpu"}])
+def test_a_device_map_and_a_dtype(tmp_path, device_map):
+    reward, pixels = classifier("cow"), images()
+    reward.model.save_pretrained(tmp_path)
+    reward.processor.save_pretrained(tmp_path)
+    loaded = ImageClassifierReward.from_pretrained(tmp_path, "cow", device_map=device_map)
+    torch.testing.assert_close(loaded.score(pixels), reward.score(pixels))
+    half = ImageClassifierReward.from_pretrained(tmp_path, "cow", dtype=torch.bfloat16, device_map=device_map)
+    assert half.model.dtype == torch.bfloat16
+    assert half.score(pixels).dtype == torch.float32
 
 
 def test_saved_and_loaded(tmp_path):
@@ -184,11 +175,16 @@ def test_saved_and_loaded(tmp_path):
         (lambda: classifier("bird"), r"`label` must be one of cat \(0\), dog \(1\), cow \(2\), got 'bird'"),
         (lambda: classifier("cat", against=0), "`against` must be another label"),
         (lambda: classifier(temperature=0.0), "`temperature` must be > 0"),
-        (lambda: clip().score(images()), "`target` is None and the pipeline has no prompts; pass `target=`"),
-        (lambda: clip(ImagePreferenceReward).score(images()), "`prompt` is None and the pipeline has no prompts"),
+        (lambda: clip().score(images()), "`target` is None and there are no prompts .* `target=`, .* `prompts`"),
+        (
+            lambda: clip(ImagePreferenceReward).score(images()),
+            "`prompt` is None and there are no prompts .* `prompt=`, .* `prompts`",
+        ),
         (lambda: clip(target=["a", "b"]).score(images(3)), "got 2 targets for 3 images"),
         (lambda: clip(target=3), "`target` must be a text or an image, got int"),
-        (lambda: clip().score(images(), ["a"]), "`prompts` must be one an image, 3, got 1"),
+        (lambda: clip().score(images(), ["a"]), "`prompts` must be one a sample, 3, got 1"),
+        (lambda: classifier().score(images(), ["a"]), "`prompts` must be one a sample, 3, got 1"),
+        (lambda: clip(target=["a"] * 3).score(images(), ["a"]), "`prompts` must be one a sample, 3, got 1"),
         (lambda: clip(target="a").score(images()[0]), r"`pixels` must be floating point \(batch, 3, height, width\)"),
     ],
 )

@@ -1,0 +1,73 @@
+"""Models of transformers as rewards, loaded together with what prepares their input."""
+
+import os
+from typing import Any, ClassVar
+
+import torch
+
+from redge_guidance.hub import loading, resolve
+
+_HUB_ARGUMENTS = ("revision", "token", "cache_dir")
+
+
+class LoadedReward:
+    """Mixin of rewards whose constructor takes a model, its processors, and then what is the reward's own.
+
+    Subclasses say which class loads the model, `auto_class` or `model_class`, and which `processors` go with it.
+    """
+
+    auto_class: ClassVar[Any]
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | os.PathLike[str],
+        *args: Any,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+        device_map: Any = None,
+        trust_remote_code: bool = False,
+        model_kwargs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Load a model and its processors from a folder or a hub id, or an embedded checkpoint, `"builtin:..."`.
+
+        Args:
+            name: embedded checkpoint, folder, or hub id.
+            *args, **kwargs: what the constructor takes after model and processors; `revision`, `token` and `cache_dir`
+                go to the hub, for the model and for the processors.
+            device, dtype: of the model.
+            device_map: as in transformers; `device` is then not used.
+            trust_remote_code: run Python code that comes with the checkpoint.
+            model_kwargs: for the `from_pretrained` of the model alone, such as `quantization_config`.
+
+        Raises:
+            ValueError, FileNotFoundError: `name` is unknown, or what the constructor raises.
+            OSError: `name` is a hub id that cannot be loaded.
+        """
+        path = resolve(name)
+        hub = {key: kwargs.pop(key) for key in _HUB_ARGUMENTS if key in kwargs}
+        hub["trust_remote_code"] = trust_remote_code
+        placed = {} if device_map is None else {"device_map": device_map}
+        with loading(name):
+            processors = cls.processors(path, hub)
+            model = cls.model_class(path, hub).from_pretrained(
+                path, dtype=dtype, **hub, **placed, **(model_kwargs or {})
+            )
+        make: Any = cls
+        return make(model if placed else model.to(device), *processors, *args, **kwargs)
+
+    @classmethod
+    def model_class(cls, path: str, hub: dict[str, Any]) -> Any:
+        """The class whose `from_pretrained` loads the model.
+
+        Args:
+            path: a folder, or a hub id.
+            hub: `trust_remote_code`, and `revision`, `token` and `cache_dir` where they were passed.
+        """
+        return cls.auto_class
+
+    @classmethod
+    def processors(cls, path: str, hub: dict[str, Any]) -> list[Any]:
+        """What the constructor takes after the model: tokenizer, image processor; `path` and `hub` as above."""
+        raise NotImplementedError

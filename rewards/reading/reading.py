@@ -1,0 +1,106 @@
+"""What a model is shown of a batch of texts."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from redge_guidance.rewards.reading.framing import Framer, Row
+from redge_guidance.samples.tokens import RelaxedTokens
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """A batch of texts in their frames, as a model's input.
+
+    Attributes:
+        embeddings: `(batch, length, dim)`, of the hard tokens, or of relaxed ones; gradients go through them.
+        mask: `(batch, length)` bool, False on padding.
+        ids: `(batch, length)` int64, the hard tokens.
+        text: `(batch, length)` bool, the tokens that are the text's and not the frame's.
+        tokens: the relaxed texts; None for finished ones, which need nothing of what follows.
+        source: `(batch, length)` int64, the generated position that a token is, or -1.
+        first: `(vocabulary of the generator,)` int64, the model's (first) token for one of the generator's, or -1.
+        exact: whether the model's tokens are the generator's, one by one.
+    """
+
+    embeddings: Tensor
+    mask: Tensor
+    ids: Tensor
+    text: Tensor
+    tokens: RelaxedTokens | None = None
+    source: Tensor | None = None
+    first: Tensor | None = None
+    exact: bool = True
+
+    def showing(self, embeddings: Tensor) -> "Reading":
+        """The same with other embeddings, such as with some of them masked."""
+        return replace(self, embeddings=embeddings)
+
+    def pick(self, log_probs: Tensor) -> Tensor:
+        """`log_probs[..., ids]`, `(batch, length, vocabulary)` to `(batch, length)`, with the gradient of the tokens.
+
+        A relaxed token of the model's own tokenizer gives the mean of its candidates' log-probabilities; one of
+        another tokenizer the value of the hard token, with the gradient of the mean over the candidates' first pieces.
+        """
+        picked = log_probs.gather(-1, self.ids[..., None])[..., 0]
+        if self.tokens is None:
+            return picked
+        assert self.source is not None
+        assert self.first is not None
+        tokens, source = self.tokens, self.source.clamp(min=0)
+        relaxed = (self.source >= 0) & tokens.free.gather(1, source)
+        number = tokens.free.flatten().cumsum(0).view(tokens.free.shape) - 1
+        rows = number.gather(1, source)[relaxed]
+        columns = torch.arange(tokens.weights.shape[1], device=self.ids.device)
+        columns = columns.expand(len(rows), -1) if tokens.support is None else tokens.support[rows]
+        candidates = self.first[columns.clamp(max=len(self.first) - 1)].masked_fill(columns >= len(self.first), -1)
+        values = log_probs[relaxed].gather(-1, candidates.clamp(min=0))
+        mean = (tokens.weights[rows].to(values) * values.masked_fill(candidates < 0, 0)).sum(-1)
+        if not self.exact:
+            mean = picked[relaxed] + (mean - mean.detach())
+        return picked.masked_scatter(relaxed, mean)
+
+
+@dataclass(frozen=True, eq=False)
+class ModelInput:
+    """What there is to know of a model that is shown embeddings.
+
+    Attributes:
+        framer: tokenizes for it.
+        embedding: its input embedding, a look-up in `embedding.weight` times `scale`.
+        padding_side: of the batch, `"left"` or `"right"`.
+        scale: see `embedding`.
+    """
+
+    framer: Framer
+    embedding: Any
+    padding_side: str
+    scale: float
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = self.embedding.weight.device
+        return device
+
+    def slots(self, lengths: Tensor) -> Tensor:
+        """Places of rows of `lengths` `(batch,)`, numbered from 0; below 0 and from `lengths` on padding."""
+        slot = torch.arange(int(lengths.max()), device=lengths.device).expand(len(lengths), -1)
+        return slot - (slot.shape[1] - lengths[:, None]) if self.padding_side == "left" else slot
+
+    def padded(self, rows: list[Row]) -> tuple[Tensor, Tensor, Tensor]:
+        """Ids, mask and the text's part of it, each `(batch, length)`."""
+        lengths = torch.tensor([len(row.ids) for row in rows])
+        slot = self.slots(lengths)
+        mask = (slot >= 0) & (slot < lengths[:, None])
+        ids = torch.zeros_like(slot).masked_scatter(mask, torch.tensor([i for row in rows for i in row.ids]))
+        start = torch.tensor([row.start for row in rows])[:, None]
+        text = (slot >= start) & (slot < torch.tensor([row.stop for row in rows])[:, None])
+        return ids.to(self.device), mask.to(self.device), text.to(self.device)
+
+
+def end_positions(tokens: RelaxedTokens, end: int | None) -> Tensor:
+    """The end-of-text token of each text, `(batch, length)` bool, one a row at most."""
+    assert tokens.attention_mask is not None
+    return tokens.attention_mask & (tokens.ids == (-1 if end is None else end))
