@@ -50,6 +50,7 @@ class Drawing:
         canvas: as it was before the first step.
         prompts: what each of the `batch` sequences was asked for; None where the pipeline takes no text.
         block, num_blocks: the block that is being drawn, from 0, and how many there are.
+        steps_before, num_steps: denoising steps of the blocks before this one, and of all; None: there is one block.
         class_labels: `(batch,)` int64, of a model of classes; None elsewhere.
     """
 
@@ -57,6 +58,8 @@ class Drawing:
     prompts: Sequence[str] | None = None
     block: int = 0
     num_blocks: int = 1
+    steps_before: int = 0
+    num_steps: int | None = None
     class_labels: Tensor | None = None
 
 

@@ -28,9 +28,9 @@ def check_generators(generator: Generators, batch: int) -> None:
         return
     if not isinstance(generator, list | tuple):
         raise ValueError(f"`generator` must be a torch.Generator or a list of them, got {type(generator).__name__}.")
-    wrong = next((one for one in generator if not isinstance(one, torch.Generator)), None)
-    if wrong is not None:
-        raise ValueError(f"`generator` must be a list of torch.Generator objects, got one {type(wrong).__name__}.")
+    wrong = [type(one).__name__ for one in generator if not isinstance(one, torch.Generator)]
+    if wrong:
+        raise ValueError(f"`generator` must be a list of torch.Generator objects, got one {wrong[0]}.")
     if len(generator) != batch:
         raise ValueError(f"`generator` must be one, or one for each of {batch} samples, got {len(generator)}.")
     if len({id(one) for one in generator}) < batch:

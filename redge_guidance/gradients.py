@@ -105,7 +105,7 @@ class RewardGradients:
     def _ask(self, reward: AnyReward, sample: Sample) -> Tensor:
         """Rewards `(draws * batch,)`, checked."""
         rewards = checked(sample.evaluate(reward), len(sample), "reward")
-        self._figures.note(sample.notes)
+        self._figures.note(sample.notes, len(sample))
         return rewards
 
 

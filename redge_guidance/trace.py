@@ -94,17 +94,17 @@ class Figures:
         self._sequence, self._batch = sequence, batch
         self._rewards: list[Tensor] = []  # (batch,), of every update
         self._squares: list[Tensor] = []  # (rows,), squared norms of every update's gradient
-        self._notes: dict[str, list[Tensor]] = {}
+        self._notes: dict[str, list[tuple[int, Tensor]]] = {}
 
     def add(self, reward: Tensor, squared_norms: Tensor) -> None:
         """Of one update: the reward of every sequence, `(batch,)`, the squared norm of every row's gradient."""
         self._rewards.append(reward)
         self._squares.append(squared_norms)
 
-    def note(self, notes: dict[str, Any]) -> None:
-        """What a reward noted on its sample."""
+    def note(self, notes: dict[str, Any], count: int = 1) -> None:
+        """What a reward noted on a sample of `count` sequences."""
         for name, value in notes.items():
-            self._notes.setdefault(name, []).append(torch.as_tensor(value, dtype=torch.float32).detach())
+            self._notes.setdefault(name, []).append((count, torch.as_tensor(value, dtype=torch.float32).detach()))
 
     def step(self, progress: float, kl: Tensor, entropy: Tensor) -> StepTrace:
         """The step's figures, `kl` and `entropy` `(rows,)` being those of the final q; `seconds` is left at 0."""
@@ -134,5 +134,8 @@ class Figures:
     def _means_of_notes(self) -> dict[str, float]:
         if not self._notes:
             return {}
-        values = [torch.stack([value.cpu() for value in values]).mean() for values in self._notes.values()]
+        values = [
+            torch.stack([count * value.cpu() for count, value in noted]).sum() / sum(count for count, _ in noted)
+            for noted in self._notes.values()
+        ]
         return dict(zip(self._notes, torch.stack(values).tolist(), strict=True))

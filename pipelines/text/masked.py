@@ -121,7 +121,8 @@ class MaskedTextPipeline(TextPipeline):
         with self.progress_bar(total=sum(steps)) as progress_bar:
             for number, block in enumerate(blocks):
                 self.scheduler.set_timesteps(steps[number], device=sample.device)
-                with self._draw(replace(drawing, block=number, num_blocks=len(blocks))):
+                now = replace(drawing, block=number, num_blocks=len(blocks), steps_before=done, num_steps=sum(steps))
+                with self._draw(now):
                     for t in self.scheduler.timesteps:
                         logits = self._conditional_logits(
                             sample, canvas, self.scheduler.alpha(float(t)), guidance_scale

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from redge_guidance.hosts.base import Drawn, Host, field_of, is_a, share_done
+from redge_guidance.hosts.base import Drawn, Host, field_of, in_float32, is_a, share_done
 from redge_guidance.hosts.registry import register_host
 from redge_guidance.samples.images import ImageDecoder
 from redge_guidance.step import DenoisingStep
@@ -54,7 +54,7 @@ class AmusedHost(Host):
         )
 
     def write(self, arguments: dict[str, Any], step: DenoisingStep, logits: Tensor) -> None:
-        output = arguments["model_output"].clone()
+        output = in_float32(arguments["model_output"])
         square = output.permute(0, 2, 3, 1)  # a view, in which the free positions are written
         square[step.free.view(square.shape[:3])] = logits.to(output.dtype)
         arguments["model_output"] = output

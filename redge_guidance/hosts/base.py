@@ -71,8 +71,11 @@ class Host(ABC):
         """The step that is about to be taken; `arguments` are those of the scheduler's method `seam`, by name."""
 
     def write(self, arguments: dict[str, Any], step: DenoisingStep, logits: Tensor) -> None:
-        """Put guided logits `(free positions, vocabulary)` into the arguments; the host's own tensors stay."""
-        output = arguments["model_output"].clone()
+        """Put guided logits `(free positions, vocabulary)` into the arguments; the host's own tensors stay.
+
+        In float32 at least: a half precision logit near 24 swallows a small tilt whole.
+        """
+        output = in_float32(arguments["model_output"])
         output[step.free[:, -output.shape[1] :]] = logits.to(output.dtype)
         arguments["model_output"] = output
 
@@ -168,6 +171,11 @@ def share_done(timesteps: Tensor, timestep: Any) -> float:
     if not len(found):
         raise KeyError(f"timestep {timestep} is none of the scheduler's {len(timesteps)}")
     return int(found[0]) / len(timesteps)
+
+
+def in_float32(logits: Tensor) -> Tensor:
+    """A copy in float32, or in float64 where it was that."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32), copy=True)
 
 
 def field_of(output: Any, name: str, index: int = 0) -> Tensor:

@@ -41,6 +41,7 @@ class DiffusionGemmaHost(Host):
         self._pieces: list[Tensor] = []  # the prompt, then every finished canvas
         self._step = 0  # of this canvas, the one that is taken or was taken last
         self.listen(self.pipe.model.model.encoder, self._remember_context)
+        self.listen(self.pipe.model, self._remember_told)
 
     def read(self, seam: str, arguments: Mapping[str, Any]) -> DenoisingStep:
         canvas, steps = arguments["sample"], self.pipe.scheduler.num_inference_steps
@@ -64,6 +65,7 @@ class DiffusionGemmaHost(Host):
 
     def after(self, seam: str, step: DenoisingStep, output: Any) -> Drawn:
         """Tokens that were accepted; where a scheduler draws the whole canvas anew every clean token."""
+        self._seam = seam
         if seam == "step_correct":
             return super().after(seam, step, output)
         tokens, scheduler, length = field_of(output, "sampled_tokens"), self.pipe.scheduler, step.ids.shape[1]
@@ -85,6 +87,8 @@ class DiffusionGemmaHost(Host):
                 f"`{keeps[0]}={off[keeps[0]]}` to have sequences exchanged."
             )
         exchanged = super().reorder(step, output, rows)
+        if self._seam == "step_correct":  # the model goes on being told the logits of the step before the sweep
+            self._told.copy_(self._told[rows])
         *finished, last = self._pieces
         length = last.stride(0)  # of the text whose last part the encoder was given
         text = last.as_strided((len(rows), length), (length, 1), 0)
@@ -118,3 +122,6 @@ class DiffusionGemmaHost(Host):
         self._step = -1
         self._cache: Any = arguments.get("past_key_values", arguments.get("cache"))
         self._attention_mask: Tensor = arguments["attention_mask"].bool()
+
+    def _remember_told(self, arguments: dict[str, Any]) -> None:
+        self._told: Tensor = arguments["self_conditioning_logits"]

@@ -17,7 +17,8 @@ class LLaDA2Host(Host):
     """The scheduler sees one block; the context, prompt and finished blocks, is heard on its way into the model.
 
     Free are the masks of the block and, while editing is on, its tokens that the scheduler may still exchange; never
-    the prompt, padding, or the tail beyond the length asked for.
+    the prompt, padding, the tail beyond the length asked for, or a sequence that has ended (`eos_early_stop`), with
+    which the scheduler goes on though the pipeline keeps nothing of it.
     """
 
     description = "diffusers' LLaDA2Pipeline: masked and editable positions of the block, at scheduler.step"
@@ -33,6 +34,8 @@ class LLaDA2Host(Host):
         self._prompts = [prompt] if isinstance(prompt, str) else prompt
         self._first_length = self._length = self._prompt_length = 0  # of the context: at first, now; of the prompt
         self._steps = 0  # in this block
+        self._seen: Tensor | None = None  # the context of the step before
+        self._ended: Tensor | None = None
         self.listen(self.pipe.model, self._remember_context)
 
     def read(self, seam: str, arguments: Mapping[str, Any]) -> DenoisingStep:
@@ -50,7 +53,7 @@ class LLaDA2Host(Host):
         editing = self.pipe.scheduler.config.editing_threshold if editing is None else editing
         if editing is not None and editing > 0:
             free = torch.ones_like(free)
-        free = in_block(free & ~in_prompt, length) & self._attention_mask
+        free = in_block(free & ~in_prompt, length) & self._attention_mask & ~self._ended_rows(ids, arguments)
         return DenoisingStep(
             logits=arguments["model_output"],
             ids=ids,
@@ -75,6 +78,26 @@ class LLaDA2Host(Host):
         exchanged = super().reorder(step, output, rows)
         self._ids.copy_(self._ids[rows])
         return exchanged
+
+    def _ended_rows(self, ids: Tensor, arguments: Mapping[str, Any]) -> Tensor:
+        """`(batch, 1)` bool, by the rule of the pipeline's scheduler, from what was committed in the step before."""
+        end = self._arguments.get("eos_token_id")
+        end = self.pipe.eos_token_id if end is None else end
+        if self._ended is None:
+            self._ended = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+        if self._seen is not None and end is not None and self._arguments.get("eos_early_stop", True):
+            before = ids[:, : self._seen.shape[1]]
+            self._ended = self.pipe.scheduler.check_eos_finished(
+                cur_x=ids,
+                sampled_tokens=before,
+                final_transfer=before != self._seen,
+                finished=self._ended,
+                eos_token_id=end,
+                mask_token_id=arguments["mask_token_id"],
+                prompt_length=self._prompt_length,
+            )
+        self._seen = ids.clone()
+        return self._ended[:, None]
 
     def _progress(self, block_length: int) -> float:
         """By counting: what the pipeline passes as timestep is none of the scheduler's."""

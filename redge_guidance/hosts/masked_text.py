@@ -32,15 +32,19 @@ class MaskedTextHost(Host):
         free = hidden if block is None else hidden & block
         text = torch.ones_like(free) if drawing is None else drawing.canvas.attention_mask
         fixed = None if block is None else fixed_before(block)
-        progress = share_done(self.pipe.scheduler.timesteps, arguments["timestep"])
+        timesteps = self.pipe.scheduler.timesteps
+        progress = share_done(timesteps, arguments["timestep"])
+        if drawing is not None and drawing.num_steps is not None:  # of all blocks, which may have different numbers
+            progress = (drawing.steps_before + round(progress * len(timesteps))) / drawing.num_steps
         return DenoisingStep(
             logits=arguments["model_output"],
             ids=ids,
             free=free,
             attention_mask=text & (free | ~hidden),
             temperature=arguments.get("temperature") or 1.0,
-            progress=progress if drawing is None else (drawing.block + progress) / drawing.num_blocks,
+            progress=progress,
             tokenizer=self.pipe.tokenizer,
+            reserved=[i for i in (arguments["mask_token_id"],) if i < arguments["model_output"].shape[-1]],
             given=fixed if drawing is None else drawing.canvas.given,
             prompts=None if drawing is None else drawing.prompts,
             generator=arguments.get("generator"),

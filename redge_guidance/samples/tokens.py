@@ -1,7 +1,8 @@
 """What a reward sees of a text that is being denoised."""
 
+import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -161,8 +162,12 @@ class RelaxedTokens:
 
     def to(self, device: torch.device | str) -> "RelaxedTokens":
         """The same on another device; gradients come back to where `weights` are."""
-        given = {name: getattr(self, name) for name in _TENSORS}
-        return replace(self, **{name: value.to(device) for name, value in given.items() if value is not None})
+        other = copy.copy(self)  # which has been checked, by values that "meta" has not
+        for name in _TENSORS:
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(other, name, value.to(device))
+        return other
 
     def _decode(self, positions: Tensor) -> list[str]:
         if self.tokenizer is None:
