@@ -28,11 +28,14 @@ class Mutant(NamedTuple):
     tests: str
 
 
-ATTACH = "tests/redge_guidance/test_attachment.py"
-HOSTS = "tests/redge_guidance/test_denoising_steps.py tests/redge_guidance/test_hosts.py"
-CALLS = "tests/redge_guidance/test_callables.py tests/redge_guidance/test_denoising_steps.py"
-CORE = "tests/redge_guidance"
-PIPES = "tests/pipelines tests/redge_guidance/test_randomness.py"
+ROOM = "tests/redge_guidance/test_"
+ATTACH = f"{ROOM}attachment.py"
+STEPS = f"{ROOM}denoising_steps.py {ROOM}callable_steps.py {ROOM}following.py {ROOM}precision.py"
+SETTINGS = f"{ROOM}windows.py {ROOM}settings.py {ROOM}image_temperature.py {ROOM}guidance.py"
+FIGURES = f"{ROOM}trace_figures.py {ROOM}shrinkage.py {ROOM}reserved.py"
+RANDOM = f"{ROOM}randomness.py {ROOM}rows_alone.py"
+KINDS = f"{ROOM}images.py {ROOM}relaxed_devices.py {ROOM}reward.py tests/rewards/test_kinds.py"
+PIPES = f"tests/pipelines/test_drawing.py {ROOM}classifier_free.py tests/pipelines/test_masked_scheduler.py"
 
 MUTANTS = [
     # between a pipeline and its scheduler
@@ -58,73 +61,89 @@ MUTANTS = [
         "redge_guidance/hosts/base.py",
         "output[step.free[:, -output.shape[1] :]] =",
         "output[step.free[:, : output.shape[1]]] =",
-        HOSTS,
+        STEPS,
     ),
     Mutant(
-        "redge_guidance/hosts/masked_text.py", "attention_mask=text & (free | ~hidden)", "attention_mask=text", HOSTS
+        "redge_guidance/hosts/masked_text.py", "attention_mask=text & (free | ~hidden)", "attention_mask=text", STEPS
     ),
-    Mutant("redge_guidance/hosts/masked_text.py", "(drawing.block + progress) / drawing.num_blocks", "progress", HOSTS),
+    Mutant(
+        "redge_guidance/hosts/masked_text.py",
+        "(drawing.steps_before + round(progress * len(timesteps))) / drawing.num_steps",
+        "progress",
+        STEPS,
+    ),
     Mutant(
         "redge_guidance/hosts/masked_text.py",
         'temperature=arguments.get("temperature") or 1.0',
         "temperature=1.0",
-        HOSTS,
+        STEPS,
     ),
-    Mutant("redge_guidance/hosts/uniform_text.py", "given=drawing.canvas.given", "given=None", HOSTS),
-    Mutant("redge_guidance/hosts/llada2.py", "in_block(free & ~in_prompt, length)", "in_block(free, length)", HOSTS),
+    Mutant("redge_guidance/hosts/uniform_text.py", "given=drawing.canvas.given", "given=None", STEPS),
+    Mutant("redge_guidance/hosts/llada2.py", "in_block(free & ~in_prompt, length)", "in_block(free, length)", STEPS),
     Mutant(
-        "redge_guidance/hosts/llada2.py", "length - block_length + int(in_prompt.sum())", "length - block_length", HOSTS
+        "redge_guidance/hosts/llada2.py", "length - block_length + int(in_prompt.sum())", "length - block_length", STEPS
     ),
     Mutant(
         "redge_guidance/hosts/diffusion_gemma.py",
         "uncommitted: Tensor = ~committed",
         "uncommitted = committed | True",
-        HOSTS,
+        STEPS,
     ),
-    Mutant("redge_guidance/hosts/diffusion_gemma.py", "(len(self._pieces) - 1) * steps", "0 * steps", HOSTS),
-    Mutant("redge_guidance/hosts/diffusion_gemma.py", "self._cache.reorder_cache(rows)", "pass", CORE),
-    Mutant("redge_guidance/hosts/amused.py", "list(texts) * number", "[t for t in texts for _ in range(number)]", CORE),
+    Mutant("redge_guidance/hosts/diffusion_gemma.py", "(len(self._pieces) - 1) * steps", "0 * steps", STEPS),
+    Mutant("redge_guidance/hosts/diffusion_gemma.py", "self._cache.reorder_cache(rows)", "pass", STEPS),
+    Mutant(
+        "redge_guidance/hosts/amused.py",
+        "list(texts) * number",
+        "[t for t in texts for _ in range(number)]",
+        f"{STEPS} {KINDS}",
+    ),
     Mutant(
         "redge_guidance/hosts/masked_image.py",
         'temperature=arguments.get("temperature") or 1.0',
         "temperature=1.0",
-        CORE,
+        SETTINGS,
     ),
-    Mutant("redge_guidance/hosts/callables.py", "temperature=self._temperature or 1.0", "temperature=1.0", CALLS),
+    Mutant("redge_guidance/hosts/callables.py", "temperature=self._temperature or 1.0", "temperature=1.0", STEPS),
     # one guided step
-    Mutant("redge_guidance/guidance.py", "self._index += 1", "self._index += 0", CORE),
-    Mutant("redge_guidance/guidance.py", "step.progress < config.stop", "step.progress <= config.stop", CORE),
-    Mutant("redge_guidance/randomness.py", 'f"|{seed}|{index}"', 'f"|{index}"', CORE),
+    Mutant("redge_guidance/guidance.py", "self._index += 1", "self._index += 0", RANDOM),
+    Mutant("redge_guidance/guidance.py", "step.progress < config.stop", "step.progress <= config.stop", SETTINGS),
+    Mutant("redge_guidance/randomness.py", 'f"|{seed}|{index}"', 'f"|{index}"', RANDOM),
     Mutant(
-        "redge_guidance/draws.py", "list(step.prompts) * draws", "[p for p in step.prompts for _ in range(draws)]", CORE
+        "redge_guidance/draws.py",
+        "list(step.prompts) * draws",
+        "[p for p in step.prompts for _ in range(draws)]",
+        f"{SETTINGS} {KINDS}",
     ),
-    Mutant("redge_guidance/draws.py", "step.attention_mask.repeat(draws, 1)", "torch.ones_like(ids).bool()", CORE),
-    Mutant("redge_guidance/gradients.py", "resolution=1 / self._count", "resolution=0.0", CORE),
+    Mutant(
+        "redge_guidance/draws.py",
+        "step.attention_mask.repeat(draws, 1)",
+        "torch.ones_like(ids).bool()",
+        f"{SETTINGS} {STEPS}",
+    ),
+    Mutant("redge_guidance/gradients.py", "resolution=1 / self._count", "resolution=0.0", FIGURES),
     Mutant(
         "redge_guidance/gradients.py",
         "rewards.detach().float().view(count, -1).mean(0)",
         "rewards.detach().float().view(-1, count).mean(-1)",
-        CORE,
+        FIGURES,
     ),
-    Mutant("redge_guidance/prediction.py", ".index_fill_(-1, self._reserved, -torch.inf)", "", CORE),
+    Mutant("redge_guidance/prediction.py", ".index_fill_(-1, self._reserved, -torch.inf)", "", FIGURES),
     Mutant(
-        "redge_guidance/trace.py", "self._by_sequence(kl, free), torch", "self._by_sequence(entropy, free), torch", CORE
+        "redge_guidance/trace.py",
+        "self._by_sequence(kl, free), torch",
+        "self._by_sequence(entropy, free), torch",
+        FIGURES,
     ),
     Mutant(
         "redge_guidance/guidance.py",
         "config.kl_budget * step.free.sum(-1).to(log_q.dtype)",
         "config.kl_budget * step.free.sum().to(log_q.dtype).expand(len(step.free))",
-        CORE,
+        SETTINGS,
     ),
-    Mutant("redge_guidance/attach.py", "replace(step.images, chunk_size=self._chunk_size)", "step.images", CORE),
-    Mutant("redge_guidance/text.py", '("mask", "pad", "bos", "cls", "unk")', '("mask", "pad")', CORE),
-    Mutant("redge_guidance/samples/tokens.py", '"attention_mask", "given")', '"attention_mask")', CORE),
-    Mutant(
-        "redge_guidance/evaluation.py",
-        "if found not in (None, modality):",
-        "if False:",
-        "tests/redge_guidance tests/rewards",
-    ),
+    Mutant("redge_guidance/attach.py", "replace(step.images, chunk_size=self._chunk_size)", "step.images", KINDS),
+    Mutant("redge_guidance/text.py", '("mask", "pad", "bos", "cls", "unk")', '("mask", "pad")', FIGURES),
+    Mutant("redge_guidance/samples/tokens.py", '"attention_mask", "given")', '"attention_mask")', KINDS),
+    Mutant("redge_guidance/evaluation.py", "if found not in (None, modality):", "if False:", KINDS),
     # pipelines
     Mutant(
         "pipelines/text/masked.py",
@@ -136,7 +155,7 @@ MUTANTS = [
         "pipelines/image/masked.py",
         "unconditional = self._logits(sample, nothing)",
         "unconditional = self._logits(canvas.ids, nothing)",
-        PIPES + " tests/redge_guidance",
+        PIPES,
     ),
     Mutant(
         "pipelines/scheduler.py", "hidden = (sample == mask_token_id) & free", "hidden = sample == mask_token_id", PIPES
@@ -145,32 +164,24 @@ MUTANTS = [
         "pipelines/scheduler.py",
         "draw(logits[row, where][None], sample[row, where][None], source)",
         "draw(logits[row, where][None], sample[row, where][None], generator[0])",
-        PIPES,
+        RANDOM,
     ),
     Mutant(
         "pipelines/sampling.py",
         "drawn = [torch.rand(n, generator=g, device=g.device) for n, g in zip(counts, generator, strict=True)]",
         "drawn = [torch.rand(free.shape[1], generator=g)[:n] for n, g in zip(counts, generator, strict=True)]",
-        PIPES,
+        RANDOM,
     ),
     Mutant(
         "pipelines/text/base.py",
         "written.append([False] * len(start) + [not hole",
         "written.append([True] * len(start) + [not hole",
-        PIPES,
+        f"{PIPES} tests/pipelines/test_families.py tests/pipelines/test_masked_text.py",
     ),
-    Mutant(
-        "pipelines/drawing.py",
-        "reversed(_DRAWINGS.get()) if pipe is self",
-        "reversed(_DRAWINGS.get())",
-        PIPES + " tests/redge_guidance",
-    ),
+    Mutant("pipelines/drawing.py", "reversed(_DRAWINGS.get()) if pipe is self", "reversed(_DRAWINGS.get())", PIPES),
     # rewards
     Mutant(
-        "redge_guidance/reward.py",
-        "total = total + term.weight * value",
-        "total = total + value",
-        "tests/redge_guidance/test_reward.py",
+        "redge_guidance/reward.py", "total = total + term.weight * value", "total = total + value", f"{ROOM}reward.py"
     ),
 ]
 

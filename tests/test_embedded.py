@@ -6,7 +6,7 @@ import os
 import pytest
 import torch
 
-from redge_guidance import GuidanceConfig, checkpoints, guide
+from redge_guidance import GuidanceConfig, guide, hub
 from redge_guidance.pipelines import MaskedImagePipeline, TextPipeline, UniformTextPipeline
 from redge_guidance.rewards import ImageClassifierReward, TextClassifierReward
 
@@ -133,10 +133,10 @@ def test_digits_are_reconstructed(digits):
 
 def test_all_checkpoints_are_there_with_cards_and_small():
     names = ["mnist-classifier", "mnist-masked", "sentiment", "tatoeba-masked", "tatoeba-uniform"]
-    assert checkpoints.builtin_names() == [f"builtin:{name}" for name in names]
+    assert hub.builtin_names() == [f"builtin:{name}" for name in names]
     total = 0
-    for name in checkpoints.builtin_names():
-        folder = checkpoints.resolve(name)
+    for name in hub.builtin_names():
+        folder = hub.resolve(name)
         total += sum(os.path.getsize(os.path.join(root, f)) for root, _, files in os.walk(folder) for f in files)
         with open(os.path.join(folder, "README.md"), encoding="utf-8") as card:
             text = card.read()
