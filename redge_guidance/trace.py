@@ -18,7 +18,7 @@ class SequenceFigures:
         reward: mean over its relaxed samples, draws and updates.
         kl: KL(q || p) after the step's updates, in nats per free token; 0 without free tokens, as the next two.
         grad_norm: root mean square over its free positions, mean over the updates.
-        entropy: of q, in nats per free token.
+        entropy: of q within the support, in nats per free token.
         free: number of its free positions.
     """
 
@@ -39,7 +39,7 @@ class StepTrace:
         kl: KL(q || p) after the step's updates, in nats per free token.
         grad_norm: root mean square over the free positions of the norm of the gradient that the update rule used, per
             unit of reward.
-        entropy: of q, in nats per free token.
+        entropy: of q within the support, in nats per free token.
         seconds: spent on guidance, the model and the scheduler left out.
         notes: figures that the reward noted on its tokens, means over the updates: the terms of a sum by name,
             `"coverage"` where a reward has another tokenizer.

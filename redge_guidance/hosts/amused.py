@@ -31,6 +31,8 @@ class AmusedHost(Host):
         return is_a(pipe, *kinds) and is_a(pipe.scheduler, "AmusedScheduler")
 
     def begin(self, arguments: Mapping[str, Any]) -> None:
+        self._embedded = arguments.get("prompt_embeds") is not None
+        self._given: Tensor | None = None  # tokens that were there before the first step
         prompt, number = arguments.get("prompt"), arguments.get("num_images_per_prompt") or 1
         texts = [prompt] if isinstance(prompt, str) else prompt
         self._prompts = None if texts is None else list(texts) * number  # as the pipeline repeats them
@@ -40,6 +42,7 @@ class AmusedHost(Host):
 
         output, ids, vqvae = arguments["model_output"], arguments["sample"].flatten(1), self.pipe.vqvae
         free = ids == self.pipe.scheduler.config.mask_token_id
+        self._given = ~free if self._given is None else self._given
         return DenoisingStep(
             logits=output.permute(0, 2, 3, 1).flatten(1, 2),
             ids=ids,
@@ -48,6 +51,7 @@ class AmusedHost(Host):
             temperature=1.0,
             progress=share_done(self.pipe.scheduler.timesteps, arguments["timestep"]),
             tokenizer=None,
+            given=self._given,
             prompts=self._prompts,
             images=ImageDecoder(codebook_of(vqvae), partial(to_pixels, vqvae, do_normalize=False)),
             generator=arguments.get("generator"),
@@ -58,6 +62,14 @@ class AmusedHost(Host):
         square = output.permute(0, 2, 3, 1)  # a view, in which the free positions are written
         square[step.free.view(square.shape[:3])] = logits.to(output.dtype)
         arguments["model_output"] = output
+
+    def reorder(self, step: DenoisingStep, output: Any, rows: Tensor) -> Any:
+        if self._embedded:
+            raise RuntimeError(
+                "AmusedPipeline was given `prompt_embeds`, of which nobody can tell whose prompts are equal; pass "
+                "`prompt` to have images exchanged."
+            )
+        return super().reorder(step, output, rows)
 
     def after(self, seam: str, step: DenoisingStep, output: Any) -> Drawn:
         tokens = field_of(output, "prev_sample").flatten(1)

@@ -9,6 +9,7 @@ from transformers import LogitsProcessor
 
 from redge_guidance.config import GuidanceConfig
 from redge_guidance.guidance import Guidance
+from redge_guidance.hosts.base import in_float32
 from redge_guidance.reward import AnyReward
 from redge_guidance.step import DenoisingStep
 from redge_guidance.text import reserved_token_ids
@@ -30,6 +31,7 @@ class GuidanceLogitsProcessor(LogitsProcessor):
         reward, config, seed: as for `guide`; the sampler is taken to draw from torch's global generator. `start` and
             `stop` are shares of the steps of every canvas, since the number of canvases is not known here.
         max_denoising_steps, t_min, t_max: None: those of `model.generation_config`.
+        attention_mask: `(batch, prompt)`, of the prompts, False on padding; None: padding tokens in front are padding.
         prompts: what each of the texts was asked for, for rewards that want to know.
 
     Attributes:
@@ -50,6 +52,7 @@ class GuidanceLogitsProcessor(LogitsProcessor):
         max_denoising_steps: int | None = None,
         t_min: float | None = None,
         t_max: float | None = None,
+        attention_mask: Tensor | None = None,
         prompts: Sequence[str] | None = None,
     ):
         self._guidance = Guidance(reward, config, seed)
@@ -66,7 +69,7 @@ class GuidanceLogitsProcessor(LogitsProcessor):
         self._temperatures = None if t_min is None or t_max is None else (float(t_min), float(t_max))
         self._context: Tensor | None = None
         self._prompt_length = 0
-        self._prompts = prompts
+        self._prompts, self._prompt_mask = prompts, attention_mask
 
     @property
     def trace(self) -> Trace:
@@ -87,7 +90,7 @@ class GuidanceLogitsProcessor(LogitsProcessor):
             logits=scores,
             ids=ids,
             free=free,
-            attention_mask=~((ids == self._tokenizer.pad_token_id) & given),
+            attention_mask=self._text(ids, given),
             temperature=self._temperature(left),
             progress=1 - left / self._steps,
             tokenizer=self._tokenizer,
@@ -96,7 +99,14 @@ class GuidanceLogitsProcessor(LogitsProcessor):
             prompts=self._prompts,
         )
         logits = self._guidance(step)
-        return scores if logits is None else logits.view(scores.shape).to(scores.dtype)
+        return scores if logits is None else logits.view(scores.shape)
+
+    def _text(self, ids: Tensor, given: Tensor) -> Tensor:
+        if self._prompt_mask is None:
+            padding: Tensor = ((ids == self._tokenizer.pad_token_id) & given).cumprod(-1).bool()
+            return ~padding
+        mask = self._prompt_mask.to(ids.device, torch.bool)
+        return torch.nn.functional.pad(mask, (0, ids.shape[1] - mask.shape[1]), value=True)
 
     def _follow(self, input_ids: Tensor, canvas: int, first_step: bool) -> None:
         """Tell the next canvas of a text from the beginning of another."""
@@ -188,6 +198,6 @@ class DreamLogitsHook:
         )
         if guided is None:
             return logits
-        result = logits.clone()
+        result = in_float32(logits)
         result[free] = guided.to(result.dtype)
         return result

@@ -455,3 +455,36 @@ def test_follow_is_told_what_was_drawn_without_anything_being_moved():
     free = pipe.canvas(["a b", "", "c [MASK] [MASK] d"]).free
     assert sum(drawn.positions.int() for drawn in told).equal(free.int())  # every one of them once
     assert torch.equal(told[-1].tokens, bare)
+
+
+@pytest.mark.parametrize("name", ["masked", "gemma ddim"])
+def test_a_neighbour_that_shares_all_components_may_be_drawn_within_a_callback(name):
+    pipe, _ = ONE_OF_EACH[name]()
+    parts = {
+        part: getattr(pipe, part) for part in inspect.signature(type(pipe).__init__).parameters if part in vars(pipe)
+    }
+    other = type(pipe)(**parts)
+    other.set_progress_bar_config(disable=True)
+    settings = {"gen_length": 4, "num_inference_steps": 2, "return_dict": False}
+    settings |= {} if name == "masked" else {"output_type": "seq", "temperature": 1.0}
+
+    def neighbour():
+        return other(["a b"] if name == "masked" else ["a b", "d e", "b"][:1], generator=seeded(5), **settings)[0]
+
+    expected, found = neighbour(), []
+
+    def callback(pipe, step, t, tensors):
+        steps, schedule = pipe.scheduler.num_inference_steps, pipe.scheduler.timesteps
+        found.append(neighbour())
+        pipe.scheduler.num_inference_steps, pipe.scheduler.timesteps = steps, schedule  # as a caller would have to
+        return {}
+
+    def call(**more):
+        defaults = {} if name == "masked" else {"output_type": "seq", "temperature": 1.0, "eos_early_stop": False}
+        return pipe(["a b", "c d"], gen_length=8, num_inference_steps=4, generator=seeded(), **defaults, **more)[0]
+
+    with guide(pipe, count_of_a, STRONG):
+        alone = call(return_dict=False)
+        assert torch.equal(call(return_dict=False, callback_on_step_end=callback), alone)
+    assert len(found) >= 4
+    assert all(torch.equal(one, expected) for one in found)

@@ -137,3 +137,19 @@ def test_dream_hook():
         DreamLogitsHook(tokenizer, reward, steps=3)
     with pytest.raises(ValueError, match="`steps` must be >= 1"):
         DreamLogitsHook(word_tokenizer(), reward, steps=0)
+
+
+def test_padding_of_a_processor_is_known_by_its_mask_and_else_only_in_front():
+    """A padding token inside a prompt is a token."""
+    seen = []
+    for mask, expected in ((None, [0, 0, 1, 1, 1, 1]), (torch.tensor([[0, 1, 1, 1]]), [0, 1, 1, 1, 1, 1])):
+        guidance = GuidanceLogitsProcessor(
+            tiny_gemma(None).model,
+            word_tokenizer(),
+            lambda tokens: (seen.append(tokens), count_of_a(tokens))[1],
+            JUMP,
+            max_denoising_steps=1,
+            attention_mask=mask,
+        )
+        guidance(torch.tensor([[0, 0, 3, 0]]), torch.zeros(1, 2, len(WORDS)), cur_step=1)
+        assert seen[-1].attention_mask[0, :4].int().tolist() == expected[:4]
