@@ -63,7 +63,11 @@ class Attachment:
             ) from error
         self._everywhere = not entries
         if self._everywhere:
-            self._open({})
+            try:
+                self._open({})
+            except BaseException:
+                self.remove()
+                raise
 
     @property
     def attached(self) -> bool:
@@ -73,6 +77,11 @@ class Attachment:
     def in_call(self) -> bool:
         """Whether the pipeline is drawing."""
         return self._call is not None and not self._everywhere
+
+    @property
+    def uses_scheduler(self) -> bool:
+        """Whether another scheduler would not be guided now."""
+        return self._call is not None
 
     def remove(self) -> None:
         """Give the pipeline its own class back. Does nothing the second time; a call in progress goes on unguided."""
@@ -86,6 +95,8 @@ class Attachment:
 
     def draw(self, entry: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A call of the pipeline's own method `entry`, with this attachment in between."""
+        if self._call is not None and self._call.host.is_drawing():  # one entry by way of another
+            return entry(self.pipe, *args, **kwargs)
         if not self._busy.acquire(blocking=False):
             raise RuntimeError(
                 "the guided pipeline is in the middle of a call; two calls at the same time would change each other's "
@@ -103,7 +114,7 @@ class Attachment:
             args, kwargs = bound.args, bound.kwargs
             bound.apply_defaults()
             with drawing(self._open(bound.arguments)):
-                return entry(*args, **kwargs)
+                return _finished(entry(*args, **kwargs), entry)
         finally:
             self._close()
             self._busy.release()
@@ -213,10 +224,10 @@ def _attached_class(kind: type, attachment: Attachment, entries: list[str]) -> t
         return method
 
     def set_attribute(self: Any, name: str, value: Any) -> None:
-        if name == "scheduler" and attachment.in_call and value is not self.scheduler:
+        if name == "scheduler" and attachment.uses_scheduler and value is not self.scheduler:
             raise RuntimeError(
                 "`scheduler` cannot be exchanged while the guided pipeline is drawing, since the new one would not be "
-                "guided; exchange it between calls."
+                "guided; exchange it between calls, or before `guide`."
             )
         super(attached, self).__setattr__(name, value)
 
@@ -233,12 +244,24 @@ def _attached_class(kind: type, attachment: Attachment, entries: list[str]) -> t
             make, *rest = self.__reduce_ex__(protocol)
         return (_new if make is copyreg.__newobj__ else make, *rest)  # type: ignore[attr-defined]  # not in typeshed
 
-    members: dict[str, Any] = {name: entry(name) for name in entries}
+    # class methods make objects of `kind`
+    members: dict[str, Any] = dict(inspect.getmembers(kind, inspect.ismethod))
+    members |= {name: entry(name) for name in entries}
     members |= {"__init__": functools.wraps(kind.__init__)(initialise), "__setattr__": set_attribute}  # type: ignore[misc]
     members |= {"__deepcopy__": deep_copy, "__copy__": shallow_copy, "__reduce_ex__": reduce}
     members |= {name: getattr(kind, name) for name in ("__module__", "__qualname__", "__doc__")}
     attached: Any = type(kind.__name__, (kind,), members | {"__slots__": (), _MARK: attachment})
     return attached  # type: ignore[no-any-return]
+
+
+def _finished(result: Any, entry: Callable[..., Any]) -> Any:
+    """`result`, unless it is something that only begins to draw when the call is over."""
+    if inspect.isgenerator(result) or inspect.isawaitable(result) or inspect.isasyncgen(result):
+        raise RuntimeError(
+            f"`{entry.__qualname__}` gives a {type(result).__name__}, whose steps come after the call and would not be "
+            "guided; register a host with `entries = ()`, which guides whenever the scheduler is called."
+        )
+    return result
 
 
 def _new(kind: type, *args: Any) -> Any:

@@ -43,6 +43,10 @@ def _is_estimator(value: Any) -> bool:
     return isinstance(value, Estimator)
 
 
+def _is_update(value: Any) -> bool:
+    return callable(value) and not isinstance(value, type)
+
+
 @dataclass(frozen=True)
 class GuidanceConfig:
     """How strongly, where and by which computation a reward steers a sampler. The defaults are good defaults.
@@ -76,7 +80,7 @@ class GuidanceConfig:
 
     scale: float = 2.0
     estimator: _Named[Estimator] = _Named(ESTIMATORS, EntropyMix, _is_estimator, "Estimator")
-    update: _Named[Update] = _Named(UPDATES, Natural, callable, "object")
+    update: _Named[Update] = _Named(UPDATES, Natural, _is_update, "object")
     num_draws: int = 4
     start: float = 0.0
     stop: float = 1.0
@@ -111,6 +115,8 @@ class GuidanceConfig:
     def from_json(cls, text: str) -> "GuidanceConfig":
         """The inverse of `to_json`. Raises ValueError for an unknown field or an unknown name."""
         values = json.loads(text)
+        if not isinstance(values, dict):
+            raise ValueError(f"`text` must be a JSON object of settings, got {type(values).__name__}.")
         unknown = set(values) - {f.name for f in fields(cls)}
         if unknown:
             raise ValueError(f"GuidanceConfig has no field `{sorted(unknown)[0]}`; it has {', '.join(_names(cls))}.")
@@ -119,8 +125,17 @@ class GuidanceConfig:
                 settings = dict(values[name])
                 kind = settings.pop("name", None)
                 known = isinstance(kind, str) and kind in registry
-                values[name] = registry[kind](**settings) if known else kind  # which the config refuses
+                values[name] = _made(name, registry[kind], settings) if known else kind  # which the config refuses
         return cls(**values)
+
+
+def _made(name: str, kind: Any, settings: dict[str, Any]) -> Any:
+    try:
+        return kind(**settings)
+    except TypeError as error:
+        raise ValueError(
+            f"`{name}` has settings that {kind.__name__} does not: {error}; it has {', '.join(_names(kind))}."
+        ) from error
 
 
 def _names(cls: Any) -> list[str]:

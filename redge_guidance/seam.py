@@ -23,7 +23,9 @@ class Seam:
     """
 
     def __init__(self, scheduler: Any, name: str, step: Step):
-        self._step, self._scheduler, self._name = step, scheduler, name
+        if not hasattr(scheduler, "__dict__"):
+            raise ValueError(f"`scheduler` must be an object whose methods can be replaced, got {type(scheduler)}.")
+        self._step, self._scheduler, self._name, self._removed = step, scheduler, name, False
         self._before = vars(self._scheduler).get(name)  # None: the method of the class
         self._below = getattr(self._scheduler, name)
         # with its signature: some pipelines choose their arguments by it
@@ -31,9 +33,23 @@ class Seam:
         setattr(self._scheduler, name, self)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self._removed:  # somebody put it back: it goes for good
+            self._unlink()
+            return self._below(*args, **kwargs)
         return self._step(self._name, self._below, args, kwargs)
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise RuntimeError(
+            f"`{type(self._scheduler).__name__}.{self._name}` is guided at the moment and cannot be copied; copy the "
+            "scheduler before or after the call of the guided pipeline."
+        )
+
     def remove(self) -> None:
+        """Give the scheduler its method back."""
+        self._removed = True
+        self._unlink()
+
+    def _unlink(self) -> None:
         top = vars(self._scheduler).get(self._name)
         if top is self:
             if self._before is None:

@@ -105,6 +105,7 @@ class Natural:
 
     def __post_init__(self) -> None:
         _check_positive_integer("num_updates", self.num_updates)
+        _check_numbers(step_size=self.step_size, damping=self.damping)
         if not 0 < self.step_size <= 1:
             raise ValueError(f"`step_size` must lie in (0, 1], got {self.step_size!r}; 1 jumps to the tilted p.")
         if not 0 <= self.damping < float("inf"):
@@ -139,6 +140,7 @@ class Adam:
 
     def __post_init__(self) -> None:
         _check_positive_integer("num_updates", self.num_updates)
+        _check_numbers(learning_rate=self.learning_rate)
         if not 0 < self.learning_rate < float("inf"):
             raise ValueError(f"`learning_rate` must be > 0, got {self.learning_rate!r}.")
 
@@ -227,6 +229,12 @@ def project_to_budget(log_q: Tensor, log_p: LogProbs, budget: Tensor, groups: Te
     for rows in row_chunks(log_q.shape, log_q.device):
         result[rows] = torch.where(inside[groups[rows], None], log_q[rows], path(low, rows, log_p[rows]))
     return result
+
+
+def _check_numbers(**values: Any) -> None:
+    for name, value in values.items():
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise ValueError(f"`{name}` must be a number, got {value!r}.")
 
 
 def _sum(parts: Sequence[Tensor]) -> Tensor:

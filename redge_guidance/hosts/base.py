@@ -42,7 +42,7 @@ class Host(ABC):
         description: what is guided, for `supports` and for errors.
         seams: names of the scheduler's methods that take `model_output` and are guided.
         entries: names of the pipeline's methods that draw samples. Guidance acts while one of them runs; for a pipeline
-            that has none of them, whenever its scheduler is called.
+            that has none of them, whenever its scheduler is called, by whomever.
         tested_with: versions of libraries, by name, with which `read` was tested: what it cannot read is then reported
             as another version. Leave it empty for errors as they are.
         pipe: the pipeline.

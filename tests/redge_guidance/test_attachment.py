@@ -488,3 +488,93 @@ def test_a_neighbour_that_shares_all_components_may_be_drawn_within_a_callback(n
         assert torch.equal(call(return_dict=False, callback_on_step_end=callback), alone)
     assert len(found) >= 4
     assert all(torch.equal(one, expected) for one in found)
+
+
+# ---- found by trying to break it ----
+
+
+def test_class_methods_of_a_guided_pipeline_make_unguided_ones(tmp_path):
+    pipe, run = masked()
+    bare = run()
+    with guide(pipe, count_of_a, STRONG):
+        pipe.save_pretrained(tmp_path)
+        loaded, again = type(pipe).from_pretrained(tmp_path), type(pipe).from_pipe(pipe)
+    for other in (loaded, again):
+        assert type(other) is type(pipe)
+    loaded.set_progress_bar_config(disable=True)
+    assert torch.equal(_run_on(run, loaded), bare)
+
+
+class Two(Loop):
+    def __call__(self):
+        return self.generate()
+
+    def stream(self):
+        yield self.generate()
+
+
+class _LoopReader(Host):
+    description = "Two"
+
+    def read(self, seam, arguments):
+        ids = arguments["sample"]
+        free = ids == 2
+        return DenoisingStep(arguments["model_output"], ids, free, free | True, 1.0, 0.0, self.pipe.tokenizer)
+
+    @classmethod
+    def matches(cls, pipe):
+        return is_a(pipe, "Two")
+
+
+@pytest.fixture
+def two_entries():
+    host = register_host(type("TwoHost", (_LoopReader,), {"entries": ("__call__", "generate", "stream")}))
+    yield host
+    unregister_host(host)
+
+
+def test_an_entry_may_go_by_way_of_another_and_a_generator_is_refused(two_entries):
+    pipe = Two()
+    bare = pipe()
+    with guide(pipe, count_of_a, GuidanceConfig(scale=20.0)) as handle:
+        assert pipe().tolist() == [[3, 3, 3]]
+        assert len(handle.trace) == 3
+        with pytest.raises(
+            RuntimeError, match=r"`Two.stream` gives a generator.*register a host with `entries = \(\)`"
+        ):
+            pipe.stream()
+    assert torch.equal(pipe(), bare)
+
+
+def test_a_pipeline_without_a_call_keeps_its_scheduler_while_guided():
+    pipe = Loop()
+    with guide(pipe, count_of_a), pytest.raises(RuntimeError, match="`scheduler` cannot be exchanged"):
+        pipe.scheduler = MaskedDiffusionScheduler()
+    pipe.scheduler = MaskedDiffusionScheduler()
+    assert pipe.generate().shape == (1, 3)
+
+
+def test_a_guided_method_that_is_put_back_after_removal_goes_for_good_and_is_no_copy_meanwhile():
+    pipe = Loop()
+    bare, handle = pipe.generate(), guide(pipe, count_of_a)
+    kept = pipe.scheduler.step
+    with pytest.raises(RuntimeError, match="`MaskedDiffusionScheduler.(step|set_timesteps)` is guided at the moment"):
+        copy.deepcopy(pipe.scheduler)
+    handle.remove()
+    pipe.scheduler.step = kept
+    assert torch.equal(pipe.generate(), bare)
+    assert "step" not in vars(pipe.scheduler)
+
+
+def test_a_scheduler_with_slots_is_an_error_that_says_so():
+    class Fixed:
+        __slots__ = ()
+
+        def step(self, model_output, timestep, sample):
+            return sample
+
+    pipe = Loop()
+    pipe.scheduler = type("MaskedDiffusionScheduler", (Fixed,), {"__slots__": ()})()
+    with pytest.raises(ValueError, match="`scheduler` must be an object whose methods can be replaced"):
+        guide(pipe, count_of_a)
+    assert type(pipe) is Loop
