@@ -39,7 +39,12 @@ PIPES = f"tests/pipelines/test_drawing.py {ROOM}classifier_free.py tests/pipelin
 
 MUTANTS = [
     # between a pipeline and its scheduler
-    Mutant("redge_guidance/attachment.py", 'if name == "scheduler" and attachment.in_call and', "if False and", ATTACH),
+    Mutant(
+        "redge_guidance/attachment.py",
+        'if name == "scheduler" and attachment.uses_scheduler and',
+        "if False and",
+        ATTACH,
+    ),
     Mutant("redge_guidance/attachment.py", "bound.arguments[name] = _elsewhere(callback)", "pass", ATTACH),
     Mutant(
         "redge_guidance/attachment.py",
