@@ -33,8 +33,9 @@ class Seam:
         setattr(self._scheduler, name, self)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self._removed:  # somebody put it back: it goes for good
-            self._unlink()
+        if self._removed:
+            if vars(self._scheduler).get(self._name) is self:  # somebody put it back: it goes for good
+                self._unlink()
             return self._below(*args, **kwargs)
         return self._step(self._name, self._below, args, kwargs)
 
