@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
-from redge_guidance.attachment import Attachment
 from redge_guidance.config import GuidanceConfig
 from redge_guidance.guidance import Guidance
+from redge_guidance.hosts.attachment import Attachment
 from redge_guidance.reward import AnyReward
 from redge_guidance.step import DenoisingStep
 from redge_guidance.trace import Trace

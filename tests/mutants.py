@@ -40,21 +40,26 @@ PIPES = f"tests/pipelines/test_drawing.py {ROOM}classifier_free.py tests/pipelin
 MUTANTS = [
     # between a pipeline and its scheduler
     Mutant(
-        "redge_guidance/attachment.py",
+        "redge_guidance/hosts/attachment.py",
         'if name == "scheduler" and attachment.uses_scheduler and',
         "if False and",
         ATTACH,
     ),
-    Mutant("redge_guidance/attachment.py", "bound.arguments[name] = _elsewhere(callback)", "pass", ATTACH),
+    Mutant("redge_guidance/hosts/attachment.py", "bound.arguments[name] = _elsewhere(callback)", "pass", ATTACH),
     Mutant(
-        "redge_guidance/attachment.py",
+        "redge_guidance/hosts/attachment.py",
         "        self.__class__ = kind\n        self.__init__",
         "        kind.__init__",
         ATTACH,
     ),
-    Mutant("redge_guidance/attachment.py", "acquire(blocking=False)", "acquire(blocking=True)", ATTACH),
-    Mutant("redge_guidance/seam.py", "top._below, top._before = self._below, self._before", "pass", ATTACH),
-    Mutant("redge_guidance/seam.py", "if self._before is None:", "if True:", ATTACH),
+    Mutant(
+        "redge_guidance/hosts/attachment.py",
+        "if not self._busy.acquire(blocking=False):",
+        "if self._busy.acquire(blocking=False) is None:",
+        ATTACH,
+    ),
+    Mutant("redge_guidance/hosts/seam.py", "top._below, top._before = self._below, self._before", "pass", ATTACH),
+    Mutant("redge_guidance/hosts/seam.py", "if self._before is None:", "if True:", ATTACH),
     # hosts
     Mutant(
         "redge_guidance/hosts/base.py",

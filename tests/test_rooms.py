@@ -74,7 +74,7 @@ MAY_NOT = [  # (who, does not import)
     ("rewards", "hosts"),
     ("rewards", "estimators"),
 ]
-ABOVE_HOSTS = {"redge_guidance", "redge_guidance.attach", "redge_guidance.attachment"}
+ABOVE_HOSTS = {"redge_guidance", "redge_guidance.attach"}
 
 
 @pytest.mark.parametrize(("who", "what"), MAY_NOT)
@@ -164,10 +164,10 @@ def test_types_are_ignored_for_third_parties_only():
     found = {
         module: [line for line in FILES[module].read_text().splitlines() if "type: ignore" in line]
         for module in TREES
-        if room(module) in ("core", "estimators", "samples")
+        if room(module) in ("core", "estimators", "samples", "hosts")
     }
     found = {module: lines for module, lines in found.items() if lines}
-    assert set(found) <= {"redge_guidance.attachment"}
+    assert set(found) <= {"redge_guidance.hosts.attachment"}  # which makes a class
     assert sum(map(len, found.values())) <= 3
 
 

@@ -120,9 +120,10 @@ class Host(ABC):
         """
         signature = inspect.signature(getattr(module, "_orig_mod", module).forward)  # beneath a compiled module
 
-        def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        # Another thread, in the middle of the same module, may call a hook that is just being removed without kwargs.
+        def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
             if self.is_drawing():
-                heard(dict(signature.bind(*args, **kwargs).arguments))
+                heard(dict(signature.bind(*args, **(kwargs or {})).arguments))
 
         self._hooks.append(module.register_forward_pre_hook(hook, with_kwargs=True))
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import torch
 
-from redge_guidance.attachment import Attachment
 from redge_guidance.guidance import Guidance
+from redge_guidance.hosts.attachment import Attachment
 
 
 def frozen(step):

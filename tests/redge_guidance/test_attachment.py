@@ -12,8 +12,8 @@ import torch
 from diffusers import BlockRefinementScheduler, LLaDA2Pipeline
 
 from redge_guidance import GuidanceConfig, guide
-from redge_guidance.attachment import Attachment
 from redge_guidance.hosts import DenoisingStep, Host, is_a, register_host, unregister_host
+from redge_guidance.hosts.attachment import Attachment
 from redge_guidance.pipelines import MaskedDiffusionScheduler
 from redge_guidance.rewards import FluencyReward
 from tests.helpers.hosts import ALL, ONE_OF_EACH, any_reward, count_of_a, llada2, masked, seeded, state_of
@@ -279,8 +279,8 @@ def test_two_threads_with_a_pipeline_each_that_share_the_model_do_not_see_one_an
         barrier = threading.Barrier(2)
 
         def work(k):
-            for _ in range(5):
-                barrier.wait()
+            for _ in range(12):
+                barrier.wait(60)
                 together[k].append(run(*jobs[k]))
 
         threads = [threading.Thread(target=work, args=(k,)) for k in (0, 1)]
@@ -288,7 +288,7 @@ def test_two_threads_with_a_pipeline_each_that_share_the_model_do_not_see_one_an
         [thread.join() for thread in threads]
     for k in (0, 1):
         assert all(torch.equal(found, alone[k]) for found in together[k])
-        assert len(together[k]) == 5
+        assert len(together[k]) == 12
 
 
 def test_a_call_within_a_call_of_the_same_guided_pipeline_is_refused():

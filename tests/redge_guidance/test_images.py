@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from redge_guidance import GuidanceConfig, RelaxedTokens, guide
-from redge_guidance.attachment import Attachment
 from redge_guidance.guidance import Guidance, guided_logits
 from redge_guidance.hosts import DenoisingStep, supports
+from redge_guidance.hosts.attachment import Attachment
 from redge_guidance.pipelines.image.vq_tokens import codebook_of, to_pixels
 from redge_guidance.reward import ImageReward, RewardSum
 from redge_guidance.rewards import BlackBoxReward

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from redge_guidance import GuidanceConfig, guide
-from redge_guidance.attachment import Attachment
 from redge_guidance.estimators import ESTIMATORS
 from redge_guidance.guidance import Guidance
+from redge_guidance.hosts.attachment import Attachment
 from tests.helpers import hosts
 from tests.helpers.hosts import JUMP, ONE_OF_EACH, any_reward, seeded
 from tests.helpers.watching import guided

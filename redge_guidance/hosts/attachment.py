@@ -12,10 +12,9 @@ from typing import Any
 
 from torch import Tensor
 
-from redge_guidance.hosts import Drawn, Host, find_host
-from redge_guidance.hosts.base import drawing
-from redge_guidance.hosts.registry import explain
-from redge_guidance.seam import Seam, signature_of
+from redge_guidance.hosts.base import Drawn, Host, drawing
+from redge_guidance.hosts.registry import explain, find_host
+from redge_guidance.hosts.seam import Seam, signature_of
 from redge_guidance.step import DenoisingStep
 
 logger = logging.getLogger(__name__)
