@@ -1,5 +1,6 @@
 """How a reward is asked for its value, and what is checked of the answer."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -43,7 +44,7 @@ def _wants_the_other_kind(error: AttributeError | TypeError, shown: Any, modalit
     if isinstance(error, AttributeError):
         others = error.name in _OF_TEXTS if modality == "image" else hasattr(Tensor, str(error.name))
         return error.obj is shown and others
-    return modality == "text" and type(shown).__name__ in str(error)
+    return modality == "text" and re.search(rf"(?<![\w.]){type(shown).__name__}(?!\.)", str(error)) is not None
 
 
 def check_modality(reward: Any, modality: str) -> None:

@@ -64,8 +64,14 @@ class Reward:
             samples: n strings, or pixels `(n, 3, height, width)` in [0, 1].
             prompts: what each of them was asked for; None: not known.
             batch_size: samples that are judged together.
+
+        Raises:
+            NotImplementedError: a reward that has only `__call__`, which needs the generator's tokens.
         """
-        raise NotImplementedError
+        raise NotImplementedError(
+            f"{self.name} does not score finished samples; write `score(self, samples, prompts=None, batch_size=32)` "
+            "in the class, which gives the reward of strings, or of pixels."
+        )
 
     def reached(self, samples: Any, prompts: Sequence[str] | None = None) -> list[bool] | None:
         """Which finished samples are as they should be; None where there is no yes or no to it."""
@@ -180,9 +186,12 @@ class RewardSum(Reward):
         return total
 
     def reached(self, samples: Any, prompts: Sequence[str] | None = None) -> list[bool] | None:
-        """Which samples are as every term wants them that has a yes or no to it."""
-        found = [term.reward.reached(samples, prompts) for term in self.terms if isinstance(term.reward, Reward)]
-        known = [one for one in found if one is not None]
+        """Which samples are as every term with a yes or no wants them; a negative weight wants the opposite."""
+        known = []
+        for term in self.terms:
+            found = term.reward.reached(samples, prompts) if isinstance(term.reward, Reward) else None
+            if found is not None and term.weight != 0:
+                known.append([yes == (term.weight > 0) for yes in found])
         return [all(answers) for answers in zip(*known, strict=True)] if known else None
 
     def normalized(self, samples: Any, prompts: Sequence[str] | None = None, batch_size: int = 32) -> "RewardSum":

@@ -14,7 +14,7 @@ from redge_guidance.reward import Reward, Sample
 class BlackBoxReward(Reward):
     """`r(x) = function(text of x)`: a regular expression, a unit test, an API. Or of an image.
 
-    It has no gradient and pretends none: guidance draws `num_samples` texts, compares each with the mean of the others
+    It has no gradient and pretends none: guidance draws `num_draws` texts, compares each with the mean of the others
     (`reinforce_loo`) and moves towards the tokens of the better ones. Take many samples, 32 or more. Texts that were
     drawn more than once in a call, with the same prompt where the function takes it, are judged once.
 

@@ -128,7 +128,7 @@ MUTANTS = [
         "redge_guidance/draws.py",
         "step.attention_mask.repeat(draws, 1)",
         "torch.ones_like(ids).bool()",
-        f"{SETTINGS} {STEPS}",
+        f"{ROOM}hosts.py {ROOM}callables.py",
     ),
     Mutant("redge_guidance/gradients.py", "resolution=1 / self._count", "resolution=0.0", FIGURES),
     Mutant(

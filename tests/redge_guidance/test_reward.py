@@ -6,7 +6,7 @@ import torch
 from redge_guidance import GuidanceConfig, guide
 from redge_guidance.guidance import guided_logits
 from redge_guidance.hosts import DenoisingStep
-from redge_guidance.reward import Reward, RewardSum, split
+from redge_guidance.reward import Reward, RewardSum, Term, split
 from redge_guidance.rewards import BlackBoxReward, LengthReward, LexicalReward
 from redge_guidance.updates import Adam, Natural
 from tests.helpers.tiny import WORDS, tiny_reward, word_tokenizer
@@ -133,3 +133,20 @@ def test_a_sum_with_a_black_box_reaches_the_tilted_optimum(update, draws):
 
 def total_variation(logits, exact):
     return (logits[:, 3:].softmax(-1) - exact).abs().sum(-1).max().item() / 2
+
+
+def test_reached_of_a_negative_term_is_the_opposite():
+    assert (-1 * LexicalReward("a")).reached(["a b", "b"]) == [False, True]
+    assert (LexicalReward("a") - LexicalReward("b")).reached(["a b", "a", "b"]) == [False, True, False]
+    assert (LexicalReward("a") + 0 * LexicalReward("b")).reached(["a", "b"]) == [True, False]
+    assert RewardSum([Term(1.0, count_a, "count_a")]).reached(["a"]) is None
+
+
+def test_a_class_without_score_says_what_to_write():
+    with pytest.raises(NotImplementedError, match="Points does not score finished samples; write `score"):
+        (Points() + LexicalReward("a")).score(["a"])
+
+
+def test_a_mistake_in_a_reward_is_not_taken_for_the_other_kind(pipe):
+    with guide(pipe, lambda tokens: tokens.weights_of()), pytest.raises(TypeError, match="missing 1 required"):
+        pipe("a")
