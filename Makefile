@@ -8,7 +8,7 @@ demo: .venv/ready
 	$(BIN)/redge-guidance generate --label negative --samples-per-prompt 16 --baseline
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 lint: .venv/ready
 	$(BIN)/ruff check .
