@@ -176,3 +176,12 @@ def test_bad_settings():
         MaskedDiffusionScheduler().set_timesteps(0)
     with pytest.raises(ValueError, match="`set_timesteps` must be called"):
         MaskedDiffusionScheduler().step(torch.zeros(1, 1, 5), 1.0, torch.zeros(1, 1).long(), mask_token_id=MASK)
+
+
+def test_only_free_positions_are_drawn_and_the_last_step_leaves_the_others_hidden():
+    scheduler = MaskedDiffusionScheduler()
+    scheduler.set_timesteps(1)
+    free = torch.tensor([[True, False, True, False]])
+    hidden = torch.full((1, 4), MASK)
+    output = scheduler.step(torch.zeros(1, 4, 5), 1.0, hidden, mask_token_id=MASK, free=free, generator=seeded())
+    assert torch.equal(output.prev_sample == MASK, ~free)

@@ -3,6 +3,7 @@ import math
 
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 from transformers import BertConfig, BertForMaskedLM
 
 from redge_guidance.pipelines import MaskedDiffusionScheduler, MaskedTextPipeline
@@ -232,3 +233,14 @@ def test_unknown_names():
     for path in ("./nope", "/no/such/folder", "no/such/folder"):
         with pytest.raises(FileNotFoundError, match="is not a folder"):
             MaskedTextPipeline.from_pretrained(path)
+
+
+def test_what_the_tokenizer_puts_in_front_is_no_prompt_and_stays_without_it():
+    """Classifier-free guidance hides what the caller wrote, and not the beginning of the text."""
+    pipe = tiny_pipeline()
+    pipe.tokenizer.bos_token = "e"
+    pipe.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="e $A", special_tokens=[("e", 7)])
+    canvas = pipe.canvas(["a b"])
+    assert canvas.ids[0, :3].tolist() == [7, 3, 4]
+    assert canvas.prompt[0].tolist() == [False, True, True, False, False, False]
+    assert canvas.given[0].tolist() == [True, True, True, False, False, False]

@@ -300,3 +300,21 @@ def test_hard_estimators_show_finished_images(estimator, monkeypatch):
     distance = torch.cdist(torch.cat(seen), codebook_of(pipe.vqvae)[None]).amin(-1)
     assert len(seen) == 4 * 3
     assert (distance.max() < 1e-3) == (estimator != "entropy_mix")  # which shows mixtures of tokens
+
+
+def test_decode_chunk_size_of_guide_is_how_many_images_are_decoded_at_a_time(monkeypatch, pipe, reward):
+    images, run = masked_image()
+    sizes = []
+
+    def counted(vqvae, embeddings, do_normalize):
+        sizes.append(len(embeddings))
+        return to_pixels(vqvae, embeddings, do_normalize)
+
+    monkeypatch.setattr("redge_guidance.pipelines.image.masked.to_pixels", counted)
+    with guide(images, brightness, GuidanceConfig(num_draws=2), decode_chunk_size=3):
+        run()
+    assert set(sizes) == {3, 1}  # of two images, twice each
+    with guide(pipe, reward, decode_chunk_size=1), pytest.raises(ValueError, match="`decode_chunk_size` is for images"):
+        pipe("a")
+    with guide(images, brightness, decode_chunk_size=0), pytest.raises(ValueError, match="must be an integer >= 1"):
+        run()
