@@ -314,7 +314,10 @@ def test_decode_chunk_size_of_guide_is_how_many_images_are_decoded_at_a_time(mon
     with guide(images, brightness, GuidanceConfig(num_draws=2), decode_chunk_size=3):
         run()
     assert set(sizes) == {3, 1}  # of two images, twice each
-    with guide(pipe, reward, decode_chunk_size=1), pytest.raises(ValueError, match="`decode_chunk_size` is for images"):
+    with (
+        guide(pipe, reward, decode_chunk_size=1),
+        pytest.raises(ValueError, match="`decode_chunk_size` is for pipelines of"),
+    ):
         pipe("a")
     with guide(images, brightness, decode_chunk_size=0), pytest.raises(ValueError, match="must be an integer >= 1"):
         run()
