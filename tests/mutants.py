@@ -115,7 +115,7 @@ MUTANTS = [
     ),
     Mutant("redge_guidance/hosts/callables.py", "temperature=self._temperature or 1.0", "temperature=1.0", STEPS),
     # one guided step
-    Mutant("redge_guidance/guidance.py", "self._index += 1", "self._index += 0", RANDOM),
+    Mutant("redge_guidance/guidance.py", "self._index += 1", "self._index += 0", SETTINGS),
     Mutant("redge_guidance/guidance.py", "step.progress < config.stop", "step.progress <= config.stop", SETTINGS),
     Mutant("redge_guidance/randomness.py", 'f"|{seed}|{index}"', 'f"|{index}"', RANDOM),
     Mutant(

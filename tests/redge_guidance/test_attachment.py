@@ -14,6 +14,7 @@ from diffusers import BlockRefinementScheduler, LLaDA2Pipeline
 from redge_guidance import GuidanceConfig, guide
 from redge_guidance.hosts import DenoisingStep, Host, is_a, register_host, unregister_host
 from redge_guidance.hosts.attachment import Attachment
+from redge_guidance.hosts.seam import Seam
 from redge_guidance.pipelines import MaskedDiffusionScheduler
 from redge_guidance.rewards import FluencyReward
 from tests.helpers.hosts import ALL, ONE_OF_EACH, any_reward, count_of_a, llada2, masked, seeded, state_of
@@ -578,3 +579,12 @@ def test_a_scheduler_with_slots_is_an_error_that_says_so():
     with pytest.raises(ValueError, match="`scheduler` must be an object whose methods can be replaced"):
         guide(pipe, count_of_a)
     assert type(pipe) is Loop
+
+
+def test_seams_on_one_another_go_in_any_order():
+    scheduler = MaskedDiffusionScheduler()
+    first, second = (Seam(scheduler, "step", lambda name, below, args, kwargs: below(*args, **kwargs)) for _ in "ab")
+    assert vars(scheduler)["step"] is second
+    first.remove()
+    second.remove()
+    assert "step" not in vars(scheduler)

@@ -1,13 +1,13 @@
 import inspect
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 
 from redge_guidance import GuidanceConfig, ReDGE, guide, straight_through
 from redge_guidance.estimators import Estimator
-from redge_guidance.guidance import guided_logits
+from redge_guidance.guidance import Guidance, guided_logits
 from redge_guidance.hosts import DenoisingStep
 from redge_guidance.pipelines import MaskedTextPipeline
 from redge_guidance.updates import Adam, Natural, kl
@@ -427,3 +427,16 @@ def test_draws_that_are_too_large_to_hold_together_go_one_after_the_other(monkey
     assert seen == [4] * 3 + [3, 1] * 3 + [1] * 12
     torch.testing.assert_close(results[0], results[1])
     torch.testing.assert_close(results[0], results[2])
+
+
+def test_the_noise_of_a_step_depends_on_its_number_where_the_samplers_generator_stands_still():
+    """As with greedy sampling, which draws nothing."""
+    logits, table = torch.randn(2, 3, 8, generator=seeded()), torch.randn(8, 3, generator=seeded())
+    config = GuidanceConfig(estimator="straight_through", num_draws=1, support=None)
+    guidance = Guidance(lambda tokens: tokens.embed(table).square().sum((1, 2)), config)
+    step = replace(step_of(logits), generator=seeded(3))
+    first, second = guidance(step), guidance(step)
+    assert not torch.equal(first, second)
+    guidance.begin()
+    assert torch.equal(guidance(step), first)
+    assert torch.equal(guidance(step), second)
