@@ -36,6 +36,10 @@ class Canvas:
         """Positions in front of or among those that are drawn: prompt, what stands before it, and padding."""
         return fixed_before(self.free)
 
+    def to(self, device: torch.device | str) -> "Canvas":
+        """The same on a device."""
+        return Canvas(*(tensor.to(device) for tensor in (self.ids, self.attention_mask, self.prompt, self.free)))
+
     @classmethod
     def all_text(cls, ids: Tensor, free: Tensor) -> "Canvas":
         """A canvas without padding, of which all that is not free was given."""

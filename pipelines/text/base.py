@@ -13,13 +13,14 @@ from diffusers.utils import BaseOutput
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 from torch import Tensor
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
 from redge_guidance.hub import loading, resolve
 from redge_guidance.pipelines.drawing import Canvas, Drawer, Drawing
 from redge_guidance.pipelines.sampling import Generators, check_generators
-from redge_guidance.pipelines.text.families import ModelFamily, clean_logits, family_of
-from redge_guidance.pipelines.text.prompts import chat, encode
+from redge_guidance.pipelines.text.calling import clean_logits
+from redge_guidance.pipelines.text.families import FAMILIES, ModelFamily
+from redge_guidance.pipelines.text.loading import check_model, load_language_model, longest, read_config
+from redge_guidance.pipelines.text.prompts import encode, lay_out
 from redge_guidance.text import end_token_id, reserved_token_ids, text_mask
 
 
@@ -59,30 +60,41 @@ class TextPipeline(Drawer, DiffusionPipeline):
         *,
         family: str | None = None,
         dtype: torch.dtype = torch.float32,
+        tokenizer: Any = None,
+        mask_token_id: int | None = None,
+        trust_remote_code: bool = False,
+        weights_only: bool = False,
         **kwargs: Any,
     ) -> Any:
         """Load a pipeline folder, a language model with its tokenizer, or an embedded checkpoint (`"builtin:..."`).
 
-        A model may be any masked language model of transformers, or one of a family that comes with code of its own:
-        LLaDA, Dream, MDLM, UDLM and Duo are told by their config, others (conversions of autoregressive models, say)
-        by `family`.
+        A model may be any masked language model of transformers, or one of a family that comes with code of its own,
+        for transformers 4 or 5: LLaDA, Dream, MDLM, BD3-LM, SDAR, Fast-dLLM v2, LLaDA2, UDLM and Duo are told by their
+        config, others (conversions of autoregressive models, say) by `family`. A model of a known family gets its
+        authors' own sampler. It is called once, to see that it is what it was taken for.
 
         Args:
             name: embedded checkpoint, folder, or hub id.
-            family: `"masked-lm"`, `"llada"`, `"dream"`, `"mdlm"`, or of uniform diffusion `"uniform-lm"`, `"udlm"`,
-                `"duo"`: how the model is called; None: as its config says. Of a pipeline folder the settings are
-                stored with it.
+            family: a name of `FAMILIES` in `redge_guidance.pipelines.text.families`, how the model is called; None: as
+                its config says. Of a pipeline folder the settings are stored with it.
             dtype: of the model.
+            tokenizer: a tokenizer, or the folder or hub id of one, for a checkpoint that has none (MDLM: its card says
+                gpt2's); None: the checkpoint's.
+            mask_token_id: the mask token, where neither config nor tokenizer say which it is, or do not agree.
+            trust_remote_code: run Python code that comes with the checkpoint.
+            weights_only: also read weights from a pickle, by `torch.load(weights_only=True)`.
             **kwargs: for `DiffusionPipeline.from_pretrained`, or the `from_pretrained` of transformers' auto classes
-                when `name` is a model without a pipeline.
+                when `name` is a model without a pipeline; of one with code of its own `device_map`,
+                `attn_implementation`, `revision`, `token` and `cache_dir`.
 
         Returns:
             The pipeline, of this class or, called on `TextPipeline`, of the one that fits.
 
         Raises:
             ValueError, FileNotFoundError: `name` is unknown or of another kind of diffusion than this class, the
-                family is unknown, or code of a checkpoint is not trusted.
-            OSError: `name` is a hub id that cannot be loaded.
+                family is unknown or does not fit, code of a checkpoint is not trusted or does not run, weights do not
+                fit their class, or there is no tokenizer or mask token.
+            OSError: `name` is a hub id that cannot be loaded, or lacks files.
         """
         path = resolve(name)
         remote: dict[str, Any] = {key: kwargs[key] for key in ("revision", "token", "cache_dir") if key in kwargs}
@@ -93,15 +105,35 @@ class TextPipeline(Drawer, DiffusionPipeline):
                 if kind is TextPipeline:
                     raise ValueError(f"`{name}` is for {stored}, which makes no texts; call {stored}.from_pretrained.")
                 _check_kind(name, cls, kind)
+                if trust_remote_code:
+                    kwargs["trust_remote_code"] = True
                 return kind._load(path, dtype=dtype, **kwargs)
-            code = {key: kwargs[key] for key in ("trust_remote_code",) if key in kwargs}
-            config = AutoConfig.from_pretrained(path, **remote, **code)
-            how = family_of(config, family)
-            kind = next(kind for kind in TextPipeline.__subclasses__() if kind.corruption == how.corruption)
-            _check_kind(name, cls, kind)
-            model = _auto_class(config).from_pretrained(path, dtype=dtype, **kwargs)
-            tokenizer = AutoTokenizer.from_pretrained(path, **remote, **code)
-        return kind._assemble(model.eval(), tokenizer, how, length=min(64, _longest(model) or 64))
+            config, how = read_config(path, family, trust_remote_code, kwargs)
+            _check_kind(name, cls, _kind_of(how))
+            options = (dtype, tokenizer, trust_remote_code, weights_only, kwargs)
+            model, words = load_language_model(path, config, *options)
+        return cls.from_model(model, words, how, mask_token_id)
+
+    @classmethod
+    def from_model(cls, model: Any, tokenizer: Any, family: Any = "masked-lm", mask_token_id: int | None = None) -> Any:
+        """A pipeline around a model that is in memory already, with its family's settings; the model is called once.
+
+        Args:
+            model: maps `input_ids` `(batch, length)` to logits `(batch, length, vocabulary)`.
+            tokenizer: of the model; a mask token that it does not name is named in it.
+            family: a name of `FAMILIES`, or a `ModelFamily`.
+            mask_token_id: the mask token; None: as the family and the tokenizer say.
+
+        Raises:
+            ValueError: the model cannot be called so, or its mask token is not known.
+        """
+        if isinstance(family, str) and family not in FAMILIES:
+            raise ValueError(f"`family` must be one of {', '.join(FAMILIES)}, got {family!r}.")
+        how = FAMILIES[family] if isinstance(family, str) else family
+        kind = _kind_of(how)
+        _check_kind(type(model).__name__, cls, kind)
+        check_model(model, how, tokenizer)
+        return kind._assemble(model.eval(), tokenizer, how, min(64, longest(model) or 64), mask_token_id)
 
     @classmethod
     def _load(cls, path: str, **kwargs: Any) -> Any:
@@ -109,7 +141,9 @@ class TextPipeline(Drawer, DiffusionPipeline):
 
     @classmethod
     @abstractmethod
-    def _assemble(cls, model: Any, tokenizer: Any, how: ModelFamily, length: int) -> "TextPipeline":
+    def _assemble(
+        cls, model: Any, tokenizer: Any, how: ModelFamily, length: int, mask_token_id: int | None
+    ) -> "TextPipeline":
         """The pipeline around a model that came without one."""
 
     @torch.no_grad()
@@ -119,38 +153,40 @@ class TextPipeline(Drawer, DiffusionPipeline):
         num_corruptions: int = 16,
         batch_size: int = 32,
         generator: torch.Generator | None = None,
+        prompts: str | list[str] | None = None,
     ) -> Tensor:
-        """Upper bound on `-log p(text)`: the negative ELBO, by Monte Carlo, unbiased.
+        """Upper bound on `-log p(text)`, or `-log p(text | prompt)`: the negative ELBO, by Monte Carlo, unbiased.
 
         With k of a text's C positions hidden, k uniform on 1..C, it is of masked diffusion
-        `E[(C / k) * sum over hidden i of -log p(x_i | visible)]` (arXiv 2406.03736, equation 5); of uniform diffusion
-        the bound of UDLM in continuous time (`uniform_posterior.elbo_rate`). All positions of the canvas count, the end
-        of the text and what follows it too, only a beginning-of-text token does not. The canvas is the pipeline's, or
-        for a longer text its own length and one for the end.
+        `E[(C / k) * sum over hidden i of -log p(x_i | visible)]` (arXiv 2406.03736, equation 5), summed over the blocks
+        where attention is block-causal; of uniform diffusion the bound of UDLM in continuous time
+        (`uniform_posterior.elbo_rate`). Without prompts all positions of the canvas count, the end of the text and what
+        follows it too, only a beginning-of-text token does not, nor the first token where logits are shifted and
+        nothing comes before it. The canvas is the pipeline's, or for a longer text its own length and one for the end.
+        With prompts the tokens of the text itself count, and nothing else is on the canvas (LLaDA's
+        `get_log_likelihood`).
 
         Args:
             texts: strings.
             num_corruptions: corruptions a text, at stratified noise levels.
             batch_size: sequences in one call of the model.
             generator: source of the corruptions; None: seeded with 0, so that equal calls give equal figures.
+            prompts: what each text, or all of them, follows.
 
         Returns:
             `(len(texts),)` float32 on the CPU, nats a text.
 
         Raises:
-            ValueError: a text with a reserved token or longer than the model.
+            ValueError: a text with a reserved token or longer than the model, or not a prompt for each text.
         """
         texts = [texts] if isinstance(texts, str) else list(texts)
         generator = torch.Generator().manual_seed(0) if generator is None else generator
-        encoded = [encode(self.tokenizer, text, "texts", allow_mask=False) for text in texts]
-        rows = [start + ids for start, ids in encoded]
-        lengths = [max(self.config.length, len(row) + 1) for row in rows]
+        rows = [self._scored_row(text, prompt) for text, prompt in zip(texts, _each(prompts, texts), strict=True)]
         total = torch.zeros(len(texts))
-        for length in sorted(set(lengths)):
+        for length, start in sorted({(len(ids), start) for ids, start in rows}):
             self._check_length(length)
-            members = [i for i, n in enumerate(lengths) if n == length]
-            ids = torch.tensor([rows[i] + [end_token_id(self.tokenizer)] * (length - len(rows[i])) for i in members])
-            start = len(encoded[members[0]][0])
+            members = [i for i, (ids, first) in enumerate(rows) if (len(ids), first) == (length, start)]
+            ids = torch.tensor([rows[i][0] for i in members])
             strata = torch.arange(num_corruptions).repeat(len(ids))
             uniform = torch.rand(len(strata), generator=generator, device=generator.device).cpu()
             levels = (strata + uniform) / num_corruptions
@@ -159,70 +195,74 @@ class TextPipeline(Drawer, DiffusionPipeline):
             total[members] = losses.view(-1, num_corruptions).mean(-1)
         return total
 
+    def _scored_row(self, text: str, prompt: str | None) -> tuple[list[int], int]:
+        """Ids of a canvas with a text, and how many of them stay."""
+        shifted = self._family.shift_logits
+        start, ids = encode(self.tokenizer, text, "texts", allow_mask=False, needs_start=shifted)
+        if prompt is not None:
+            start, before = encode(self.tokenizer, prompt, "prompts", allow_mask=False, needs_start=shifted)
+            return start + before + ids, max(len(start + before), int(shifted))
+        row = start + ids
+        row += [end_token_id(self.tokenizer)] * (max(self.config.length, len(row) + 1) - len(row))
+        return row, max(len(start), int(shifted))
+
     @abstractmethod
     def _corrupted_nll(
         self, ids: Tensor, start: int, levels: Tensor, batch_size: int, generator: torch.Generator
     ) -> Tensor:
         """One estimate of the bound a row, `(rows,)`: `levels` `(rows,)` in [0, 1), the first `start` ids stay."""
 
+    @property
+    def _family(self) -> ModelFamily:
+        """How the model is called."""
+        names = ("shift_logits", "attention", "time_input", "block_size", "leading_token")
+        return ModelFamily(**{name: self.config[name] for name in names if name in self.config})
+
     def _logits(self, ids: Tensor, attention_mask: Tensor, alpha: Tensor | float = 1.0) -> Tensor:
         """`(batch, length, vocabulary)`; alpha, `(batch,)` or a number, is the share of tokens left as they were."""
-        family = ModelFamily(self.config.shift_logits, self.config.attention, self.config.time_input)
         alpha = torch.as_tensor(alpha, dtype=torch.float32, device=ids.device).expand(len(ids))
-        return clean_logits(self.model, family, ids, attention_mask, alpha)
+        return clean_logits(self.model, self._family, ids, attention_mask, alpha)
 
-    def _without_suppressed(self, logits: Tensor) -> Tensor:
+    def _without_suppressed(self, logits: Tensor, suppress_tokens: Sequence[int] | None = None) -> Tensor:
         """Logits `(..., vocabulary)` of tokens that may be generated, -inf for all others."""
-        vocabulary, kept = logits.shape[-1], end_token_id(self.tokenizer)
-        suppressed = set(self.config.suppress_tokens or []) - {kept}
+        vocabulary = logits.shape[-1]
+        suppressed = set(self.config.suppress_tokens or [] if suppress_tokens is None else suppress_tokens)
         suppressed = suppressed.union(reserved_token_ids(self.tokenizer, vocabulary))
         ids = torch.tensor(sorted(i for i in suppressed if i < vocabulary), dtype=torch.long, device=logits.device)
         return logits.index_fill(-1, ids, -torch.inf)
 
-    def canvas(self, prompts: Sequence[str], gen_length: int | None = None, use_chat_template: bool = False) -> Canvas:
+    def canvas(
+        self,
+        prompts: Sequence[str],
+        gen_length: int | None = None,
+        use_chat_template: bool = False,
+        any_length: bool = False,
+    ) -> Canvas:
         """What a call with these prompts would draw on, padded on the left; the arguments are those of a call.
 
         Raises:
-            ValueError: a prompt that is too long or holds a reserved token.
+            ValueError: a prompt that is too long, unless `any_length`, holds a reserved token, or leaves nothing that a
+                model of shifted logits could predict the first token from.
         """
-        mask_id, end_id = self.tokenizer.mask_token_id, end_token_id(self.tokenizer)
-        rows: list[list[Any]] = []
-        written: list[list[bool]] = []
-        free: list[list[bool]] = []
-        for prompt in prompts:
-            start, text = (
-                ([], chat(self.tokenizer, prompt)) if use_chat_template else encode(self.tokenizer, prompt, "prompt")
-            )
-            room = self.config.length - len(start) - len(text)
-            holes = [i == mask_id for i in text]
-            new = max(1, room) if any(holes) else gen_length or max(room, self.config.length // 2)
-            fill = end_id if any(holes) or mask_id is None else mask_id
-            rows.append(start + text + [fill] * new)
-            written.append([False] * len(start) + [not hole for hole in holes] + [False] * new)
-            free.append([False] * len(start) + holes + [not any(holes)] * new)
-        length = max(map(len, rows), default=0)
-        self._check_length(length)
-        pad = self.tokenizer.pad_token_id
-        device = self._execution_device
-
-        def pack(values: list[list[Any]], fill: Any, dtype: torch.dtype) -> Tensor:
-            padded = [[fill] * (length - len(row)) + list(row) for row in values]
-            return torch.tensor(padded, dtype=dtype, device=device).view(len(rows), length)
-
-        return Canvas(
-            ids=pack(rows, end_id if pad is None else pad, torch.long),
-            attention_mask=pack([[True] * len(row) for row in rows], False, torch.bool),
-            prompt=pack(written, False, torch.bool),
-            free=pack(free, False, torch.bool),
+        canvas = lay_out(self.tokenizer, self._family, prompts, self.config.length, gen_length, use_chat_template).to(
+            self._execution_device
         )
+        if not any_length:
+            self._check_length(canvas.ids.shape[1])
+        return canvas
 
     def _plan(
-        self, prompt: str | list[str], gen_length: int | None, use_chat_template: bool, generator: Generators
+        self,
+        prompt: str | list[str],
+        gen_length: int | None,
+        use_chat_template: bool,
+        generator: Generators,
+        any_length: bool = False,
     ) -> Drawing:
         """What a call with that prompt, or those, draws."""
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         check_generators(generator, len(prompts))
-        return Drawing(self.canvas(prompts, gen_length, use_chat_template), prompts)
+        return Drawing(self.canvas(prompts, gen_length, use_chat_template, any_length), prompts)
 
     def _output(
         self, sequences: Tensor, canvas: Canvas, return_dict: bool
@@ -234,12 +274,21 @@ class TextPipeline(Drawer, DiffusionPipeline):
         return TextPipelineOutput(sequences=sequences, texts=texts) if return_dict else (sequences, texts)
 
     def _check_length(self, length: int) -> None:
-        longest = _longest(self.model)
-        if longest is not None and length > longest:
+        most = longest(self.model)
+        if most is not None and length > most:
             raise ValueError(
-                f"the text needs {length} token positions and the model has {longest}; "
+                f"the text needs {length} token positions and the model has {most}; "
                 "shorten `prompt`, or lower `gen_length`."
             )
+
+
+def _each(prompts: str | list[str] | None, texts: list[str]) -> list[str] | list[None]:
+    if prompts is None:
+        return [None] * len(texts)
+    prompts = [prompts] * len(texts) if isinstance(prompts, str) else list(prompts)
+    if len(prompts) != len(texts):
+        raise ValueError(f"`prompts` must be one, or one for each of {len(texts)} texts, got {len(prompts)}.")
+    return prompts
 
 
 def check_tokenizer(tokenizer: Any, *names: str) -> None:
@@ -247,6 +296,10 @@ def check_tokenizer(tokenizer: Any, *names: str) -> None:
     for name in names:
         if (end_token_id(tokenizer) if name == "eos_token_id" else getattr(tokenizer, name, None)) is None:
             raise ValueError(f"`tokenizer` must have a `{name}`, got None; set it on the tokenizer.")
+
+
+def _kind_of(how: ModelFamily) -> type[TextPipeline]:
+    return next(kind for kind in TextPipeline.__subclasses__() if kind.corruption == how.corruption)
 
 
 def _check_kind(name: Any, asked: type[TextPipeline], found: type[TextPipeline]) -> None:
@@ -266,21 +319,3 @@ def _is_pipeline(path: str, remote: dict[str, Any]) -> bool:
     except EntryNotFoundError:  # not in the repository; or no network and not in the cache
         return False
     return True
-
-
-def _auto_class(config: Any) -> Any:
-    """The auto class under which a checkpoint with code of its own registers its model."""
-    own = getattr(config, "auto_map", None) or {}
-    for kind in (AutoModelForMaskedLM, AutoModel, AutoModelForCausalLM):
-        if kind.__name__ in own:
-            return kind
-    return AutoModelForMaskedLM
-
-
-def _longest(model: Any) -> int | None:
-    """Most token positions that the model's config admits; None where it does not say."""
-    for name in ("max_position_embeddings", "max_sequence_length", "n_positions"):
-        longest: int | None = getattr(getattr(model, "config", None), name, None)
-        if longest:
-            return longest
-    return None

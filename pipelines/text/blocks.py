@@ -16,6 +16,40 @@ def split_into_blocks(free: Tensor, block_length: int | None) -> list[Tensor]:
     return [free & (number == i) for i in range(int(number.max()) + 1)]
 
 
+def aligned_blocks(
+    free: Tensor, attention_mask: Tensor, block_length: int, block_size: int, leading_token: bool
+) -> list[Tensor]:
+    """Free positions `(batch, length)` of every block, for a model whose blocks of attention have `block_size`.
+
+    Blocks are counted from the first token of a row, prompt included, so that none crosses a block of attention.
+
+    Args:
+        free, attention_mask: `(batch, length)` bool.
+        block_length: positions that are drawn together; divides `block_size`.
+        block_size: positions of a block of attention.
+        leading_token: the first token of a block of attention is a block of its own.
+
+    Raises:
+        ValueError: `block_length` does not divide `block_size`.
+    """
+    if block_size % block_length:
+        raise ValueError(
+            f"`block_length` must divide the {block_size} positions of the model's blocks, got {block_length}."
+        )
+    position = attention_mask.cumsum(-1) - 1
+    number = 2 * position.div(block_length, rounding_mode="floor") + 1
+    if leading_token:
+        number = number - (position % block_size == 0).long()
+    return [free & (number == i) for i in number[free].unique().tolist()] or [free]
+
+
+def strides(free: Tensor, attention_mask: Tensor, window: int, stride_length: int) -> list[Tensor]:
+    """Free positions of the first `window` positions of a row, of the next `stride_length`, and so on."""
+    position = attention_mask.cumsum(-1) - 1
+    number = (position - window).div(stride_length, rounding_mode="floor").clamp(min=-1)
+    return [free & (number == i) for i in number[free].unique().tolist()] or [free]
+
+
 def steps_of_blocks(blocks: Sequence[Tensor], num_inference_steps: int | None) -> list[int]:
     """Denoising steps of every block: equal shares, or one for every token."""
     if num_inference_steps is None:

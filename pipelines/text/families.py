@@ -1,147 +1,194 @@
-"""How the families of diffusion language models want to be called: shifted logits, attention masks, time."""
+"""How the families of diffusion language models want to be called, and how their authors draw from them."""
 
-import inspect
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
-from torch import Tensor
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-ATTENTION = ("2d", "4d", "none")
+ATTENTION = ("2d", "4d", "none", "block", "block_bias")
 CORRUPTIONS = ("masked", "uniform")
-_SMALLEST_ALPHA = 1e-3  # sigma = -log alpha is infinite when nothing is left
 
 
 @dataclass(frozen=True)
 class ModelFamily:
-    """A calling convention.
+    """A calling convention, and the authors' own settings of the sampler.
 
     Attributes:
         shift_logits: the logits at position i are those of the token at i + 1, as in models that began as
             autoregressive ones.
         attention: `"2d"`, an attention mask `(batch, length)` where `forward` takes one; `"4d"`, a boolean one
             `(batch, 1, length, length)`; `"none"`, for a model that ignores its mask: rows are then called without
-            their padding.
+            their padding; `"block"`, a boolean block-causal one: a token sees its own block of `block_size` and those
+            before it; `"block_bias"`, the same as numbers to be added, 0 and -inf.
         time_input: name of the argument of `forward` that takes the noise level `sigma = -log alpha_t` `(batch,)`;
             None for a model that is not told the time.
-        mask_token_id: id of the mask token where the tokenizer does not name it.
+        mask_token_id: id of the mask token.
+        told: the mask token is what the config of a model or a caller says; otherwise it is only what the authors use,
+            and taken where the tokenizer agrees.
         corruption: `"masked"`, tokens become the mask token; `"uniform"`, any token with equal probability.
+        block_size: positions of a block of attention, counted from the first token of a text; None: the config's.
+        leading_token: the first token of a block of attention is drawn before the others, from the block before it.
+        scheduler, call: settings of the scheduler and of the pipeline that the authors draw with.
     """
 
     shift_logits: bool = False
     attention: str = "2d"
     time_input: str | None = None
     mask_token_id: int | None = None
+    told: bool = False
     corruption: str = "masked"
+    block_size: int | None = None
+    leading_token: bool = False
+    scheduler: Mapping[str, Any] = field(default_factory=dict)
+    call: Mapping[str, Any] = field(default_factory=dict)
 
     def settings(self) -> dict[str, Any]:
         """What a pipeline stores in its config to call the model in this way."""
-        return {"shift_logits": self.shift_logits, "attention": self.attention, "time_input": self.time_input}
+        settings = {"shift_logits": self.shift_logits, "attention": self.attention, "time_input": self.time_input}
+        if self.is_block:
+            settings |= {"block_size": self.block_size, "leading_token": self.leading_token}
+        return settings
+
+    @property
+    def is_block(self) -> bool:
+        """Whether attention is block-causal."""
+        return self.attention.startswith("block")
 
     def __post_init__(self) -> None:
         if self.attention not in ATTENTION:
             raise ValueError(f"`attention` must be one of {', '.join(ATTENTION)}, got {self.attention!r}.")
         if self.corruption not in CORRUPTIONS:
             raise ValueError(f"`corruption` must be one of {', '.join(CORRUPTIONS)}, got {self.corruption!r}.")
+        if self.block_size is not None and self.block_size < 1:
+            raise ValueError(f"`block_size` must be >= 1, got {self.block_size}.")
 
+
+_LLADA = {"unmasking_order": "confidence"}
+_DREAM = {"unmasking_order": "entropy", "eps": 1e-3, "rounding": "down"}
+_MDLM = {"unmasking_order": "ancestral"}
+_DYNAMIC = {"unmasking_order": "maskgit_plus"}
 
 FAMILIES = {
     "masked-lm": ModelFamily(),
-    "llada": ModelFamily(attention="none", mask_token_id=126_336),
-    "dream": ModelFamily(shift_logits=True, attention="4d", mask_token_id=151_666),
-    "mdlm": ModelFamily(attention="none", time_input="timesteps", mask_token_id=50_257),
+    "llada": ModelFamily(attention="none", mask_token_id=126_336, scheduler=_LLADA, call={"temperature": 0.0}),
+    "llada-moe": ModelFamily(attention="none", mask_token_id=156_895, scheduler=_LLADA, call={"temperature": 0.0}),
+    "dream": ModelFamily(
+        shift_logits=True,
+        attention="4d",
+        mask_token_id=151_666,
+        scheduler=_DREAM,
+        call={"temperature": 0.2, "top_p": 0.95},
+    ),
+    "mdlm": ModelFamily(attention="none", time_input="timesteps", scheduler=_MDLM),
+    "sedd": ModelFamily(attention="none", time_input="sigma", scheduler=_MDLM),
+    "bd3lm": ModelFamily(attention="block", time_input="timesteps", scheduler=_MDLM),
+    "sdar": ModelFamily(
+        attention="block",
+        mask_token_id=151_669,
+        scheduler=_DYNAMIC | {"confidence_threshold": 0.85},
+    ),
+    "llada2": ModelFamily(
+        attention="block_bias",
+        mask_token_id=156_895,
+        block_size=32,
+        scheduler=_DYNAMIC | {"confidence_threshold": 0.95},
+        call={"temperature": 0.0},
+    ),
+    "fast-dllm-v2": ModelFamily(
+        shift_logits=True,
+        attention="block",
+        mask_token_id=151_665,
+        block_size=32,
+        leading_token=True,
+        scheduler=_DYNAMIC | {"confidence_threshold": 0.9},
+        call={"temperature": 0.0, "block_length": 8},
+    ),
     "uniform-lm": ModelFamily(corruption="uniform"),
     "udlm": ModelFamily(attention="none", time_input="timesteps", corruption="uniform"),
     "duo": ModelFamily(attention="none", time_input="timesteps", corruption="uniform"),
 }
+_TYPES = {"lladamoe": "llada-moe", "llada_moe": "llada-moe", "llada2_moe": "llada2", "fast_dllm_qwen": "fast-dllm-v2"}
 
 
 def family_of(config: Any, name: str | None = None) -> ModelFamily:
     """The family called `name`, or the one that a model's config tells by its `model_type`.
 
-    A `mask_token_id` in the config goes before the family's.
+    What the config says of the mask token and of the size of a block goes before what the family says.
 
     Raises:
-        ValueError: an unknown name, or a `model_type` that says nothing.
+        ValueError: an unknown name, a `model_type` that is not known, or one that is of another family than `name`.
     """
     kind = str(getattr(config, "model_type", "")).lower()
-    known = name if name is not None else "masked-lm" if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES else kind
-    if known not in FAMILIES:
-        got = f"{name!r}" if name is not None else f"None for a model of type {kind!r}, which is not known"
+    told = "masked-lm" if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES else _TYPES.get(kind, kind)
+    if name is not None and name not in FAMILIES:
+        raise ValueError(f"`family` must be one of {', '.join(FAMILIES)}, got {name!r}.")
+    if name is None and told not in FAMILIES:
         raise ValueError(
-            f"`family` must be one of {', '.join(FAMILIES)}, got {got}; does the model shift its logits (dream), "
-            "ignore its attention mask (llada), take the time (mdlm), or none of these (masked-lm)? "
-            "Of uniform diffusion: does it take the time (udlm, duo) or not (uniform-lm)?"
+            f"a model of type {kind!r} is not known; read natively are {', '.join(FAMILIES)}. If its authors call it "
+            "as one of these (docs/samplers.md says how each is called), pass that one as `family`."
         )
-    family = FAMILIES[known]
+    if name is not None and told in FAMILIES and told != "masked-lm" and FAMILIES[told] != FAMILIES[name]:
+        raise ValueError(f"`family` must fit the model, which is of type {kind!r}, family {told!r}; got {name!r}.")
+    family = FAMILIES[name or told]
     mask_token_id = getattr(config, "mask_token_id", None)
-    return family if mask_token_id is None else replace(family, mask_token_id=mask_token_id)
+    if family.time_input is not None and family.corruption == "masked" and mask_token_id is None:
+        mask_token_id = _last(config)
+    if family.is_block:
+        sizes = (getattr(config, key, None) for key in ("block_size", "bd_size"))
+        size = next((size for size in sizes if size), family.block_size)
+        if size is None:
+            raise ValueError(f"the config of a model of family {name or told!r} must say its `block_size`; got None.")
+        family = replace(family, block_size=size)
+    return family if mask_token_id is None else replace(family, mask_token_id=mask_token_id, told=True)
 
 
-def set_mask_token(tokenizer: Any, mask_token_id: int | None) -> None:
-    """Name the mask token of a tokenizer that has none; one beyond its vocabulary is added as `[MASK]`.
+def _last(config: Any) -> int | None:
+    """The last id of the vocabulary: the mask token where MDLM's authors added one to a tokenizer without."""
+    size = getattr(config, "vocab_size", None)
+    return None if size is None else size - 1
+
+
+def prepare_config(config: Any) -> None:
+    """Settings without which a model can be trained, but not be drawn from."""
+    if getattr(config, "attn_backend", None) == "flex" and hasattr(config, "cross_attn"):  # BD3-LM samples by SDPA
+        config.attn_backend = "sdpa"
+
+
+def set_mask_token(tokenizer: Any, family: ModelFamily, mask_token_id: int | None = None) -> None:
+    """Name the mask token of a tokenizer that has none; one right behind its vocabulary is added as `[MASK]`.
+
+    Args:
+        tokenizer: changed in place.
+        family: says which token it is; where only its authors do, a special token that is called a mask.
+        mask_token_id: what the caller says, which goes before all; None: nothing.
 
     Raises:
-        ValueError: the id is not known, or lies further beyond the vocabulary.
+        ValueError: the id is not known, lies further beyond the vocabulary, is an ordinary word, or is another one than
+            the tokenizer's.
     """
-    if tokenizer.mask_token_id is not None:
+    own, wanted, told = tokenizer.mask_token_id, family.mask_token_id, family.told
+    if mask_token_id is not None:
+        own, wanted, told = None, mask_token_id, True
+    if own is not None and (wanted is None or not told or own == wanted):
         return
-    if mask_token_id is None or mask_token_id > len(tokenizer):
+    if own is not None:
         raise ValueError(
-            f"`tokenizer` must have a `mask_token_id`, got None, and the model's config says {mask_token_id}; set it "
-            "on the tokenizer."
+            f"`tokenizer` says that the mask token is {own} ({tokenizer.mask_token!r}), and the model {wanted}; "
+            "pass `mask_token_id` to say which one is meant."
         )
-    token = "[MASK]" if mask_token_id == len(tokenizer) else tokenizer.convert_ids_to_tokens(mask_token_id)
+    masks = _masks_of(tokenizer)
+    if wanted is None or wanted > len(tokenizer) or wanted < 0 or (not told and wanted not in masks):
+        raise ValueError(
+            f"`tokenizer` must have a `mask_token_id`, got None, and the model's config says "
+            f"{wanted if told else None}; pass `mask_token_id`"
+            + (f", which may be {', '.join(f'{i} ({token!r})' for i, token in masks.items())}." if masks else ".")
+        )
+    token = "[MASK]" if wanted == len(tokenizer) else tokenizer.convert_ids_to_tokens(wanted)
     tokenizer.add_special_tokens({"mask_token": token})
 
 
-def clean_logits(model: Any, family: ModelFamily, ids: Tensor, attention_mask: Tensor, alpha: Tensor) -> Tensor:
-    """Logits `(batch, length, vocabulary)` of the clean tokens, each at its own position.
-
-    Positions are counted from the first token that is not padding, and padding does not change what a row gets.
-
-    Args:
-        ids: `(batch, length)` int64, padding on the left.
-        attention_mask: `(batch, length)` bool, False on padding.
-        alpha: `(batch,)`, share of tokens that the corruption has left at the time of the row.
-    """
-    if family.attention != "none" or attention_mask.all():
-        return _call(model, family, ids, attention_mask, alpha)
-    padding = (~attention_mask).sum(-1)
-    logits: Tensor | None = None
-    for amount in padding.unique().tolist():
-        rows = padding == amount
-        part = _call(model, family, ids[rows, amount:], attention_mask[rows, amount:], alpha[rows])
-        logits = part.new_zeros(*ids.shape, part.shape[-1]) if logits is None else logits
-        logits[rows, amount:] = part
-    assert logits is not None
-    return logits
-
-
-def _call(model: Any, family: ModelFamily, ids: Tensor, attention_mask: Tensor, alpha: Tensor) -> Tensor:
-    inputs: dict[str, Tensor] = {"input_ids": ids}
-    accepted = inspect.signature(model.forward).parameters
-    if family.attention != "none" and "attention_mask" in accepted:
-        inputs["attention_mask"] = _square(attention_mask) if family.attention == "4d" else attention_mask.long()
-    if "position_ids" in accepted:
-        inputs["position_ids"] = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
-    if family.time_input is not None:
-        conditioned = getattr(getattr(model, "config", None), "time_conditioning", True)
-        inputs[family.time_input] = -alpha.clamp(min=_SMALLEST_ALPHA).log() * float(conditioned)
-    output = model(**inputs)
-    logits: Tensor = output if isinstance(output, Tensor) else getattr(output, "logits", output[0])
-    return _shifted(logits, attention_mask) if family.shift_logits else logits
-
-
-def _square(attention_mask: Tensor) -> Tensor:
-    """`(batch, 1, length, length)`: text sees text; padding sees itself, so that no row is empty."""
-    both = attention_mask[:, None, :, None] & attention_mask[:, None, None, :]
-    return both | torch.eye(attention_mask.shape[1], dtype=torch.bool, device=attention_mask.device)
-
-
-def _shifted(logits: Tensor, attention_mask: Tensor) -> Tensor:
-    """Logits moved one position to the right; the first token of a text keeps its own."""
-    first = attention_mask.int().argmax(-1, keepdim=True)
-    source = (torch.arange(logits.shape[1], device=logits.device) - 1).maximum(first)
-    return logits.gather(1, source[..., None].expand_as(logits))
+def _masks_of(tokenizer: Any) -> dict[int, str]:
+    """Special or added tokens whose name says mask, by id."""
+    added = tokenizer.added_tokens_decoder
+    return {i: str(token) for i, token in sorted(added.items()) if "mask" in str(token).lower()}

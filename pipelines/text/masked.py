@@ -1,5 +1,6 @@
 """Text generation with a masked diffusion language model."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -10,8 +11,17 @@ from redge_guidance.pipelines.drawing import Canvas
 from redge_guidance.pipelines.sampling import AfterStep, Callback, Generators, check_settings
 from redge_guidance.pipelines.scheduler import MaskedDiffusionScheduler
 from redge_guidance.pipelines.text.base import TextPipeline, TextPipelineOutput, check_tokenizer
-from redge_guidance.pipelines.text.blocks import check_independent, split_into_blocks, steps_of_blocks
+from redge_guidance.pipelines.text.blocks import (
+    aligned_blocks,
+    check_independent,
+    split_into_blocks,
+    steps_of_blocks,
+    strides,
+)
+from redge_guidance.pipelines.text.calling import BlockReader, WindowReader
 from redge_guidance.pipelines.text.families import ModelFamily, set_mask_token
+from redge_guidance.pipelines.text.loading import longest
+from redge_guidance.text import end_token_id
 
 
 class MaskedTextPipeline(TextPipeline):
@@ -26,10 +36,10 @@ class MaskedTextPipeline(TextPipeline):
         tokenizer: has a mask token and an end-of-text token.
         scheduler: a `MaskedDiffusionScheduler`.
         length: canvas of a text that fits it, in tokens, prompt and beginning-of-text token included.
-        temperature, top_p: what `__call__` uses when it is not told otherwise.
-        suppress_tokens: further token ids that are never generated. Mask, padding, beginning-of-text and unknown
-            tokens never are, nor ids that the tokenizer does not have.
-        shift_logits, attention, time_input: how the model is called, as in `ModelFamily`.
+        temperature, top_p, block_length: what `__call__` uses when it is not told otherwise.
+        suppress_tokens: further token ids that are never generated, the end of the text too where it is among them.
+            Mask, padding, beginning-of-text and unknown tokens never are, nor ids that the tokenizer does not have.
+        shift_logits, attention, time_input, block_size, leading_token: how the model is called, as in `ModelFamily`.
 
     Raises:
         ValueError: a tokenizer without mask or end-of-text token, or an unknown `attention`.
@@ -50,18 +60,27 @@ class MaskedTextPipeline(TextPipeline):
         shift_logits: bool = False,
         attention: str = "2d",
         time_input: str | None = None,
+        block_size: int | None = None,
+        leading_token: bool = False,
+        block_length: int | None = None,
     ):
         super().__init__()
-        ModelFamily(shift_logits, attention, time_input)
+        how = ModelFamily(shift_logits, attention, time_input, block_size=block_size, leading_token=leading_token)
+        if how.is_block and block_size is None:
+            raise ValueError("`block_size` must be given for block-causal attention, got None.")
         check_tokenizer(tokenizer, "mask_token_id", "eos_token_id")
         self.register_modules(model=model, tokenizer=tokenizer, scheduler=scheduler)
         self.register_to_config(length=length, temperature=temperature, top_p=top_p, suppress_tokens=suppress_tokens)
         self.register_to_config(shift_logits=shift_logits, attention=attention, time_input=time_input)
+        self.register_to_config(block_size=block_size, leading_token=leading_token, block_length=block_length)
 
     @classmethod
-    def _assemble(cls, model: Any, tokenizer: Any, how: ModelFamily, length: int) -> "MaskedTextPipeline":
-        set_mask_token(tokenizer, how.mask_token_id)
-        return cls(model, tokenizer, MaskedDiffusionScheduler(), length=length, **how.settings())
+    def _assemble(
+        cls, model: Any, tokenizer: Any, how: ModelFamily, length: int, mask_token_id: int | None
+    ) -> "MaskedTextPipeline":
+        set_mask_token(tokenizer, how, mask_token_id)
+        scheduler = MaskedDiffusionScheduler(**how.scheduler)
+        return cls(model, tokenizer, scheduler, length=length, **how.settings(), **how.call)
 
     @torch.no_grad()
     def __call__(
@@ -70,12 +89,16 @@ class MaskedTextPipeline(TextPipeline):
         *,
         gen_length: int | None = None,
         block_length: int | None = None,
+        stride_length: int | None = None,
         num_inference_steps: int | None = None,
         temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
+        suppress_tokens: list[int] | None = None,
+        late_tokens: list[int] | None = None,
         guidance_scale: float = 1.0,
         use_chat_template: bool = False,
+        use_cache: bool = True,
         generator: Generators = None,
         return_dict: bool = True,
         callback_on_step_end: Callback | None = None,
@@ -87,16 +110,27 @@ class MaskedTextPipeline(TextPipeline):
             prompt: text to continue; `""` is unconditional. A prompt with mask tokens in it (`"I [MASK] you."`) is
                 a whole text of which only those are filled in.
             gen_length: number of new tokens after every prompt; None: up to the canvas of the pipeline, and at least
-                half a canvas.
+                half a canvas. A model with block-causal attention goes on to the end of a block.
             block_length: draw blocks of so many tokens one after the other, from left to right (LLaDA's
-                semi-autoregressive decoding), with an equal share of the steps each; None: all at once.
-            num_inference_steps: denoising steps; None: as many as hidden tokens, so that one is drawn at a time.
+                semi-autoregressive decoding), with an equal share of the steps each; None: that of the pipeline, or all
+                at once. With block-causal attention it divides the model's blocks, which are drawn whole by default
+                (Fast-dLLM's `small_block_size`).
+            stride_length: texts longer than the model: draw as many tokens as it has positions, and then so many more
+                at a time, with the last ones in view (MDLM's semi-autoregressive sampling); None: such texts are an
+                error.
+            num_inference_steps: denoising steps; None: as many as hidden tokens, so that one is drawn at a time, or as
+                a block of attention has.
             temperature, top_p: None: those of the pipeline. 0 is greedy.
             top_k: draw from the k likeliest tokens only.
+            suppress_tokens: token ids that are not generated, beside those that never are (LLaDA's `logits_eos_inf` for
+                the end of the text); None: those of the pipeline.
+            late_tokens: token ids that orders by confidence are not sure of, so that they come last (LLaDA's
+                `confidence_eos_eot_inf`, which in the published script acts on the end of the turn alone).
             guidance_scale: classifier-free guidance, `logits = u + guidance_scale * (c - u)`, u with the prompt
-                hidden; 1 is none.
+                hidden; 1 is none (LLaDA's `cfg_scale` is smaller by 1).
             use_chat_template: take every prompt for the turn of a user and put it into the chat template of the
                 tokenizer; mask tokens in it are then an error.
+            use_cache: with block-causal attention, read finished blocks once, where the model takes a cache.
             generator: source of all randomness; the same generator gives the same texts. A list of one a prompt makes
                 every text independent of the others.
             return_dict: return an output object instead of `(sequences, texts)`.
@@ -111,63 +145,152 @@ class MaskedTextPipeline(TextPipeline):
         top_p = self.config.top_p if top_p is None else top_p
         after_step = AfterStep(self, callback_on_step_end, callback_on_step_end_tensor_inputs)
         counts = {"top_k": top_k, "gen_length": gen_length, "block_length": block_length}
+        counts["stride_length"] = stride_length
         check_settings(temperature, top_p, counts | {"num_inference_steps": num_inference_steps})
-        drawing = self._plan(prompt, gen_length, use_chat_template, generator)
+        drawing = self._plan(prompt, gen_length, use_chat_template, generator, stride_length is not None)
         canvas, sample = drawing.canvas, drawing.canvas.ids
-        blocks = split_into_blocks(canvas.free, block_length) if len(canvas) else []
-        steps = steps_of_blocks(blocks, num_inference_steps) if blocks else []
-        check_independent(blocks, num_inference_steps, generator)
+        length = self.config.block_length if block_length is None else block_length
+        blocks, steps, size = self._blocks(canvas, length, stride_length, num_inference_steps, generator)
+        settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "late_tokens": late_tokens}
+        read = self._reader(canvas, guidance_scale, suppress_tokens, stride_length, use_cache)
+        one_source = generator is None or isinstance(generator, torch.Generator)
         done = 0
         with self.progress_bar(total=sum(steps)) as progress_bar:
             for number, block in enumerate(blocks):
-                self.scheduler.set_timesteps(steps[number], device=sample.device)
+                self.scheduler.set_timesteps(steps[number], device=sample.device, num_tokens=size)
                 now = replace(drawing, block=number, num_blocks=len(blocks), steps_before=done, num_steps=sum(steps))
                 with self._draw(now):
                     for t in self.scheduler.timesteps:
-                        logits = self._conditional_logits(
-                            sample, canvas, self.scheduler.alpha(float(t)), guidance_scale
-                        )
+                        if one_source and size is not None and not self._hidden(sample, block).any():
+                            done += 1  # a list of generators advances alike, whatever the other rows do
+                            progress_bar.update()
+                            continue
+                        logits = read(sample, block, self.scheduler.alpha(float(t)))
                         sample, _ = self.scheduler.step(
                             logits,
                             t,
                             sample,
                             mask_token_id=self.tokenizer.mask_token_id,
                             free=block,
-                            temperature=temperature,
-                            top_k=top_k,
-                            top_p=top_p,
                             generator=generator,
                             return_dict=False,
+                            **settings,
                         )
                         sample = after_step(done, t, sample, logits)
                         done += 1
                         progress_bar.update()
+                if size is not None:
+                    sample = self._ended(sample, canvas, suppress_tokens)
         return self._output(sample, canvas, return_dict)
 
-    def _conditional_logits(self, sample: Tensor, canvas: Canvas, alpha: float, guidance_scale: float) -> Tensor:
-        """Logits of the clean tokens, by classifier-free guidance where there is something to be guided by."""
-        logits = self._logits(sample, canvas.attention_mask, alpha)
-        if guidance_scale != 1 and canvas.prompt.any():
-            without = sample.masked_fill(canvas.prompt, self.tokenizer.mask_token_id)
-            unconditional = self._logits(without, canvas.attention_mask, alpha)
-            logits = unconditional + guidance_scale * (logits - unconditional)
-        return self._without_suppressed(logits)
+    def _blocks(
+        self,
+        canvas: Canvas,
+        block_length: int | None,
+        stride_length: int | None,
+        num_inference_steps: int | None,
+        generator: Generators,
+    ) -> tuple[list[Tensor], list[int], int | None]:
+        """Blocks that are drawn one after the other, their steps, and how many tokens the steps of a block are for."""
+        if not len(canvas):
+            return [], [], None
+        if self._family.is_block:
+            size = self._family.block_size
+            assert size is not None
+            length = block_length or size
+            shape = (length, size, self._family.leading_token)
+            blocks = aligned_blocks(canvas.free, canvas.attention_mask, *shape)
+            if num_inference_steps is not None:
+                check_independent(blocks, num_inference_steps, generator)
+                return blocks, steps_of_blocks(blocks, num_inference_steps), length
+            return blocks, [length] * len(blocks), length
+        if stride_length is None:
+            blocks = split_into_blocks(canvas.free, block_length)
+        else:
+            blocks = strides(canvas.free, canvas.attention_mask, self._window(), stride_length)
+        steps = steps_of_blocks(blocks, num_inference_steps)
+        check_independent(blocks, num_inference_steps, generator)
+        return blocks, steps, None
+
+    def _window(self) -> int:
+        window = longest(self.model)
+        if window is None or self._family.is_block:
+            raise ValueError(
+                "`stride_length` needs a model whose config says how long its texts may be, and that sees all of them; "
+                "leave it out."
+            )
+        return window
+
+    def _hidden(self, sample: Tensor, block: Tensor) -> Tensor:
+        return (sample == self.tokenizer.mask_token_id) & block
+
+    def _reader(
+        self,
+        canvas: Canvas,
+        guidance_scale: float,
+        suppress_tokens: list[int] | None,
+        stride_length: int | None,
+        use_cache: bool,
+    ) -> Callable[[Tensor, Tensor, float], Tensor]:
+        """What gives the logits of a block, by classifier-free guidance where there is something to be guided by."""
+
+        def one() -> Callable[..., Tensor]:
+            if self._family.is_block:
+                return BlockReader(self.model, self._family, use_cache)
+            if stride_length is not None:
+                return WindowReader(self.model, self._family, self._window())
+            return lambda ids, attention_mask, alpha, block: self._logits(ids, attention_mask, alpha)
+
+        conditional, unconditional = one(), one()
+
+        def read(sample: Tensor, block: Tensor, alpha: float) -> Tensor:
+            level = torch.full((len(sample),), alpha, device=sample.device)
+            logits = conditional(sample, canvas.attention_mask, level, block)
+            if guidance_scale != 1 and canvas.prompt.any():
+                without = sample.masked_fill(canvas.prompt, self.tokenizer.mask_token_id)
+                other = unconditional(without, canvas.attention_mask, level, block)
+                logits = other + guidance_scale * (logits - other)
+            return self._without_suppressed(logits, suppress_tokens)
+
+        return read
+
+    def _ended(self, sample: Tensor, canvas: Canvas, suppress_tokens: list[int] | None) -> Tensor:
+        """Rows that have come to their end, with the end-of-text token in what is still hidden."""
+        end = end_token_id(self.tokenizer)
+        ended = ((sample == end) & canvas.free).any(-1, keepdim=True)
+        return sample.masked_fill(ended & self._hidden(sample, canvas.free), end)
 
     def _corrupted_nll(
         self, ids: Tensor, start: int, levels: Tensor, batch_size: int, generator: torch.Generator
     ) -> Tensor:
-        canvas = ids.shape[1] - start
-        k = (levels * canvas).long().clamp(max=canvas - 1) + 1
-        order = torch.rand(len(ids), canvas, generator=generator, device=generator.device).cpu()
-        hidden = torch.nn.functional.pad(order.argsort(-1).argsort(-1) < k[:, None], (start, 0))
-        losses = torch.empty(len(ids))
-        for part in torch.arange(len(ids)).split(batch_size):
-            x_0, masked = ids[part].to(self._execution_device), hidden[part].to(self._execution_device)
-            alpha = 1 - k[part].to(x_0.device) / canvas
-            x_t = x_0.masked_fill(masked, self.tokenizer.mask_token_id)
-            logits = self._logits(x_t, torch.ones_like(masked), alpha)
-            rows = self._without_suppressed(logits[masked].float())
-            loss = torch.zeros(x_0.shape, device=rows.device)
-            loss[masked] = torch.nn.functional.cross_entropy(rows, x_0[masked], reduction="none")
-            losses[part] = (loss.sum(-1).cpu() * canvas) / k[part]
+        losses = torch.zeros(len(ids))
+        for first, end in self._stretches(start, ids.shape[1]):
+            size = end - first
+            k = (levels * size).long().clamp(max=size - 1) + 1
+            order = torch.rand(len(ids), size, generator=generator, device=generator.device).cpu()
+            chosen = order.argsort(-1).argsort(-1) < k[:, None]
+            hidden = torch.nn.functional.pad(chosen, (first, ids.shape[1] - end))
+            for part in torch.arange(len(ids)).split(batch_size):
+                x_0, masked = ids[part].to(self._execution_device), hidden[part].to(self._execution_device)
+                rows = self._predicted(x_0, masked, 1 - k[part].to(x_0.device) / size)
+                loss = torch.zeros(x_0.shape, device=rows.device)
+                loss[masked] = torch.nn.functional.cross_entropy(rows, x_0[masked], reduction="none")
+                losses[part] += (loss.sum(-1).cpu() * size) / k[part]
         return losses
+
+    def _stretches(self, start: int, length: int) -> list[tuple[int, int]]:
+        """Positions that are hidden together: blocks of attention, or all that do not stay."""
+        size = self._family.block_size if self._family.is_block else length
+        assert size is not None
+        cuts = [(max(start, first), min(first + size, length)) for first in range(0, length, size)]
+        return [(first, end) for first, end in cuts if first < end]
+
+    def _predicted(self, x_0: Tensor, masked: Tensor, alpha: Tensor) -> Tensor:
+        """Logits `(n, vocabulary)` float32 at the masked positions"""
+        x_t = x_0.masked_fill(masked, self.tokenizer.mask_token_id)
+        everywhere = torch.ones_like(masked)
+        if self._family.is_block:
+            logits = BlockReader(self.model, self._family, use_cache=False)(x_t, everywhere, alpha, masked)
+        else:
+            logits = self._logits(x_t, everywhere, alpha)
+        return self._without_suppressed(logits[masked].float())

@@ -1,13 +1,25 @@
-"""Prompts in tokens."""
+"""Prompts in tokens, and the canvas that they lie on."""
 
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from redge_guidance.pipelines.drawing import Canvas
+from redge_guidance.pipelines.text.families import ModelFamily
 from redge_guidance.text import end_token_id
 
 
-def encode(tokenizer: Any, text: str, argument: str, allow_mask: bool = True) -> tuple[list[int], list[int]]:
-    """Ids that the tokenizer puts before a text, and those of the text; what it puts after a text is left out."""
+def encode(
+    tokenizer: Any, text: str, argument: str, allow_mask: bool = True, needs_start: bool = False
+) -> tuple[list[int], list[int]]:
+    """Ids that the tokenizer puts before a text, and those of the text; what it puts after a text is left out.
+
+    A text that `needs_start`, since its model predicts every token from the one before, begins with the
+    beginning-of-text token, where there is one, even if the tokenizer adds none (Dream's `add_bos_token`).
+    """
     ids: list[int] = tokenizer(text, add_special_tokens=False).input_ids
     reserved = set(tokenizer.all_special_ids) - ({tokenizer.mask_token_id} if allow_mask else set())
     found = [tokenizer.convert_ids_to_tokens(i) for i in ids if i in reserved]
@@ -15,7 +27,8 @@ def encode(tokenizer: Any, text: str, argument: str, allow_mask: bool = True) ->
         raise ValueError(f"`{argument}` must not contain reserved tokens, got {found[0]!r} in {text!r}; remove it.")
     ends = {end_token_id(tokenizer), tokenizer.mask_token_id}
     start = itertools.takewhile(lambda i: i in tokenizer.all_special_ids and i not in ends, tokenizer(text).input_ids)
-    return list(start), ids
+    bos = tokenizer.bos_token_id if needs_start else None
+    return list(start) or [bos] * (bos is not None), ids
 
 
 def chat(tokenizer: Any, prompt: str) -> list[int]:
@@ -26,3 +39,60 @@ def chat(tokenizer: Any, prompt: str) -> list[int]:
     messages = [{"role": "user", "content": prompt}]
     encoded = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
     return list(encoded["input_ids"])
+
+
+def lay_out(
+    tokenizer: Any,
+    family: ModelFamily,
+    prompts: Sequence[str],
+    length: int,
+    gen_length: int | None = None,
+    use_chat_template: bool = False,
+) -> Canvas:
+    """The canvas of a batch of prompts, padded on the left.
+
+    Args:
+        tokenizer: has an end-of-text token, and a mask token where the diffusion is masked.
+        family: whose blocks are drawn whole.
+        prompts: texts to continue or to fill in.
+        length: of the canvas of a text that fits it.
+        gen_length, use_chat_template: as in a call of a pipeline.
+
+    Raises:
+        ValueError: a prompt that holds a reserved token, or leaves nothing that a model of shifted logits could predict
+            the first token from.
+    """
+    mask_id, end_id = tokenizer.mask_token_id, end_token_id(tokenizer)
+    rows: list[list[Any]] = []
+    written: list[list[bool]] = []
+    free: list[list[bool]] = []
+    for prompt in prompts:
+        start, text = (
+            ([], chat(tokenizer, prompt))
+            if use_chat_template
+            else encode(tokenizer, prompt, "prompt", needs_start=family.shift_logits)
+        )
+        room = length - len(start) - len(text)
+        holes = [i == mask_id for i in text]
+        new = max(1, room) if any(holes) else gen_length or max(room, length // 2)
+        if family.is_block:
+            new += -(len(start) + len(text) + new) % family.block_size
+        if family.shift_logits and not start and (not text or holes[0]):
+            raise ValueError(f"`prompt` must begin with a word for a model of shifted logits, got {prompt!r}.")
+        fill = end_id if any(holes) or mask_id is None else mask_id
+        rows.append(start + text + [fill] * new)
+        written.append([False] * len(start) + [not hole for hole in holes] + [False] * new)
+        free.append([False] * len(start) + holes + [not any(holes)] * new)
+    longest = max(map(len, rows), default=0)
+    pad = tokenizer.pad_token_id
+
+    def pack(values: list[list[Any]], fill: Any, dtype: torch.dtype) -> Tensor:
+        padded = [[fill] * (longest - len(row)) + list(row) for row in values]
+        return torch.tensor(padded, dtype=dtype).view(len(rows), longest)
+
+    return Canvas(
+        ids=pack(rows, end_id if pad is None else pad, torch.long),
+        attention_mask=pack([[True] * len(row) for row in rows], False, torch.bool),
+        prompt=pack(written, False, torch.bool),
+        free=pack(free, False, torch.bool),
+    )

@@ -10,7 +10,8 @@ from transformers import BertConfig, ModernBertConfig
 
 from redge_guidance import GuidanceConfig, guide
 from redge_guidance.pipelines import MaskedDiffusionScheduler, MaskedTextPipeline
-from redge_guidance.pipelines.text.families import FAMILIES, ModelFamily, clean_logits, family_of, set_mask_token
+from redge_guidance.pipelines.text.calling import clean_logits
+from redge_guidance.pipelines.text.families import FAMILIES, ModelFamily, family_of, set_mask_token
 from redge_guidance.text import fixed_before
 from tests.helpers import modeling_tiny
 from tests.helpers.tiny import CHAT_TEMPLATE, WORDS, tiny_pipeline, word_tokenizer

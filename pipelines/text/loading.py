@@ -1,0 +1,162 @@
+"""A language model with its tokenizer from a folder or a hub, and the check that it is read as it was meant."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from redge_guidance.hub import loading, resolve
+from redge_guidance.pipelines.text.calling import clean_logits
+from redge_guidance.pipelines.text.families import ModelFamily, family_of, prepare_config
+from redge_guidance.remote import is_remote, load_config, load_model, weight_files
+
+_HUB = ("revision", "token", "cache_dir")
+_REMOTE = ("device_map", "attn_implementation")
+_TOKENIZERS = {50_257: "gpt2", 50_258: "gpt2", 30_522: "bert-base-uncased", 30_523: "bert-base-uncased"}
+
+
+def read_config(
+    path: str, family: str | None, trust_remote_code: bool, options: Mapping[str, Any]
+) -> tuple[Any, ModelFamily]:
+    """Config and calling convention of a checkpoint that is no pipeline.
+
+    Args:
+        path: a folder, or a hub id.
+        family: a name of `FAMILIES`; None: as the config says.
+        trust_remote_code: run Python code that comes with the checkpoint.
+        options: `revision`, `token`, `cache_dir`, and others, which are not read.
+
+    Raises:
+        ValueError: the family is not known or does not fit, or code is not trusted or does not run.
+        OSError: there is no config.
+    """
+    config = load_config(path, trust_remote_code, **{key: options[key] for key in _HUB if key in options})
+    how = family_of(config, family)
+    prepare_config(config)
+    return config, how
+
+
+def load_language_model(
+    path: str,
+    config: Any,
+    dtype: torch.dtype,
+    tokenizer: Any,
+    trust_remote_code: bool,
+    weights_only: bool,
+    options: Mapping[str, Any],
+) -> tuple[Any, Any]:
+    """Model and tokenizer of a checkpoint that is no pipeline.
+
+    Args:
+        path: a folder, or a hub id.
+        config: of `read_config`.
+        dtype: of the model.
+        tokenizer: the object, or the name of a checkpoint to take it from; None: that of `path`.
+        trust_remote_code, weights_only: as in `TextPipeline.from_pretrained`.
+        options: `revision`, `token`, `cache_dir`, and what the loader of the model takes.
+
+    Raises:
+        ValueError: the checkpoint cannot be read as the model that it says it is.
+        OSError: files are missing.
+    """
+    hub = {key: options[key] for key in _HUB if key in options}
+    words = _load_tokenizer(path, config, tokenizer, trust_remote_code, hub)
+    if not (trust_remote_code and is_remote(config)):
+        return _load_native(path, dtype, weights_only, options).eval(), words
+    unknown = sorted(set(options) - {*_HUB, *_REMOTE})
+    if unknown:
+        raise ValueError(
+            f"`{unknown[0]}` cannot be used with a model whose code comes with its checkpoint; "
+            f"{', '.join(_REMOTE)}, dtype and weights_only can."
+        )
+    return load_model(path, config, dtype, weights_only=weights_only, **options), words
+
+
+def _load_native(path: str, dtype: torch.dtype, weights_only: bool, options: Mapping[str, Any]) -> Any:
+    if os.path.isdir(path):
+        weight_files(Path(path), weights_only)
+    safe = {} if weights_only else {"use_safetensors": True}
+    model, info = AutoModelForMaskedLM.from_pretrained(
+        path, dtype=dtype, output_loading_info=True, **(safe | dict(options))
+    )
+    missing = sorted(info["missing_keys"])
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise ValueError(
+            f"the weights do not fit {type(model).__name__}: they lack {', '.join(missing[:3])}{more}, which would be "
+            "random; is it a masked language model?"
+        )
+    return model
+
+
+def _load_tokenizer(path: str, config: Any, tokenizer: Any, trust_remote_code: bool, hub: Mapping[str, Any]) -> Any:
+    if tokenizer is not None and not isinstance(tokenizer, str | os.PathLike):
+        if not isinstance(tokenizer, PreTrainedTokenizerBase) and not hasattr(tokenizer, "convert_ids_to_tokens"):
+            raise ValueError(f"`tokenizer` must be a tokenizer or the name of one, got {type(tokenizer).__name__}.")
+        return tokenizer
+    if tokenizer is None and os.path.isdir(path) and not _has_tokenizer(Path(path)):
+        size = getattr(config, "vocab_size", None)
+        likely = f", perhaps '{_TOKENIZERS[size]}', whose vocabulary is of that size" if size in _TOKENIZERS else ""
+        raise ValueError(
+            f"`tokenizer` must be given, since {path} has none; its card says which one the model was trained "
+            f"with{likely}."
+        )
+    name = path if tokenizer is None else resolve(tokenizer)
+    with loading(name):
+        return AutoTokenizer.from_pretrained(
+            name, trust_remote_code=trust_remote_code, **(hub if tokenizer is None else {})
+        )
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    names = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "spiece.model", "tokenizer.model")
+    return any((folder / name).is_file() for name in names)
+
+
+@torch.no_grad()
+def check_model(model: Any, how: ModelFamily, tokenizer: Any) -> None:
+    """One call of the model, on two short texts, that shows whether it is what it was taken for.
+
+    Raises:
+        ValueError: its `forward` does not take what the family passes, its logits have not the width of the vocabulary,
+            are not finite, or do not depend on the text.
+    """
+    config = getattr(model, "config", None)
+    size = getattr(config, "vocab_size", None) or len(tokenizer)
+    length = min(8, longest(model) or 8)
+    device = getattr(model, "device", torch.device("cpu"))
+    ids = torch.stack([torch.arange(length), torch.arange(1, length + 1)]).to(device) % min(size, len(tokenizer))
+    everywhere, half = torch.ones_like(ids, dtype=torch.bool), torch.full((2,), 0.5, device=device)
+    try:
+        logits = clean_logits(model, how, ids, everywhere, half)
+    except (TypeError, AssertionError, AttributeError, IndexError, RuntimeError) as error:
+        raise ValueError(
+            f"{type(model).__name__} cannot be called as its family is: {type(error).__name__}: {error}; is `family` "
+            "right?"
+        ) from error
+    if not isinstance(logits, Tensor) or logits.dim() != 3 or logits.shape[-1] < size:
+        shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(
+            f"{type(model).__name__} must return logits (batch, length, {size}), got {shape}; is it the model without "
+            "its head? Its config should name the class with the head in `architectures` and `auto_map`."
+        )
+    if logits.isnan().any() or (logits == torch.inf).any() or not logits.isfinite().any(-1).all():
+        raise ValueError(f"the logits of {type(model).__name__} are not finite; is `dtype` wide enough?")
+    if torch.equal(logits[0], logits[1]):
+        raise ValueError(
+            f"{type(model).__name__} gives the same logits for different texts; its weights were not trained, or it "
+            "does not read `input_ids`."
+        )
+
+
+def longest(model: Any) -> int | None:
+    """Most token positions that the model's config admits; None where it does not say."""
+    for name in ("max_position_embeddings", "max_sequence_length", "n_positions", "model_length"):
+        found = getattr(getattr(model, "config", None), name, None)
+        if isinstance(found, int) and found > 0:
+            return found
+    return None

@@ -1,0 +1,111 @@
+"""Weights by name, from safetensors onto a model that was built for them."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+_CONVERT = (
+    "python -c \"import torch; from safetensors.torch import save_file; w = torch.load('{file}', weights_only=True); "
+    "save_file({{k: v.clone().contiguous() for k, v in w.items()}}, 'model.safetensors', {{'format': 'pt'}})\""
+)
+
+
+def weight_files(folder: Path, weights_only: bool = False) -> list[Path]:
+    """The files that hold the weights of a model.
+
+    Args:
+        folder: of the checkpoint.
+        weights_only: where there is no safetensors file, take pickles, which are then read as weights only.
+
+    Raises:
+        OSError: there are none, or a shard is missing.
+        ValueError: there are only pickles; with the command that converts them.
+    """
+    kinds = [("model.safetensors", "*.safetensors")] + [("pytorch_model.bin", "*.bin")] * weights_only
+    for single, pattern in kinds:
+        index = folder / f"{single}.index.json"
+        if index.is_file():
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            missing = [name for name in names if not (folder / name).is_file()]
+            if missing:
+                raise OSError(f"{folder} lacks {', '.join(missing[:3])}, which {index.name} names; download it again.")
+            return [folder / name for name in names]
+        if (folder / single).is_file():
+            return [folder / single]
+        found = sorted(folder.glob(pattern))
+        if found:
+            return found
+    pickles = [file.name for end in ("bin", "pt", "pth", "ckpt") for file in sorted(folder.glob(f"*.{end}"))]
+    if pickles:
+        raise ValueError(
+            f"{folder} has its weights in {pickles[0]}, a pickle, which may run code when it is read; convert it by "
+            f"`{_CONVERT.format(file=pickles[0])}`, or pass `weights_only=True`."
+        )
+    raise OSError(f"{folder} has no weights: no model.safetensors, nor shards with their index.")
+
+
+def load_weights(model: Any, files: Sequence[Path], dtype: torch.dtype) -> None:
+    """Put the weights of the files into the model, whose parameters have no memory yet, and tie those to be tied.
+
+    Args:
+        model: its floating-point parameters become `dtype`, its buffers stay what they are or take the file's values.
+        files: of `weight_files`.
+
+    Raises:
+        ValueError: a name or a shape that does not fit; nothing is loaded then.
+    """
+    wanted = dict(model.state_dict(keep_vars=True))
+    known = wanted.keys() | {name for name, _ in model.named_buffers()}
+    unknown, wrong, state = [], [], {}
+    for name, tensor in _tensors(files):
+        if name not in known:
+            unknown.append(name)
+        elif name in wanted:
+            here = wanted[name]
+            if here.shape != tensor.shape:
+                wrong.append(f"{name} {list(tensor.shape)} for {list(here.shape)}")
+            is_parameter = isinstance(here, torch.nn.Parameter)
+            state[name] = tensor.to(dtype if is_parameter and tensor.is_floating_point() else here.dtype)
+    tied = _names_of_tied(model)
+    missing = [name for name, tensor in wanted.items() if tensor.is_meta and name not in state and name not in tied]
+    if unknown or wrong or missing:
+        found = [f"it has {_few(unknown)} too many"] * bool(unknown) + [f"it lacks {_few(missing)}"] * bool(missing)
+        found += [f"it has {_few(wrong)}"] * bool(wrong)
+        raise ValueError(
+            f"the weights in {files[0].parent} do not fit {type(model).__name__}, the class that the config names: "
+            f"{'; '.join(found)}."
+        )
+    model.load_state_dict(state, strict=False, assign=True)
+    if hasattr(model, "tie_weights"):
+        model.tie_weights()
+    empty = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
+    if empty:
+        raise ValueError(f"the weights in {files[0].parent} do not fit {type(model).__name__}: it lacks {_few(empty)}.")
+
+
+def _names_of_tied(model: Any) -> set[str]:
+    """Weights that may be missing from a file, since tying makes them."""
+    named = getattr(model, "_tied_weights_keys", None) or []
+    return set(named) | set(getattr(model, "all_tied_weights_keys", None) or {})
+
+
+def _tensors(files: Sequence[Path]) -> Iterator[tuple[str, Tensor]]:
+    for file in files:
+        if file.suffix != ".safetensors":
+            yield from torch.load(file, map_location="cpu", weights_only=True).items()
+            continue
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                for name in tensors.keys():  # noqa: SIM118  # not a dictionary
+                    yield name, tensors.get_tensor(name)
+        except SafetensorError as error:
+            raise ValueError(f"{file} cannot be read: {error}; download it again.") from error
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
