@@ -1,6 +1,5 @@
 """The reverse process of masked diffusion: which tokens to draw, and when."""
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -12,12 +11,12 @@ from diffusers.utils import BaseOutput
 from torch import Tensor
 
 from redge_guidance.pipelines.sampling import Generators, logit_warpers, multinomial, uniform
+from redge_guidance.pipelines.schedules import COUNTINGS, SCHEDULES, visible_share, visible_tokens
 
 # Pipelines that were saved before it had a file of its own name it here.
 from redge_guidance.pipelines.uniform_scheduler import UniformDiffusionScheduler as UniformDiffusionScheduler
 
-ORDERS = ("ancestral", "random", "left_to_right", "confidence", "remasking")
-SCHEDULES = ("linear", "cosine")
+ORDERS = ("ancestral", "random", "left_to_right", "confidence", "remasking", "halton")
 
 
 @dataclass
@@ -36,7 +35,8 @@ class MaskedDiffusionSchedulerOutput(BaseOutput):
 class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
     r"""Reverse process of a masked diffusion in which a token is visible at time t with probability alpha_t.
 
-    `alpha_t = 1 - t` (linear) or `1 - sin(pi t / 2)` (cosine, as MaskGIT), t running from 1 to 0 in equal steps. From t
+    With r = 1 - t, alpha_t is r (linear), `1 - cos(pi r / 2)` (cosine, as MaskGIT), `sqrt(r)` (root), `r^2` (square) or
+    `1 - 2 arccos(r) / pi` (arccos): the five `sched_mode` of Halton-MaskGIT. t runs from 1 to 0 in equal steps. From t
     to s < t, hidden tokens are drawn from the model and become visible
 
     - `"ancestral"`: each on its own with probability `(alpha_s - alpha_t) / (1 - alpha_t)` (MDLM, arXiv 2406.07524,
@@ -48,13 +48,22 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
       LLaDA, arXiv 2502.09992), with `choice_temperature * t` times Gumbel noise added to the log-probability;
     - `"remasking"`: as ancestral, but visible tokens are hidden again with probability
       `sigma = remasking_strength * min(1, (1 - alpha_s) / alpha_t)`, and hidden ones become visible with probability
-      `(alpha_s - (1 - sigma) alpha_t) / (1 - alpha_t)` (ReMDM-rescale, arXiv 2503.00307, section 4.1).
+      `(alpha_s - (1 - sigma) alpha_t) / (1 - alpha_t)` (ReMDM-rescale, arXiv 2503.00307, section 4.1);
+    - `"halton"`: as many as the schedule asks for, along a Halton sequence over a grid (arXiv 2503.17076), of images.
 
     Args:
         unmasking_order: one of the above.
-        schedule: `"linear"` or `"cosine"`.
-        choice_temperature: randomness of the confidence order, >= 0.
+        schedule: `"linear"`, `"cosine"`, `"root"`, `"square"` or `"arccos"`.
+        choice_temperature: randomness of the confidence order, >= 0 (`r_temp` of Halton-MaskGIT).
         remasking_strength: eta of ReMDM, in [0, 1].
+        counting: how many the schedule asks for. `"share"`: of what is still hidden `(1 - alpha_s) / (1 - alpha_t)`
+            stays hidden, rounded up. `"floor"`: after i of n steps `max(i, floor(alpha_s * total))` of what may be
+            drawn are visible (`HaltonSampler`). `"floor_from_zero"`: the same with r = (i - 1) / (n - 1), so that the
+            first step reveals one token, and 1 - r in the place of t in the noise of the confidence order
+            (`ConfidenceSampler`).
+        random_steps: first steps of the confidence order that reveal anywhere; 2 is the `randomize="warm_up"` of
+            `ConfidenceSampler`, whose `"random"` is the order of that name and `"no"` a `choice_temperature` of 0.
+        roll: start every image at its own cell of the Halton sequence (`randomize` of `HaltonSampler`).
 
     Raises:
         ValueError: a value out of range.
@@ -69,13 +78,19 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
         schedule: str = "linear",
         choice_temperature: float = 0.0,
         remasking_strength: float = 0.1,
+        counting: str = "share",
+        random_steps: int = 0,
+        roll: bool = False,
     ):
         _check_choice("unmasking_order", unmasking_order, ORDERS)
         _check_choice("schedule", schedule, SCHEDULES)
+        _check_choice("counting", counting, COUNTINGS)
         if choice_temperature < 0:
             raise ValueError(f"`choice_temperature` must be >= 0, got {choice_temperature}.")
         if not 0 <= remasking_strength <= 1:
             raise ValueError(f"`remasking_strength` must lie in [0, 1], got {remasking_strength}.")
+        if random_steps < 0:
+            raise ValueError(f"`random_steps` must be >= 0, got {random_steps}.")
         self.num_inference_steps: int | None = None
         self.timesteps: Tensor = torch.empty(0)
 
@@ -89,7 +104,7 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
 
     def alpha(self, t: float) -> float:
         """Probability that a token is visible at time t in [0, 1]."""
-        return 1 - t if self.config.schedule == "linear" else 1 - math.sin(math.pi * t / 2)
+        return visible_share(self.config.schedule, torch.tensor(1 - t, dtype=torch.float64)).item()
 
     def step(
         self,
@@ -99,6 +114,7 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
         *,
         mask_token_id: int,
         free: Tensor | None = None,
+        ranks: Tensor | None = None,
         temperature: float = 1.0,
         top_k: int | None = None,
         top_p: float | None = None,
@@ -115,6 +131,7 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
             mask_token_id: id that stands for a hidden token.
             free: `(batch, length)` bool, the positions that this step may change: neither prompt nor padding, and of
                 the block that is being drawn; None: all.
+            ranks: `(batch, length)`, when a position is drawn, in the order `"halton"`; the lowest first.
             temperature: divides the logits; 0 takes the likeliest token.
             top_k, top_p: draw from the k likeliest tokens, from the likeliest tokens of total probability p.
             generator: source of all randomness, on the device of the logits or on the CPU; a list of one a row makes
@@ -122,10 +139,16 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
             return_dict: return an output object instead of `(prev_sample, pred_original_sample)`.
 
         Raises:
-            ValueError: `set_timesteps` has not been called.
+            ValueError: `set_timesteps` has not been called, or the order `"halton"` is not given its `ranks`.
         """
         if self.num_inference_steps is None:
             raise ValueError("`set_timesteps` must be called before `step`.")
+        if self.config.unmasking_order == "halton" and (ranks is None or ranks.shape != sample.shape):
+            found = "none" if ranks is None else f"{tuple(ranks.shape)}"
+            raise ValueError(
+                f'`ranks` must be {tuple(sample.shape)} for the order "halton", which is one of grids, got {found}; '
+                "take another `unmasking_order` where there is no grid, as in texts."
+            )
         t = float(timestep)
         s = max(0.0, t - 1 / self.num_inference_steps)
         free = torch.ones_like(sample, dtype=torch.bool) if free is None else free
@@ -139,6 +162,8 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
             again = self._hidden_independently(hidden, free, t, s, generator)
         else:
             scores = torch.zeros_like(hidden, dtype=log_probs.dtype).masked_scatter(hidden, log_probs)
+            if ranks is not None and self.config.unmasking_order == "halton":
+                scores = -ranks.to(scores)
             again = self._hidden_by_rank(hidden, free, scores, t, s, generator)
         prev_sample = x_0.masked_fill(again, mask_token_id)
         if not return_dict:
@@ -164,19 +189,29 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
         return (hidden & (number >= reveal)) | (~hidden & free & (number < sigma))
 
     def _hidden_by_rank(
-        self, hidden: Tensor, free: Tensor, log_probs: Tensor, t: float, s: float, generator: Generators
+        self, hidden: Tensor, free: Tensor, scores: Tensor, t: float, s: float, generator: Generators
     ) -> Tensor:
-        """Where a token is hidden at time s, as many in each row as the schedule asks for."""
-        share = (1 - self.alpha(s)) / (1 - self.alpha(t))
-        count = hidden.sum(-1, keepdim=True)
-        keep_hidden = (count * share - 1e-6).ceil()  # the margin absorbs rounding in n * (1 - 1/n)
-        number = uniform(free, generator).clamp(min=1e-20)
-        if self.config.unmasking_order == "random":
-            scores = number
-        elif self.config.unmasking_order == "left_to_right":
-            scores = -torch.arange(hidden.shape[-1], device=hidden.device, dtype=number.dtype).expand(hidden.shape)
+        """Where a token is hidden at time s, as many in each row as the schedule asks for.
+
+        `scores`: the highest are revealed first, in the orders that have scores of their own.
+        """
+        order, steps = self.config.unmasking_order, len(self.timesteps)
+        step, noise_level = round((1 - t) * steps), t
+        if self.config.counting == "share":
+            share = (1 - self.alpha(s)) / (1 - self.alpha(t))
+            keep_hidden = (hidden.sum(-1, keepdim=True) * share - 1e-6).ceil()  # absorbs rounding in n * (1 - 1/n)
         else:
-            scores = log_probs - self.config.choice_temperature * t * torch.log(-torch.log(number))
+            total = free.sum(-1, keepdim=True)
+            keep_hidden = total - visible_tokens(self.config.counting, self.config.schedule, step, steps, total)
+        if self.config.counting == "floor_from_zero":
+            noise_level = 1 - step / (steps - 1)
+        number = uniform(free, generator).clamp(min=1e-20)
+        if order == "random" or (order == "confidence" and step < self.config.random_steps):
+            scores = number
+        elif order == "left_to_right":
+            scores = -torch.arange(hidden.shape[-1], device=hidden.device, dtype=number.dtype).expand(hidden.shape)
+        elif order == "confidence":
+            scores = scores - self.config.choice_temperature * noise_level * torch.log(-torch.log(number))
         rank = scores.masked_fill(~hidden, torch.inf).argsort(-1).argsort(-1)  # hidden tokens come first
         return hidden & (rank < keep_hidden)
 
