@@ -56,6 +56,8 @@ class Drawing:
         block, num_blocks: the block that is being drawn, from 0, and how many there are.
         steps_before, num_steps: denoising steps of the blocks before this one, and of all; None: there is one block.
         class_labels: `(batch,)` int64, of a model of classes; None elsewhere.
+        ranks: `(batch, length)` int64, when every position is drawn in an order of grids; None elsewhere. The pipeline
+            reads it in every step, so that it may be changed in place where sequences are exchanged.
     """
 
     canvas: Canvas
@@ -65,6 +67,7 @@ class Drawing:
     steps_before: int = 0
     num_steps: int | None = None
     class_labels: Tensor | None = None
+    ranks: Tensor | None = None
 
 
 # Innermost last. A context variable, so that threads, and calls within calls, see their own.

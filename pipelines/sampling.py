@@ -11,10 +11,11 @@ Callback = Callable[[Any, int, Any, dict[str, Any]], dict[str, Any] | None]
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
-def check_settings(temperature: float, top_p: float | None, counts: dict[str, int | None]) -> None:
-    """A ValueError if `temperature`, `top_p` or one of `counts`, by name, is out of range; None is in range."""
-    if not 0 <= temperature < float("inf"):
-        raise ValueError(f"`temperature` must be >= 0, got {temperature}; 0 is greedy.")
+def check_settings(temperature: float | Sequence[float], top_p: float | None, counts: dict[str, int | None]) -> None:
+    """A ValueError if a `temperature`, `top_p` or one of `counts`, by name, is out of range; None is in range."""
+    for one in temperature if isinstance(temperature, Sequence) else [temperature]:
+        if not 0 <= one < float("inf"):
+            raise ValueError(f"`temperature` must be >= 0, got {one}; 0 is greedy.")
     if top_p is not None and not 0 < top_p <= 1:
         raise ValueError(f"`top_p` must lie in (0, 1], got {top_p}.")
     for name, value in counts.items():
@@ -92,6 +93,15 @@ def logit_warpers(top_k: int | None, top_p: float | None) -> list[Any]:
     if top_p is not None and top_p < 1:
         warpers.append(TopPLogitsWarper(top_p))
     return warpers
+
+
+def kept_logits(logits: Tensor, temperature: float, top_k: int | None, top_p: float | None) -> Tensor:
+    """Logits `(n, vocabulary)` of the distribution that is drawn from, tempered and cut; of 0, only cut."""
+    if temperature > 0:
+        logits = logits / temperature
+    for warper in logit_warpers(top_k, top_p) if len(logits) else ():
+        logits = warper(None, logits)
+    return logits
 
 
 class AfterStep:

@@ -1,27 +1,25 @@
-"""The reverse processes of masked and of uniform diffusion: which tokens to draw, and when."""
+"""The reverse process of masked diffusion: which tokens to draw, and when."""
 
 import itertools
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from diffusers import DiscreteDDIMScheduler
 
 # SchedulerMixin has to be a name of this module: `DiffusionPipeline.from_pretrained` looks for it here.
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.schedulers.scheduling_discrete_ddim import DiscreteDDIMSchedulerOutput
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
-from redge_guidance.pipelines.sampling import Generators, logit_warpers, multinomial, uniform
+from redge_guidance.pipelines.sampling import Generators, kept_logits, multinomial, uniform
+from redge_guidance.pipelines.schedules import COUNTINGS, SCHEDULES, visible_share, visible_tokens
+
+# Pipelines that were saved before it had a file of its own name it here.
+from redge_guidance.pipelines.uniform_scheduler import UniformDiffusionScheduler as UniformDiffusionScheduler
 
 _BY_CONFIDENCE = ("confidence", "maskgit_plus", "entropy", "topk_margin")
-ORDERS = ("ancestral", "random", "left_to_right", *_BY_CONFIDENCE, "remasking")
-SCHEDULES = ("linear", "cosine")
-ROUNDINGS = ("up", "down")
+ORDERS = ("ancestral", "random", "left_to_right", *_BY_CONFIDENCE, "remasking", "halton")
 
 
 @dataclass
@@ -40,7 +38,8 @@ class MaskedDiffusionSchedulerOutput(BaseOutput):
 class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
     r"""Reverse process of a masked diffusion in which a token is visible at time t with probability alpha_t.
 
-    `alpha_t = 1 - t` (linear) or `1 - sin(pi t / 2)` (cosine, as MaskGIT), t running from 1 to 0 in equal steps. From t
+    With r = 1 - t, alpha_t is r (linear), `1 - cos(pi r / 2)` (cosine, as MaskGIT), `sqrt(r)` (root), `r^2` (square) or
+    `1 - 2 arccos(r) / pi` (arccos): the five `sched_mode` of Halton-MaskGIT. t runs from 1 to 0 in equal steps. From t
     to s < t, hidden tokens are drawn from the model and become visible
 
     - `"ancestral"`: each on its own with probability `(alpha_s - alpha_t) / (1 - alpha_t)` (MDLM, arXiv 2406.07524,
@@ -57,16 +56,24 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
       (Dream's `alg_temp`) times Gumbel noise added; SDAR's `low_confidence` is the first of them;
     - `"remasking"`: as ancestral, but visible tokens are hidden again with probability
       `sigma = remasking_strength * min(1, (1 - alpha_s) / alpha_t)`, and hidden ones become visible with probability
-      `(alpha_s - (1 - sigma) alpha_t) / (1 - alpha_t)` (ReMDM-rescale, arXiv 2503.00307, section 4.1).
+      `(alpha_s - (1 - sigma) alpha_t) / (1 - alpha_t)` (ReMDM-rescale, arXiv 2503.00307, section 4.1);
+    - `"halton"`: as many as the schedule asks for, along a Halton sequence over a grid (arXiv 2503.17076), of images.
 
     Args:
         unmasking_order: one of the above.
-        schedule: `"linear"` or `"cosine"`.
-        choice_temperature: randomness of the orders by confidence, >= 0.
+        schedule: `"linear"`, `"cosine"`, `"root"`, `"square"` or `"arccos"`.
+        choice_temperature: randomness of the orders by confidence, >= 0 (`r_temp` of Halton-MaskGIT).
         remasking_strength: eta of ReMDM, in [0, 1].
+        counting: how many the schedule asks for. `"share"`: of what is still hidden
+            `(alpha_s - alpha_t) / (1 - alpha_t)` is drawn, rounded up, so that 10 in 4 steps are 3, 3, 2, 2 (LLaDA,
+            SDAR); `"share_down"`: rounded down, the rest in the last step (Dream). `"floor"`: after i of n steps
+            `max(i, floor(alpha_s * total))` of what may be drawn are visible (`HaltonSampler`). `"floor_from_zero"`:
+            the same with r = (i - 1) / (n - 1), so that the first step reveals one token, and 1 - r in the place of t
+            in the noise of the confidence order (`ConfidenceSampler`).
+        random_steps: first steps of the confidence order that reveal anywhere; 2 is the `randomize="warm_up"` of
+            `ConfidenceSampler`, whose `"random"` is the order of that name and `"no"` a `choice_temperature` of 0.
+        roll: start every image at its own cell of the Halton sequence (`randomize` of `HaltonSampler`).
         eps: time at which the last step ends, in [0, 1); all that is hidden then is drawn in that step (Dream's `eps`).
-        rounding: of the number of tokens that a step draws: `"up"`, so that 10 in 4 steps are 3, 3, 2, 2 (LLaDA, SDAR),
-            or `"down"`, the rest in the last step (Dream).
         confidence_threshold: further tokens are drawn where the confidence, as a probability, is above it (SDAR's
             `low_confidence_dynamic`, Fast-dLLM's `threshold`); only of orders that have a probability; None: none.
 
@@ -83,17 +90,21 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
         schedule: str = "linear",
         choice_temperature: float = 0.0,
         remasking_strength: float = 0.1,
+        counting: str = "share",
+        random_steps: int = 0,
+        roll: bool = False,
         eps: float = 0.0,
-        rounding: str = "up",
         confidence_threshold: float | None = None,
     ):
         _check_choice("unmasking_order", unmasking_order, ORDERS)
         _check_choice("schedule", schedule, SCHEDULES)
+        _check_choice("counting", counting, COUNTINGS)
         if choice_temperature < 0:
             raise ValueError(f"`choice_temperature` must be >= 0, got {choice_temperature}.")
         if not 0 <= remasking_strength <= 1:
             raise ValueError(f"`remasking_strength` must lie in [0, 1], got {remasking_strength}.")
-        _check_choice("rounding", rounding, ROUNDINGS)
+        if random_steps < 0:
+            raise ValueError(f"`random_steps` must be >= 0, got {random_steps}.")
         if not 0 <= eps < 1:
             raise ValueError(f"`eps` must lie in [0, 1), got {eps}.")
         if confidence_threshold is not None and unmasking_order not in ("confidence", "maskgit_plus"):
@@ -125,7 +136,7 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
 
     def alpha(self, t: float) -> float:
         """Probability that a token is visible at time t in [0, 1]."""
-        return 1 - t if self.config.schedule == "linear" else 1 - math.sin(math.pi * t / 2)
+        return visible_share(self.config.schedule, torch.tensor(1 - t, dtype=torch.float64)).item()
 
     def step(
         self,
@@ -135,6 +146,7 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
         *,
         mask_token_id: int,
         free: Tensor | None = None,
+        ranks: Tensor | None = None,
         temperature: float = 1.0,
         top_k: int | None = None,
         top_p: float | None = None,
@@ -152,6 +164,7 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
             mask_token_id: id that stands for a hidden token.
             free: `(batch, length)` bool, the positions that this step may change: neither prompt nor padding, and of
                 the block that is being drawn; None: all.
+            ranks: `(batch, length)`, when a position is drawn, in the order `"halton"`; the lowest first.
             temperature: divides the logits; 0 takes the likeliest token.
             top_k, top_p: draw from the k likeliest tokens, from the likeliest tokens of total probability p.
             late_tokens: ids of which a position is not confident, so that orders by confidence draw them last: their
@@ -161,10 +174,16 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
             return_dict: return an output object instead of `(prev_sample, pred_original_sample)`.
 
         Raises:
-            ValueError: `set_timesteps` has not been called.
+            ValueError: `set_timesteps` has not been called, or the order `"halton"` is not given its `ranks`.
         """
         if self.num_inference_steps is None:
             raise ValueError("`set_timesteps` must be called before `step`.")
+        if self.config.unmasking_order == "halton" and (ranks is None or ranks.shape != sample.shape):
+            found = "none" if ranks is None else f"{tuple(ranks.shape)}"
+            raise ValueError(
+                f'`ranks` must be {tuple(sample.shape)} for the order "halton", which is one of grids, got {found}; '
+                "take another `unmasking_order` where there is no grid, as in texts."
+            )
         t = float(timestep)
         s = max(self.config.eps, t - (1 - self.config.eps) / self.num_inference_steps)
         free = torch.ones_like(sample, dtype=torch.bool) if free is None else free
@@ -172,7 +191,7 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
         logits = model_output[hidden].float()
         if mask_token_id < logits.shape[-1]:
             logits[:, mask_token_id] = -torch.inf
-        kept = _kept(logits, temperature, top_k, top_p)
+        kept = kept_logits(logits, temperature, top_k, top_p)
         tokens = kept.argmax(-1)
         if temperature > 0:
             tokens = multinomial(kept.softmax(-1), hidden.nonzero()[:, 0], generator)
@@ -184,6 +203,8 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
         else:
             confidence = self._confidence(logits, kept, tokens, late_tokens)
             scores = torch.zeros_like(hidden, dtype=logits.dtype).masked_scatter(hidden, confidence)
+            if ranks is not None and self.config.unmasking_order == "halton":
+                scores = -ranks.to(scores)
             again = self._hidden_by_rank(hidden, free, scores, t, s, generator)
         prev_sample = x_0.masked_fill(again, mask_token_id)
         if not return_dict:
@@ -228,119 +249,46 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
     def _hidden_by_rank(
         self, hidden: Tensor, free: Tensor, confidence: Tensor, t: float, s: float, generator: Generators
     ) -> Tensor:
-        """Where a token is hidden at time s, as many in each row as the schedule asks for."""
-        order, threshold = self.config.unmasking_order, self.config.confidence_threshold
-        count = hidden.sum(-1, keepdim=True)
-        number = uniform(free, generator).clamp(min=1e-20)
-        gumbel = -torch.log(-torch.log(number)) if self.config.choice_temperature > 0 else torch.zeros_like(number)
-        if order == "random":
+        """Where a token is hidden at time s, as many in each row as the schedule asks for.
+
+        `confidence`: the highest are revealed first, in the orders that have scores of their own.
+        """
+        order, steps = self.config.unmasking_order, len(self.timesteps)
+        step, noise_level = round((1 - t) * steps / (1 - self.config.eps)), t
+        if self.config.counting == "floor_from_zero":
+            noise_level = 1 - step / (steps - 1)
+        number, scores = uniform(free, generator).clamp(min=1e-20), confidence
+        if order == "random" or (order == "confidence" and step < self.config.random_steps):
             scores = number
         elif order == "left_to_right":
             scores = -torch.arange(hidden.shape[-1], device=hidden.device, dtype=number.dtype).expand(hidden.shape)
-        else:
-            scores = confidence + self.config.choice_temperature * (t if order == "confidence" else 1.0) * gumbel
+        elif order in _BY_CONFIDENCE and self.config.choice_temperature > 0:
+            strength = self.config.choice_temperature * (noise_level if order == "confidence" else 1.0)
+            scores = scores - strength * torch.log(-torch.log(number))
         rank = scores.masked_fill(~hidden, torch.inf).argsort(-1).argsort(-1)  # hidden tokens come first
-        again = hidden & (rank < count - self._number(count, t, s))
-        if threshold is not None:
-            again &= (confidence.exp() if order == "confidence" else confidence) <= threshold
+        again = hidden & (rank < self._still_hidden(hidden, free, step))
+        if self.config.confidence_threshold is not None:
+            again &= (confidence.exp() if order == "confidence" else confidence) <= self.config.confidence_threshold
         return again
 
-    def _number(self, count: Tensor, t: float, s: float) -> Tensor:
-        """How many of `count` `(batch, 1)` hidden tokens the step from t to s draws."""
-        steps = [*self.timesteps.tolist(), self.config.eps]
+    def _still_hidden(self, hidden: Tensor, free: Tensor, step: int) -> Tensor:
+        """How many tokens of each row `(batch, 1)` the schedule leaves hidden after a step."""
+        times = [*self.timesteps.tolist(), self.config.eps]
+        count = hidden.sum(-1, keepdim=True)
+        if not self.config.counting.startswith("share"):
+            total = free.sum(-1, keepdim=True)
+            return total - visible_tokens(self.config.counting, self.config.schedule, step, len(times) - 1, total)
         if self.num_tokens is None:
-            return self._rounded(count, t, s)
-        hidden = torch.full_like(count, self.num_tokens)
-        for now, then in itertools.pairwise(steps):
-            number = self._rounded(hidden, now, then)
-            if now <= t + 1e-9:
-                return number
-            hidden = hidden - number
-        return hidden
+            return count - self._drawn(count, times[step], times[step + 1])
+        planned = torch.full_like(count, self.num_tokens)
+        for t, s in itertools.pairwise(times[: step + 1]):
+            planned = planned - self._drawn(planned, t, s)
+        return count - self._drawn(planned, times[step], times[step + 1])
 
-    def _rounded(self, count: Tensor, t: float, s: float) -> Tensor:
-        drawn = count * (self.alpha(s) - self.alpha(t)) / (1 - self.alpha(t))
+    def _drawn(self, count: Tensor, t: float, s: float) -> Tensor:
+        drawn = count * ((self.alpha(s) - self.alpha(t)) / (1 - self.alpha(t)))
         margin = 1e-6 * drawn.clamp(min=1)  # absorbs rounding in n * (1 - (1 - 1/n))
-        return (drawn - margin).ceil().long() if self.config.rounding == "up" else (drawn + margin).floor().long()
-
-
-class UniformDiffusionScheduler(DiscreteDDIMScheduler):
-    """diffusers' `DiscreteDDIMScheduler`, which may be given a generator for every row.
-
-    With one generator, or none, it is that scheduler. With a list each row is drawn by itself, without its padding, so
-    that its tokens depend on its own generator and logits alone; of a corrector sweep `sampled_tokens` of the output
-    are then those of `prev_sample`.
-    """
-
-    def step(
-        self,
-        model_output: Tensor,
-        timestep: int | Tensor,
-        sample: Tensor,
-        *,
-        temperature: float = 0.0,
-        attention_mask: Tensor | None = None,
-        generator: Generators = None,
-        return_dict: bool = True,
-    ) -> Any:
-        """As the base class; `attention_mask` `(batch, length)` is False on padding, None: there is none."""
-
-        def draw(logits: Tensor, tokens: Tensor, source: torch.Generator | None) -> Any:
-            return super(UniformDiffusionScheduler, self).step(
-                logits, timestep, tokens, temperature=temperature, generator=source
-            )
-
-        return _row_by_row(draw, "sampled_tokens", model_output, sample, attention_mask, generator, return_dict)
-
-    def step_correct(
-        self,
-        model_output: Tensor,
-        timestep: int | Tensor,
-        sample: Tensor,
-        *,
-        attention_mask: Tensor | None = None,
-        generator: Generators = None,
-        return_dict: bool = True,
-    ) -> Any:
-        """As the base class; `attention_mask` as in `step`."""
-
-        def draw(logits: Tensor, tokens: Tensor, source: torch.Generator | None) -> Any:
-            return super(UniformDiffusionScheduler, self).step_correct(logits, timestep, tokens, generator=source)
-
-        return _row_by_row(draw, "prev_sample", model_output, sample, attention_mask, generator, return_dict)
-
-
-def _row_by_row(
-    draw: Callable[[Tensor, Tensor, torch.Generator | None], Any],
-    drawn: str,
-    logits: Tensor,
-    sample: Tensor,
-    attention_mask: Tensor | None,
-    generator: Generators,
-    return_dict: bool,
-) -> Any:
-    """`draw(logits, sample, generator)`, or for each row of its own, padding left out; `drawn` names its tokens."""
-    if generator is None or isinstance(generator, torch.Generator):
-        output = draw(logits, sample, generator)
-        return output if return_dict else output.to_tuple()
-    text = torch.ones_like(sample, dtype=torch.bool) if attention_mask is None else attention_mask
-    prev_sample, tokens = sample.clone(), sample.clone()
-    for row, source in enumerate(generator):
-        where = text[row]
-        output = draw(logits[row, where][None], sample[row, where][None], source)
-        prev_sample[row, where], tokens[row, where] = output.prev_sample[0], getattr(output, drawn)[0]
-    log_probs = logits.gather(-1, tokens[..., None])[..., 0] - logits.logsumexp(-1)
-    output = DiscreteDDIMSchedulerOutput(prev_sample, tokens, log_probs.exp(), logits)
-    return output if return_dict else output.to_tuple()
-
-
-def _kept(logits: Tensor, temperature: float, top_k: int | None, top_p: float | None) -> Tensor:
-    """Logits `(n, vocabulary)` of the distribution that is drawn from, tempered and cut."""
-    if temperature > 0:
-        logits = logits / temperature
-    for warper in logit_warpers(top_k, top_p) if len(logits) else ():
-        logits = warper(None, logits)
-    return logits
+        return (drawn - margin).ceil().long() if self.config.counting == "share" else (drawn + margin).floor().long()
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

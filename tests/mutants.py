@@ -171,7 +171,7 @@ MUTANTS = [
         "pipelines/scheduler.py", "hidden = (sample == mask_token_id) & free", "hidden = sample == mask_token_id", PIPES
     ),
     Mutant(
-        "pipelines/scheduler.py",
+        "pipelines/uniform_scheduler.py",
         "draw(logits[row, where][None], sample[row, where][None], source)",
         "draw(logits[row, where][None], sample[row, where][None], generator[0])",
         RANDOM,

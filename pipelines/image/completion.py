@@ -1,4 +1,4 @@
-"""An image of which a part is drawn anew."""
+"""What is drawn: a whole image, or a part of one that is given."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from diffusers.image_processor import VaeImageProcessor
 from torch import Tensor
+
+from redge_guidance.pipelines.drawing import Canvas
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +51,32 @@ class ImageCompletion:
         repeats = len(images) // len(self.pixels)
         redrawn = self.redrawn.expand(len(self.pixels), -1, -1, -1).repeat_interleave(repeats, 0)
         return torch.where(redrawn, images, self.pixels.repeat_interleave(repeats, 0))
+
+
+def image_canvas(
+    pipe: Any, batch: int, tokens: Tensor | None, completion: ImageCompletion | None, device: torch.device
+) -> Canvas:
+    """The tokens of `batch` images of `pipe`, a `MaskedImagePipeline`, hidden where one is to be drawn.
+
+    Raises:
+        ValueError: `tokens` of another shape, outside the codebook, or beside a `completion`.
+    """
+    length, codes, mask_token_id = pipe.side**2, len(pipe.codebook), pipe.mask_token_id
+    if completion is not None:
+        if tokens is not None:
+            raise ValueError("`tokens` and `image` cannot be given together.")
+        tokens = pipe.encode(completion.pixels).masked_fill(completion.cells(pipe.side), mask_token_id)
+    if tokens is None:
+        tokens = torch.full((batch, length), mask_token_id)
+    tokens = torch.atleast_2d(tokens).to(device)
+    if tokens.shape[1] != length or batch % len(tokens):
+        raise ValueError(
+            f"`tokens` must be (batch, {length}) for {batch} images or a part of them, got {tuple(tokens.shape)}."
+        )
+    if not (((tokens >= 0) & (tokens < codes)) | (tokens == mask_token_id)).all():
+        raise ValueError(f"`tokens` must be ids of the {codes} codes, or {mask_token_id} where to draw one.")
+    tokens = tokens.repeat_interleave(batch // len(tokens), 0)
+    return Canvas.all_text(tokens, free=tokens == mask_token_id)
 
 
 def _as_pixels(image: Any, name: str) -> Tensor:

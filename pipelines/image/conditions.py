@@ -7,6 +7,11 @@ import torch
 from torch import Tensor
 
 
+def takes_text(transformer: Any) -> bool:
+    """Whether a transformer is given a text, as a `UVit2DModel`, rather than a class."""
+    return "encoder_hidden_size" in transformer.config
+
+
 def labels_of(class_labels: int | Sequence[int] | None, num_classes: int) -> Tensor:
     """Labels `(n,)` int64 of one class or several; `num_classes` where there is none.
 
@@ -36,3 +41,46 @@ def embed_texts(
         "encoder_hidden_states": output.hidden_states[-2],
         "micro_conds": micro_conds.to(output.text_embeds).expand(len(texts), -1),
     }
+
+
+class Conditions:
+    """What the transformer of `pipe`, a `MaskedImagePipeline`, is given beside the tokens in one call.
+
+    Args:
+        pipe: its transformer, tokenizer, text encoder and size of images are read.
+        device: of what is given.
+    """
+
+    def __init__(self, pipe: Any, device: torch.device):
+        self._pipe, self._device = pipe, device
+
+    def given(
+        self, class_labels: Any, prompt: Any, negative_prompt: str | None, num_images_per_prompt: int
+    ) -> tuple[list[str] | None, dict[str, Tensor]]:
+        """The prompts, and what the transformer is given with them or with the labels.
+
+        Raises:
+            ValueError: classes for a transformer of texts, texts for one of classes, or a label outside the classes.
+        """
+        transformer = self._pipe.transformer
+        if not takes_text(transformer):
+            if prompt is not None or negative_prompt is not None:
+                raise ValueError("`prompt` is for a transformer that is given a text; this one has `class_labels`.")
+            labels = labels_of(class_labels, transformer.config.num_classes)
+            return None, {"class_labels": labels.repeat_interleave(num_images_per_prompt).to(self._device)}
+        if class_labels is not None:
+            raise ValueError("`class_labels` are for a transformer with classes; this one is given a `prompt`.")
+        texts = [prompt or ""] if prompt is None or isinstance(prompt, str) else list(prompt)
+        texts = [text for text in texts for _ in range(num_images_per_prompt)]
+        return texts, self._embed(texts)
+
+    def without(self, batch: int, negative_prompt: str | None) -> dict[str, Tensor]:
+        """What the transformer is given without class or text."""
+        transformer = self._pipe.transformer
+        if takes_text(transformer):
+            return self._embed([negative_prompt or ""] * batch)
+        return {"class_labels": torch.full((batch,), transformer.config.num_classes, device=self._device)}
+
+    def _embed(self, texts: list[str]) -> dict[str, Tensor]:
+        pipe = self._pipe
+        return embed_texts(pipe.tokenizer, pipe.text_encoder, texts, pipe.image_size, self._device)

@@ -12,13 +12,15 @@ from diffusers.utils import BaseOutput
 from torch import Tensor
 
 from redge_guidance.hub import loading, resolve
-from redge_guidance.pipelines.drawing import Canvas, Drawer, Drawing
-from redge_guidance.pipelines.image.completion import ImageCompletion
-from redge_guidance.pipelines.image.conditions import embed_texts, labels_of
+from redge_guidance.pipelines.drawing import Drawer, Drawing
+from redge_guidance.pipelines.image.completion import ImageCompletion, image_canvas
+from redge_guidance.pipelines.image.conditions import Conditions, takes_text
 from redge_guidance.pipelines.image.halton import convert_transformer, convert_vq_model
+from redge_guidance.pipelines.image.order import grid_order
 from redge_guidance.pipelines.image.vq_tokens import codebook_of, to_pixels, to_tokens
 from redge_guidance.pipelines.sampling import AfterStep, Callback, Generators, check_generators, check_settings
 from redge_guidance.pipelines.scheduler import MaskedDiffusionScheduler
+from redge_guidance.pipelines.schedules import for_each_step
 
 
 @dataclass
@@ -75,8 +77,8 @@ class MaskedImagePipeline(Drawer, DiffusionPipeline):
         mask_token_id: int | None = None,
         do_normalize: bool = True,
         num_inference_steps: int = 16,
-        temperature: float = 1.0,
-        guidance_scale: float = 1.0,
+        temperature: float | Sequence[float] = 1.0,
+        guidance_scale: float | Sequence[float] = 1.0,
     ):
         super().__init__()
         codes, size = len(codebook_of(vqvae)), transformer.config.codebook_size
@@ -85,15 +87,14 @@ class MaskedImagePipeline(Drawer, DiffusionPipeline):
                 f"`vqvae` and `transformer` must have one codebook, got {codes} codes and a transformer for {size}; "
                 "take both from the same checkpoint."
             )
-        self._takes_text = "encoder_hidden_size" in transformer.config
         if mask_token_id is None:
-            mask_token_id = transformer.config.vocab_size - 1 if self._takes_text else size
+            mask_token_id = transformer.config.vocab_size - 1 if takes_text(transformer) else size
         if mask_token_id < size:
             raise ValueError(
                 f"`mask_token_id` must lie outside the codebook of {size} codes, got {mask_token_id}; a hidden token "
                 "is no image token."
             )
-        if self._takes_text and (tokenizer is None or text_encoder is None):
+        if takes_text(transformer) and (tokenizer is None or text_encoder is None):
             raise ValueError("`tokenizer` and `text_encoder` must be given with a transformer that is given a text.")
         self.register_modules(transformer=transformer, vqvae=vqvae, scheduler=scheduler)
         self.register_modules(tokenizer=tokenizer, text_encoder=text_encoder)
@@ -136,8 +137,10 @@ class MaskedImagePipeline(Drawer, DiffusionPipeline):
         Args:
             transformer: `ImageNet_256_*.pth` or `ImageNet_384_*.pth` of llvictorll/Halton-Maskgit.
             vqvae: `vq_ds16_c2i.pt` of FoundationVision/LlamaGen.
-            **kwargs: further arguments of the constructor; the scheduler is a cosine schedule in the order of
-                confidence, if not given.
+            **kwargs: further arguments of the constructor. Where they are not given, the sampler is that of the
+                published configuration (`Config/base_cls2img.yaml`): the Halton order with the arccos schedule, 32
+                steps, `cfg_w` 3, which is a `guidance_scale` of 4, and temperature 1. The published figures were made
+                with `cfg_w` 1.5, 1, 0.7 and 0.5 for tiny, small, base and large.
 
         Raises:
             ValueError: a file that is a pickle of code, or holds other weights.
@@ -146,7 +149,7 @@ class MaskedImagePipeline(Drawer, DiffusionPipeline):
         defaults = {"guidance_scale": 4.0, "num_inference_steps": 32}
         scheduler = kwargs.pop("scheduler", None)
         if scheduler is None:
-            scheduler = MaskedDiffusionScheduler("confidence", schedule="cosine", choice_temperature=4.5)
+            scheduler = MaskedDiffusionScheduler("halton", schedule="arccos", counting="floor")
         return cls(convert_transformer(transformer), convert_vq_model(vqvae), scheduler, **defaults | kwargs)
 
     @torch.no_grad()
@@ -160,10 +163,10 @@ class MaskedImagePipeline(Drawer, DiffusionPipeline):
         image: Any = None,
         mask_image: Any = None,
         num_inference_steps: int | None = None,
-        temperature: float | None = None,
+        temperature: float | Sequence[float] | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
-        guidance_scale: float | None = None,
+        guidance_scale: float | Sequence[float] | None = None,
         negative_prompt: str | None = None,
         generator: Generators = None,
         output_type: str = "pil",
@@ -184,6 +187,8 @@ class MaskedImagePipeline(Drawer, DiffusionPipeline):
             mask_image: white (1) where `image` is to be drawn anew, PIL or `(height, width)`. A token that covers any
                 of it is drawn; elsewhere the result is `image` itself.
             num_inference_steps, temperature, guidance_scale: None: those of the pipeline. `temperature` 0 is greedy.
+                Temperature and scale may be sequences, one number a step, such as the ramps of Halton-MaskGIT in
+                `redge_guidance.pipelines.schedules`.
             top_k, top_p: draw from the k likeliest tokens, from the likeliest tokens of total probability p.
             guidance_scale: classifier-free guidance, `logits = u + guidance_scale * (c - u)`, u without class or text;
                 1 is none.
@@ -206,27 +211,32 @@ class MaskedImagePipeline(Drawer, DiffusionPipeline):
         after_step = AfterStep(self, callback_on_step_end, callback_on_step_end_tensor_inputs)
         counts = {"num_images_per_prompt": num_images_per_prompt, "num_inference_steps": steps, "top_k": top_k}
         check_settings(temperature, top_p, counts)
-        prompts, condition = self._condition(class_labels, prompt, negative_prompt, num_images_per_prompt)
+        self.scheduler.set_timesteps(steps, device=self._execution_device)
+        temperatures = for_each_step("temperature", temperature, len(self.scheduler.timesteps))
+        scales = for_each_step("guidance_scale", guidance_scale, len(self.scheduler.timesteps))
+        conditions = Conditions(self, self._execution_device)
+        prompts, condition = conditions.given(class_labels, prompt, negative_prompt, num_images_per_prompt)
         batch = next(iter(condition.values())).shape[0]
         check_generators(generator, batch)
-        nothing = {} if guidance_scale == 1 else self._without(batch, negative_prompt)
+        nothing = conditions.without(batch, negative_prompt) if set(scales) != {1} else {}
         completion = ImageCompletion.read(image, mask_image, self.image_size, self._execution_device)
-        canvas = self._canvas(batch, tokens, completion)
-        self.scheduler.set_timesteps(steps, device=canvas.ids.device)
+        canvas = image_canvas(self, batch, tokens, completion, self._execution_device)
+        order = grid_order(self.scheduler, self.side, batch, generator, self._execution_device)
         sample = canvas.ids
-        with self._draw(Drawing(canvas, prompts, class_labels=condition.get("class_labels"))):
+        with self._draw(Drawing(canvas, prompts, class_labels=condition.get("class_labels"), ranks=order.get("ranks"))):
             for step, t in enumerate(self.progress_bar(self.scheduler.timesteps)):
                 logits = self._logits(sample, condition)
-                if guidance_scale != 1:
+                if scales[step] != 1:
                     unconditional = self._logits(sample, nothing)
-                    logits = unconditional + guidance_scale * (logits - unconditional)
+                    logits = unconditional + scales[step] * (logits - unconditional)
                 sample, _ = self.scheduler.step(
                     logits,
                     t,
                     sample,
                     mask_token_id=self.mask_token_id,
                     free=canvas.free,
-                    temperature=temperature,
+                    **order,
+                    temperature=temperatures[step],
                     top_k=top_k,
                     top_p=top_p,
                     generator=generator,
@@ -279,55 +289,8 @@ class MaskedImagePipeline(Drawer, DiffusionPipeline):
 
     def _logits(self, sample: Tensor, condition: dict[str, Tensor]) -> Tensor:
         """`(batch, side**2, codes)`."""
-        if not self._takes_text:
+        if not takes_text(self.transformer):
             logits: Tensor = self.transformer(sample, **condition)
             return logits
         square = sample.unflatten(1, (self.side, self.side))
         return self.transformer(square, **condition).flatten(2).transpose(1, 2)  # type: ignore[no-any-return]
-
-    def _condition(
-        self, class_labels: Any, prompt: Any, negative_prompt: str | None, num_images_per_prompt: int
-    ) -> tuple[list[str] | None, dict[str, Tensor]]:
-        """The prompts, and what the transformer is given with them or with the labels."""
-        if not self._takes_text:
-            if prompt is not None or negative_prompt is not None:
-                raise ValueError("`prompt` is for a transformer that is given a text; this one has `class_labels`.")
-            labels = labels_of(class_labels, self._num_classes).repeat_interleave(num_images_per_prompt)
-            return None, {"class_labels": labels.to(self._execution_device)}
-        if class_labels is not None:
-            raise ValueError("`class_labels` are for a transformer with classes; this one is given a `prompt`.")
-        texts = [prompt or ""] if prompt is None or isinstance(prompt, str) else list(prompt)
-        texts = [text for text in texts for _ in range(num_images_per_prompt)]
-        return texts, self._embed(texts)
-
-    def _without(self, batch: int, negative_prompt: str | None) -> dict[str, Tensor]:
-        """What the transformer is given without class or text."""
-        if self._takes_text:
-            return self._embed([negative_prompt or ""] * batch)
-        return {"class_labels": torch.full((batch,), self._num_classes, device=self._execution_device)}
-
-    @property
-    def _num_classes(self) -> int:
-        return int(self.transformer.config.num_classes)
-
-    def _embed(self, texts: list[str]) -> dict[str, Tensor]:
-        return embed_texts(self.tokenizer, self.text_encoder, texts, self.image_size, self._execution_device)
-
-    def _canvas(self, batch: int, tokens: Tensor | None, completion: ImageCompletion | None) -> Canvas:
-        length, device = self.side**2, self._execution_device
-        if completion is not None:
-            if tokens is not None:
-                raise ValueError("`tokens` and `image` cannot be given together.")
-            tokens = self.encode(completion.pixels).masked_fill(completion.cells(self.side), self.mask_token_id)
-        if tokens is None:
-            tokens = torch.full((batch, length), self.mask_token_id)
-        tokens = torch.atleast_2d(tokens).to(device)
-        if tokens.shape[1] != length or batch % len(tokens):
-            raise ValueError(
-                f"`tokens` must be (batch, {length}) for {batch} images or a part of them, got {tuple(tokens.shape)}."
-            )
-        codes = self.transformer.config.codebook_size
-        if not (((tokens >= 0) & (tokens < codes)) | (tokens == self.mask_token_id)).all():
-            raise ValueError(f"`tokens` must be ids of the {codes} codes, or {self.mask_token_id} where to draw one.")
-        tokens = tokens.repeat_interleave(batch // len(tokens), 0)
-        return Canvas.all_text(tokens, free=tokens == self.mask_token_id)

@@ -65,7 +65,7 @@ class ModelFamily:
 
 
 _LLADA = {"unmasking_order": "confidence"}
-_DREAM = {"unmasking_order": "entropy", "eps": 1e-3, "rounding": "down"}
+_DREAM = {"unmasking_order": "entropy", "eps": 1e-3, "counting": "share_down"}
 _MDLM = {"unmasking_order": "ancestral"}
 _DYNAMIC = {"unmasking_order": "maskgit_plus"}
 

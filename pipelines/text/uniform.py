@@ -15,10 +15,10 @@ from redge_guidance.pipelines.sampling import (
     logit_warpers,
     random_tokens,
 )
-from redge_guidance.pipelines.scheduler import UniformDiffusionScheduler
 from redge_guidance.pipelines.text.base import TextPipeline, TextPipelineOutput, check_tokenizer
 from redge_guidance.pipelines.text.families import ModelFamily
 from redge_guidance.pipelines.text.posterior import denoiser_logits, elbo_rate, leave_one_out_logits
+from redge_guidance.pipelines.uniform_scheduler import UniformDiffusionScheduler
 
 PREDICTIONS = ("leave_one_out", "denoiser")
 _SHORTEST_TIME, _SMALLEST_ALPHA = 1e-5, 1e-3  # the bound's integrand is not evaluated closer to either end

@@ -38,6 +38,12 @@ class MaskedImageHost(Host):
             generator=arguments.get("generator"),
         )
 
+    def reorder(self, step: DenoisingStep, output: Any, rows: Tensor) -> Any:
+        reordered, ranks = super().reorder(step, output, rows), self.pipe.drawing.ranks
+        if ranks is not None:
+            ranks.copy_(ranks[rows])
+        return reordered
+
     def _check_rows(self, step: DenoisingStep, rows: Tensor) -> None:
         super()._check_rows(step, rows)
         labels = self.pipe.drawing.class_labels

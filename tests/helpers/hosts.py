@@ -127,14 +127,18 @@ MASKED = {
 # ---- hosts of images ----
 
 
-def masked_image(takes_text=False, **scheduler):
+def masked_image(takes_text=False, calls=None, **scheduler):
     pipe = tiny_image_pipeline(takes_text, **scheduler)
 
     def run(seed=0):
         asked = {"prompt": ["a b", "c"]} if takes_text else {"class_labels": [0, 2]}
-        return pipe(**asked, guidance_scale=2.0, generator=seeded(seed), output_type="latent").tokens
+        settings = {"guidance_scale": 2.0} | (calls or {})
+        return pipe(**asked, **settings, generator=seeded(seed), output_type="latent").tokens
 
     return pipe, run
+
+
+RAMPS = {"temperature": [2.0, 1.5, 1.0, 0.7], "guidance_scale": [1.0, 2.0, 3.0, 4.0]}
 
 
 def inpainting():
@@ -170,6 +174,10 @@ ORDERS = ["ancestral", "random", "confidence", "remasking"]
 IMAGES = {order: (lambda order=order: masked_image(unmasking_order=order, schedule="cosine")) for order in ORDERS}
 IMAGES |= {
     "text": lambda: masked_image(takes_text=True, unmasking_order="confidence"),
+    "halton": lambda: masked_image(unmasking_order="halton", schedule="arccos", counting="floor", roll=True),
+    "ramps": lambda: masked_image(
+        calls=RAMPS, unmasking_order="confidence", counting="floor_from_zero", random_steps=1, choice_temperature=4.5
+    ),
     "inpainting": inpainting,
     "amused": lambda: amused(AmusedPipeline, height=8, width=8),
     "amused without cfg": lambda: amused(AmusedPipeline, 1.0, height=8, width=8),

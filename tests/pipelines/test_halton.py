@@ -224,9 +224,12 @@ def test_the_pipeline_samples_and_is_saved(tmp_path, monkeypatch):
     monkeypatch.setitem(halton._HEADS, WIDTH, 3)
     transformer = saved({"model_state_dict": transformer_state()}, tmp_path / "transformer.pth")
     vqvae = saved({"model": vq_state()}, tmp_path / "vq.pt")
+    authors = MaskedImagePipeline.from_halton(transformer, vqvae)
+    assert [authors.config[k] for k in ("num_inference_steps", "guidance_scale", "temperature")] == [32, 4.0, 1.0]
     pipe = MaskedImagePipeline.from_halton(transformer, vqvae, num_inference_steps=4)
     pipe.set_progress_bar_config(disable=True)
-    assert (pipe.config.guidance_scale, pipe.scheduler.config.unmasking_order) == (4.0, "confidence")
+    settings = pipe.scheduler.config
+    assert (settings.unmasking_order, settings.schedule, settings.counting) == ("halton", "arccos", "floor")
     pipe.save_pretrained(tmp_path / "pipeline")
     loaded = MaskedImagePipeline.from_pretrained(tmp_path / "pipeline")
     loaded.set_progress_bar_config(disable=True)

@@ -43,7 +43,7 @@ def test_final_tokens_are_all_drawn_and_follow_the_model(order, schedule, steps)
 
 
 @pytest.mark.parametrize("order", ["ancestral", "remasking"])
-@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "root", "square", "arccos"])
 def test_share_of_visible_tokens_is_alpha(order, schedule):
     scheduler = prepared(4, unmasking_order=order, schedule=schedule, remasking_strength=0.6)
     hidden = torch.full((300, 200), MASK)
@@ -166,8 +166,12 @@ def test_bad_settings():
         ValueError, match="`unmasking_order` must be one of ancestral, random, left_to_right, confidence"
     ):
         MaskedDiffusionScheduler(unmasking_order="left")
-    with pytest.raises(ValueError, match="`schedule` must be one of linear, cosine"):
-        MaskedDiffusionScheduler(schedule="square")
+    with pytest.raises(ValueError, match="`schedule` must be one of linear, cosine, root, square, arccos, got 'sq"):
+        MaskedDiffusionScheduler(schedule="squared")
+    with pytest.raises(ValueError, match="`counting` must be one of share, share_down, floor, floor_from_zero, got 'ceil'"):
+        MaskedDiffusionScheduler(counting="ceil")
+    with pytest.raises(ValueError, match="`random_steps` must be >= 0, got -1"):
+        MaskedDiffusionScheduler(random_steps=-1)
     with pytest.raises(ValueError, match=r"`remasking_strength` must lie in \[0, 1\]"):
         MaskedDiffusionScheduler(remasking_strength=2)
     with pytest.raises(ValueError, match="`choice_temperature` must be >= 0"):

@@ -32,11 +32,14 @@ def whole(pipe, told, output):
 
 # ---- what was drawn ----
 
+HALTON = {"unmasking_order": "halton", "schedule": "arccos", "counting": "floor", "roll": True}
+
 VISIBLE = {name: (make, MASK) for name, make in MASKED.items()}  # hosts of masks, with the id of the mask
 VISIBLE |= {
     "llada2": (lambda: llada2(eos_early_stop=False), MASK),
     "llada2, editing": (lambda: llada2(eos_early_stop=False, editing_threshold=0.3, max_post_steps=2), MASK),
     "images": (lambda: masked_image(), CODES),
+    "images, halton": (lambda: masked_image(**HALTON), CODES),
     "images, remasking": (lambda: masked_image(unmasking_order="remasking"), CODES),
     "amused": (lambda: amused(height=8, width=8), CODES + 2),
     "amused img2img": (
@@ -144,12 +147,13 @@ STATEFUL = {
     "gemma block refinement": lambda: gemma(BlockRefinementScheduler(threshold=0.6), SAME, temperature=2.0),
     "gemma entropy bound": lambda: gemma(EntropyBoundScheduler(), SAME),
     "images": lambda: image_pair(),
+    "images, halton": lambda: image_pair(**HALTON),
     "amused": lambda: amused_pair(),
 }
 
 
-def image_pair():
-    pipe = tiny_image_pipeline()
+def image_pair(**scheduler):
+    pipe = tiny_image_pipeline(**scheduler)
     settings = {"num_images_per_prompt": 2, "output_type": "latent", "num_inference_steps": 5}
     return pipe, lambda seed=0: pipe([1], generator=seeded(seed), **settings).tokens
 
@@ -197,6 +201,17 @@ def test_what_was_committed_before_is_the_same_in_both(name, k):
     committed = drawn[0, :length] != mask
     assert (final[:, :length][:, committed] == drawn[0, :length][committed]).all()
     assert not torch.equal(*bare[k + 1][0].ids)
+
+
+def test_a_sequence_that_is_exchanged_takes_its_order_along():
+    pipe, run = STATEFUL["images, halton"]()
+    bare, _ = followed(pipe, run)
+    told, _ = followed(pipe, run, at(1, [0, 0]))
+    places = [drawn.positions for _, drawn in told]
+    for k, (_, drawn) in enumerate(bare):
+        assert torch.equal(places[k][0], drawn.positions[0])
+        assert torch.equal(places[k][1], drawn.positions[1 if k < 2 else 0])
+    assert not torch.equal(*bare[3][1].positions)  # two orders
 
 
 @pytest.mark.parametrize("make", ONE_OF_EACH.values(), ids=ONE_OF_EACH)

@@ -52,7 +52,7 @@ def check(draw):
     assert len(alone.unique(dim=0)) > 1
 
 
-MAKERS = {f"masked, {order}": lambda order=order: _masked(order) for order in ORDERS}
+MAKERS = {f"masked, {order}": lambda order=order: _masked(order) for order in ORDERS if order != "halton"}
 MAKERS |= {
     "masked, noisy confidence": lambda: _masked("confidence", choice_temperature=2.0),
     "masked, blocks": lambda: _masked("random", calls={"block_length": 2, "num_inference_steps": 4}),
@@ -68,6 +68,7 @@ MAKERS |= {
     "images, confidence": lambda: _images(unmasking_order="confidence", choice_temperature=2.0),
     "images, ancestral": lambda: _images(unmasking_order="ancestral", schedule="cosine"),
     "images, remasking": lambda: _images(unmasking_order="remasking"),
+    "images, halton": lambda: _images(unmasking_order="halton", schedule="arccos", counting="floor", roll=True),
 }
 
 
