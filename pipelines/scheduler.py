@@ -242,9 +242,9 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
             return -torch.special.entr(log_probs.exp()).sum(-1)
         if order == "topk_margin":
             first, second = log_probs.exp().topk(2, -1).values.unbind(-1)
-            return first - second
-        chosen = log_probs.gather(-1, tokens[:, None])[:, 0]
-        return chosen if order == "confidence" else chosen.exp()
+            return torch.sub(first, second)
+        chosen: Tensor = log_probs.gather(-1, tokens[:, None])[:, 0]
+        return chosen if order == "confidence" else torch.exp(chosen)
 
     def _hidden_by_rank(
         self, hidden: Tensor, free: Tensor, confidence: Tensor, t: float, s: float, generator: Generators

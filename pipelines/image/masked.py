@@ -235,7 +235,7 @@ class MaskedImagePipeline(Drawer, DiffusionPipeline):
                     sample,
                     mask_token_id=self.mask_token_id,
                     free=canvas.free,
-                    **order,
+                    ranks=order.get("ranks"),
                     temperature=temperatures[step],
                     top_k=top_k,
                     top_p=top_p,

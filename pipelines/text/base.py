@@ -2,16 +2,13 @@
 
 import os
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import BaseOutput
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError
 from torch import Tensor
 
 from redge_guidance.hub import loading, resolve
@@ -19,9 +16,9 @@ from redge_guidance.pipelines.drawing import Canvas, Drawer, Drawing
 from redge_guidance.pipelines.sampling import Generators, check_generators
 from redge_guidance.pipelines.text.calling import clean_logits
 from redge_guidance.pipelines.text.families import FAMILIES, ModelFamily
-from redge_guidance.pipelines.text.loading import check_model, load_language_model, longest, read_config
-from redge_guidance.pipelines.text.prompts import encode, lay_out
-from redge_guidance.text import end_token_id, reserved_token_ids, text_mask
+from redge_guidance.pipelines.text.loading import check_model, is_pipeline, load_language_model, longest, read_config
+from redge_guidance.pipelines.text.prompts import lay_out, scored_rows
+from redge_guidance.text import reserved_token_ids, text_mask
 
 
 @dataclass
@@ -99,7 +96,7 @@ class TextPipeline(Drawer, DiffusionPipeline):
         path = resolve(name)
         remote: dict[str, Any] = {key: kwargs[key] for key in ("revision", "token", "cache_dir") if key in kwargs}
         with loading(name):
-            if _is_pipeline(path, remote):
+            if is_pipeline(path, remote):
                 stored = cls.load_config(path, **remote)["_class_name"]
                 kind = next((kind for kind in TextPipeline.__subclasses__() if kind.__name__ == stored), cls)
                 if kind is TextPipeline:
@@ -181,7 +178,7 @@ class TextPipeline(Drawer, DiffusionPipeline):
         """
         texts = [texts] if isinstance(texts, str) else list(texts)
         generator = torch.Generator().manual_seed(0) if generator is None else generator
-        rows = [self._scored_row(text, prompt) for text, prompt in zip(texts, _each(prompts, texts), strict=True)]
+        rows = scored_rows(self.tokenizer, texts, prompts, self._family.shift_logits, self.config.length)
         total = torch.zeros(len(texts))
         for length, start in sorted({(len(ids), start) for ids, start in rows}):
             self._check_length(length)
@@ -195,17 +192,6 @@ class TextPipeline(Drawer, DiffusionPipeline):
             total[members] = losses.view(-1, num_corruptions).mean(-1)
         return total
 
-    def _scored_row(self, text: str, prompt: str | None) -> tuple[list[int], int]:
-        """Ids of a canvas with a text, and how many of them stay."""
-        shifted = self._family.shift_logits
-        start, ids = encode(self.tokenizer, text, "texts", allow_mask=False, needs_start=shifted)
-        if prompt is not None:
-            start, before = encode(self.tokenizer, prompt, "prompts", allow_mask=False, needs_start=shifted)
-            return start + before + ids, max(len(start + before), int(shifted))
-        row = start + ids
-        row += [end_token_id(self.tokenizer)] * (max(self.config.length, len(row) + 1) - len(row))
-        return row, max(len(start), int(shifted))
-
     @abstractmethod
     def _corrupted_nll(
         self, ids: Tensor, start: int, levels: Tensor, batch_size: int, generator: torch.Generator
@@ -218,10 +204,16 @@ class TextPipeline(Drawer, DiffusionPipeline):
         names = ("shift_logits", "attention", "time_input", "block_size", "leading_token")
         return ModelFamily(**{name: self.config[name] for name in names if name in self.config})
 
-    def _logits(self, ids: Tensor, attention_mask: Tensor, alpha: Tensor | float = 1.0) -> Tensor:
+    def _logits(
+        self,
+        ids: Tensor,
+        attention_mask: Tensor,
+        alpha: Tensor | float = 1.0,
+        inputs: Mapping[str, Tensor] | None = None,
+    ) -> Tensor:
         """`(batch, length, vocabulary)`; alpha, `(batch,)` or a number, is the share of tokens left as they were."""
         alpha = torch.as_tensor(alpha, dtype=torch.float32, device=ids.device).expand(len(ids))
-        return clean_logits(self.model, self._family, ids, attention_mask, alpha)
+        return clean_logits(self.model, self._family, ids, attention_mask, alpha, inputs)
 
     def _without_suppressed(self, logits: Tensor, suppress_tokens: Sequence[int] | None = None) -> Tensor:
         """Logits `(..., vocabulary)` of tokens that may be generated, -inf for all others."""
@@ -282,23 +274,7 @@ class TextPipeline(Drawer, DiffusionPipeline):
             )
 
 
-def _each(prompts: str | list[str] | None, texts: list[str]) -> list[str] | list[None]:
-    if prompts is None:
-        return [None] * len(texts)
-    prompts = [prompts] * len(texts) if isinstance(prompts, str) else list(prompts)
-    if len(prompts) != len(texts):
-        raise ValueError(f"`prompts` must be one, or one for each of {len(texts)} texts, got {len(prompts)}.")
-    return prompts
-
-
-def check_tokenizer(tokenizer: Any, *names: str) -> None:
-    """A ValueError if one of these special tokens is missing."""
-    for name in names:
-        if (end_token_id(tokenizer) if name == "eos_token_id" else getattr(tokenizer, name, None)) is None:
-            raise ValueError(f"`tokenizer` must have a `{name}`, got None; set it on the tokenizer.")
-
-
-def _kind_of(how: ModelFamily) -> type[TextPipeline]:
+def _kind_of(how: ModelFamily) -> Any:
     return next(kind for kind in TextPipeline.__subclasses__() if kind.corruption == how.corruption)
 
 
@@ -308,14 +284,3 @@ def _check_kind(name: Any, asked: type[TextPipeline], found: type[TextPipeline])
             f"`{name}` is for {found.__name__} and cannot be loaded by {asked.__name__}; call "
             f"{found.__name__}.from_pretrained, or say by `family` how the model is called."
         )
-
-
-def _is_pipeline(path: str, remote: dict[str, Any]) -> bool:
-    """Whether a folder or a hub repository holds a pipeline rather than a single model."""
-    if os.path.isdir(path):
-        return (Path(path) / "model_index.json").is_file()
-    try:
-        hf_hub_download(path, "model_index.json", **remote)
-    except EntryNotFoundError:  # not in the repository; or no network and not in the cache
-        return False
-    return True

@@ -50,6 +50,13 @@ def strides(free: Tensor, attention_mask: Tensor, window: int, stride_length: in
     return [free & (number == i) for i in number[free].unique().tolist()] or [free]
 
 
+def stretches(start: int, length: int, block_size: int | None) -> list[tuple[int, int]]:
+    """First and last position (excluded) of what is hidden together behind `start`: blocks of attention, or all."""
+    size = block_size or length
+    cuts = [(max(start, first), min(first + size, length)) for first in range(0, length, size)]
+    return [(first, end) for first, end in cuts if first < end]
+
+
 def steps_of_blocks(blocks: Sequence[Tensor], num_inference_steps: int | None) -> list[int]:
     """Denoising steps of every block: equal shares, or one for every token."""
     if num_inference_steps is None:

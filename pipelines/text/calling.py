@@ -1,7 +1,8 @@
 """Calling a model as its family wants it: shifted logits, masks of attention, time, finished blocks from a cache."""
 
 import inspect
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -13,7 +14,14 @@ from redge_guidance.pipelines.text.families import ModelFamily
 _SMALLEST_ALPHA = 1e-3  # sigma = -log alpha is infinite when nothing is left
 
 
-def clean_logits(model: Any, family: ModelFamily, ids: Tensor, attention_mask: Tensor, alpha: Tensor) -> Tensor:
+def clean_logits(
+    model: Any,
+    family: ModelFamily,
+    ids: Tensor,
+    attention_mask: Tensor,
+    alpha: Tensor,
+    inputs: Mapping[str, Tensor] | None = None,
+) -> Tensor:
     """Logits `(batch, length, vocabulary)` of the clean tokens, each at its own position.
 
     Positions are counted from the first token that is not padding, and padding does not change what a row gets.
@@ -24,12 +32,15 @@ def clean_logits(model: Any, family: ModelFamily, ids: Tensor, attention_mask: T
         ids: `(batch, length)` int64, padding on the left.
         attention_mask: `(batch, length)` bool, False on padding.
         alpha: `(batch,)`, share of tokens that the corruption has left at the time of the row.
+        inputs: further arguments of `forward`, `(batch, ...)`.
     """
+    more = dict(inputs or {})
     if family.attention in ("2d", "4d") or (family.attention == "none" and attention_mask.all()):
-        return _call(model, family, ids, attention_mask, alpha)
+        return _call(model, family, ids, attention_mask, alpha, more)
 
     def whole(rows: Tensor, part: Tensor) -> Tensor:
-        return _call(model, family, part, torch.ones_like(part, dtype=torch.bool), alpha[rows])
+        own = {name: value[rows] for name, value in more.items()}
+        return _call(model, family, part, torch.ones_like(part, dtype=torch.bool), alpha[rows], own)
 
     return _by_padding(ids, attention_mask, whole)
 
@@ -77,6 +88,7 @@ class BlockReader:
         if self._uses_cache and start:
             read = self._caches.setdefault(ids.shape[1], _Read())
             self._catch_up(read, ids[:, :start], alpha)
+            read = read if self._uses_cache else None
         first = 0 if read is None else start
         logits = _call_block(self._model, self._family, ids[:, first:end], alpha, first, read)
         if self._family.shift_logits:
@@ -93,6 +105,13 @@ class BlockReader:
             logits = _call_block(self._model, self._family, ids[:, done:], alpha, done, read)
             read.cache.storing = False
             read.ids, read.last = ids, logits[:, -1:]
+            if read.cache.get_seq_length() != ids.shape[1]:
+                self._uses_cache = False
+                warnings.warn(
+                    f"{type(self._model).__name__} takes `past_key_values` and stores nothing in them; the text is read "
+                    "again in every step. Pass `use_cache=False`.",
+                    stacklevel=2,
+                )
 
 
 class WindowReader:
@@ -172,15 +191,27 @@ def _by_padding(ids: Tensor, attention_mask: Tensor, call: Callable[[Tensor, Ten
     return logits
 
 
-def _accepted(model: Any) -> dict[str, inspect.Parameter]:
-    return dict(inspect.signature(model.forward).parameters)
+def _accepted(model: Any) -> set[str]:
+    """Names of the arguments of `forward`, and of those of the decoder that it hands the others on to."""
+    parameters = inspect.signature(model.forward).parameters
+    names, inner = set(parameters), getattr(model, "model", None)
+    if inner is not None and any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
+        names |= set(inspect.signature(inner.forward).parameters)
+    return names
 
 
-def _call(model: Any, family: ModelFamily, ids: Tensor, attention_mask: Tensor, alpha: Tensor) -> Tensor:
+def _call(
+    model: Any,
+    family: ModelFamily,
+    ids: Tensor,
+    attention_mask: Tensor,
+    alpha: Tensor,
+    more: Mapping[str, Tensor] | None = None,
+) -> Tensor:
     if family.is_block:
         logits = _call_block(model, family, ids, alpha, 0, None)
         return _shifted(logits, attention_mask) if family.shift_logits else logits
-    inputs: dict[str, Any] = {}
+    inputs: dict[str, Any] = dict(more or {})
     accepted = _accepted(model)
     if family.attention != "none" and "attention_mask" in accepted:
         inputs["attention_mask"] = _square(attention_mask) if family.attention == "4d" else attention_mask.long()

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
 from torch import Tensor
 from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedTokenizerBase
 
@@ -151,6 +153,17 @@ def check_model(model: Any, how: ModelFamily, tokenizer: Any) -> None:
             f"{type(model).__name__} gives the same logits for different texts; its weights were not trained, or it "
             "does not read `input_ids`."
         )
+
+
+def is_pipeline(path: str, remote: dict[str, Any]) -> bool:
+    """Whether a folder or a hub repository holds a pipeline rather than a single model."""
+    if os.path.isdir(path):
+        return (Path(path) / "model_index.json").is_file()
+    try:
+        hf_hub_download(path, "model_index.json", **remote)
+    except EntryNotFoundError:  # not in the repository; or no network and not in the cache
+        return False
+    return True
 
 
 def longest(model: Any) -> int | None:

@@ -10,17 +10,19 @@ from torch import Tensor
 from redge_guidance.pipelines.drawing import Canvas
 from redge_guidance.pipelines.sampling import AfterStep, Callback, Generators, check_settings
 from redge_guidance.pipelines.scheduler import MaskedDiffusionScheduler
-from redge_guidance.pipelines.text.base import TextPipeline, TextPipelineOutput, check_tokenizer
+from redge_guidance.pipelines.text.base import TextPipeline, TextPipelineOutput
 from redge_guidance.pipelines.text.blocks import (
     aligned_blocks,
     check_independent,
     split_into_blocks,
     steps_of_blocks,
+    stretches,
     strides,
 )
 from redge_guidance.pipelines.text.calling import BlockReader, WindowReader
 from redge_guidance.pipelines.text.families import ModelFamily, set_mask_token
 from redge_guidance.pipelines.text.loading import longest
+from redge_guidance.pipelines.text.prompts import check_tokenizer
 from redge_guidance.text import end_token_id
 
 
@@ -151,7 +153,7 @@ class MaskedTextPipeline(TextPipeline):
         canvas, sample = drawing.canvas, drawing.canvas.ids
         length = self.config.block_length if block_length is None else block_length
         blocks, steps, size = self._blocks(canvas, length, stride_length, num_inference_steps, generator)
-        settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "late_tokens": late_tokens}
+        settings: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
         read = self._reader(canvas, guidance_scale, suppress_tokens, stride_length, use_cache)
         one_source = generator is None or isinstance(generator, torch.Generator)
         done = 0
@@ -172,6 +174,7 @@ class MaskedTextPipeline(TextPipeline):
                             sample,
                             mask_token_id=self.tokenizer.mask_token_id,
                             free=block,
+                            late_tokens=late_tokens,
                             generator=generator,
                             return_dict=False,
                             **settings,
@@ -222,7 +225,8 @@ class MaskedTextPipeline(TextPipeline):
         return window
 
     def _hidden(self, sample: Tensor, block: Tensor) -> Tensor:
-        return (sample == self.tokenizer.mask_token_id) & block
+        hidden: Tensor = (sample == self.tokenizer.mask_token_id) & block
+        return hidden
 
     def _reader(
         self,
@@ -256,7 +260,7 @@ class MaskedTextPipeline(TextPipeline):
 
     def _ended(self, sample: Tensor, canvas: Canvas, suppress_tokens: list[int] | None) -> Tensor:
         """Rows that have come to their end, with the end-of-text token in what is still hidden."""
-        end = end_token_id(self.tokenizer)
+        end: Any = end_token_id(self.tokenizer)
         ended = ((sample == end) & canvas.free).any(-1, keepdim=True)
         return sample.masked_fill(ended & self._hidden(sample, canvas.free), end)
 
@@ -264,7 +268,7 @@ class MaskedTextPipeline(TextPipeline):
         self, ids: Tensor, start: int, levels: Tensor, batch_size: int, generator: torch.Generator
     ) -> Tensor:
         losses = torch.zeros(len(ids))
-        for first, end in self._stretches(start, ids.shape[1]):
+        for first, end in stretches(start, ids.shape[1], self._family.block_size if self._family.is_block else None):
             size = end - first
             k = (levels * size).long().clamp(max=size - 1) + 1
             order = torch.rand(len(ids), size, generator=generator, device=generator.device).cpu()
@@ -277,13 +281,6 @@ class MaskedTextPipeline(TextPipeline):
                 loss[masked] = torch.nn.functional.cross_entropy(rows, x_0[masked], reduction="none")
                 losses[part] += (loss.sum(-1).cpu() * size) / k[part]
         return losses
-
-    def _stretches(self, start: int, length: int) -> list[tuple[int, int]]:
-        """Positions that are hidden together: blocks of attention, or all that do not stay."""
-        size = self._family.block_size if self._family.is_block else length
-        assert size is not None
-        cuts = [(max(start, first), min(first + size, length)) for first in range(0, length, size)]
-        return [(first, end) for first, end in cuts if first < end]
 
     def _predicted(self, x_0: Tensor, masked: Tensor, alpha: Tensor) -> Tensor:
         """Logits `(n, vocabulary)` float32 at the masked positions"""

@@ -75,8 +75,7 @@ def lay_out(
         room = length - len(start) - len(text)
         holes = [i == mask_id for i in text]
         new = max(1, room) if any(holes) else gen_length or max(room, length // 2)
-        if family.is_block:
-            new += -(len(start) + len(text) + new) % family.block_size
+        new += -(len(start) + len(text) + new) % (family.block_size or 1)
         if family.shift_logits and not start and (not text or holes[0]):
             raise ValueError(f"`prompt` must begin with a word for a model of shifted logits, got {prompt!r}.")
         fill = end_id if any(holes) or mask_id is None else mask_id
@@ -96,3 +95,42 @@ def lay_out(
         prompt=pack(written, False, torch.bool),
         free=pack(free, False, torch.bool),
     )
+
+
+def scored_rows(
+    tokenizer: Any, texts: Sequence[str], prompts: str | Sequence[str] | None, shifted: bool, length: int
+) -> list[tuple[list[int], int]]:
+    """For each text the ids of its canvas, and how many of them, at its beginning, are given.
+
+    Args:
+        tokenizer: has an end-of-text token.
+        texts: whose probability is asked for.
+        prompts: what each of them, or all, follow, on a canvas that ends with the text; None: nothing, and the text is
+            filled up with end-of-text tokens to `length`, at least one.
+        shifted: logits are shifted, so that there is none for the first token.
+        length: of the canvas of a text that fits it.
+
+    Raises:
+        ValueError: a text with a reserved token, or not a prompt for each text.
+    """
+    before = [prompts] * len(texts) if prompts is None or isinstance(prompts, str) else list(prompts)
+    if len(before) != len(texts):
+        raise ValueError(f"`prompts` must be one, or one for each of {len(texts)} texts, got {len(before)}.")
+    end: Any = end_token_id(tokenizer)
+    rows = []
+    for text, prompt in zip(texts, before, strict=True):
+        start, ids = encode(tokenizer, text, "texts", allow_mask=False, needs_start=shifted)
+        if prompt is None:
+            ids += [end] * (max(length, len(start + ids) + 1) - len(start + ids))
+        else:
+            start, given = encode(tokenizer, prompt, "prompts", allow_mask=False, needs_start=shifted)
+            start = start + given
+        rows.append((start + ids, max(len(start), int(shifted))))
+    return rows
+
+
+def check_tokenizer(tokenizer: Any, *names: str) -> None:
+    """A ValueError if one of these special tokens is missing."""
+    for name in names:
+        if (end_token_id(tokenizer) if name == "eos_token_id" else getattr(tokenizer, name, None)) is None:
+            raise ValueError(f"`tokenizer` must have a `{name}`, got None; set it on the tokenizer.")

@@ -1,5 +1,7 @@
 """Text generation with a uniform diffusion language model."""
 
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,13 +17,59 @@ from redge_guidance.pipelines.sampling import (
     logit_warpers,
     random_tokens,
 )
-from redge_guidance.pipelines.text.base import TextPipeline, TextPipelineOutput, check_tokenizer
-from redge_guidance.pipelines.text.families import ModelFamily
+from redge_guidance.pipelines.text.base import TextPipeline, TextPipelineOutput
+from redge_guidance.pipelines.text.families import ModelFamily, set_mask_token
 from redge_guidance.pipelines.text.posterior import denoiser_logits, elbo_rate, leave_one_out_logits
+from redge_guidance.pipelines.text.prompts import check_tokenizer
 from redge_guidance.pipelines.uniform_scheduler import UniformDiffusionScheduler
 
 PREDICTIONS = ("leave_one_out", "denoiser")
+NOISE_REMOVALS = ("ancestral", "greedy")
 _SHORTEST_TIME, _SMALLEST_ALPHA = 1e-5, 1e-3  # the bound's integrand is not evaluated closer to either end
+
+
+@dataclass(frozen=True)
+class Classes:
+    """The classes that a call asks a model for.
+
+    Attributes:
+        labels: `(batch,)` int64; None: none.
+        nothing: `(batch,)` int64, what stands for no class in a model of classes; None: it is not asked.
+        guidance_scale: of classifier-free guidance.
+    """
+
+    labels: Tensor | None
+    nothing: Tensor | None
+    guidance_scale: float
+
+    @classmethod
+    def of(
+        cls, model: Any, class_labels: int | list[int] | None, guidance_scale: float, batch: int, device: Any
+    ) -> "Classes":
+        """The classes that were asked for, checked; a ValueError if the model or the batch has no such ones."""
+        number = getattr(getattr(model, "config", None), "cfg_num_classes", None) or 0
+        if class_labels is None:
+            if guidance_scale != 1:
+                raise ValueError(f"`guidance_scale` needs `class_labels`, got {guidance_scale} and None.")
+            return cls(None, None, 1.0)
+        labels = [class_labels] * batch if isinstance(class_labels, int) else list(class_labels)
+        if number < 1 or len(labels) != batch or not all(0 <= label < number for label in labels):
+            raise ValueError(
+                f"`class_labels` must be one, or one for each of {batch} texts, of the {max(number, 0)} classes of the "
+                f"model, counted from 0; got {class_labels}."
+            )
+        chosen = torch.tensor(labels, dtype=torch.long, device=device)
+        return cls(chosen, torch.full_like(chosen, number), guidance_scale)
+
+    def logits(self, call: Callable[[dict[str, Tensor]], Tensor]) -> Tensor:
+        """Of `call(further inputs of the model)`, by classifier-free guidance."""
+        if self.labels is None or self.nothing is None:
+            return call({})
+        conditional = call({"cond": self.labels})
+        if self.guidance_scale == 1:
+            return conditional
+        without = call({"cond": self.nothing})
+        return without + self.guidance_scale * (conditional - without)
 
 
 class UniformTextPipeline(TextPipeline):
@@ -84,7 +132,11 @@ class UniformTextPipeline(TextPipeline):
         self.register_to_config(shift_logits=shift_logits, attention=attention, time_input=time_input)
 
     @classmethod
-    def _assemble(cls, model: Any, tokenizer: Any, how: ModelFamily, length: int) -> "UniformTextPipeline":
+    def _assemble(
+        cls, model: Any, tokenizer: Any, how: ModelFamily, length: int, mask_token_id: int | None
+    ) -> "UniformTextPipeline":
+        if mask_token_id is not None:
+            set_mask_token(tokenizer, how, mask_token_id)
         return cls(model, tokenizer, UniformDiffusionScheduler(), length=length, **how.settings())
 
     @torch.no_grad()
@@ -97,6 +149,9 @@ class UniformTextPipeline(TextPipeline):
         temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
+        class_labels: int | list[int] | None = None,
+        guidance_scale: float = 1.0,
+        noise_removal: str = "ancestral",
         use_chat_template: bool = False,
         generator: Generators = None,
         return_dict: bool = True,
@@ -117,6 +172,11 @@ class UniformTextPipeline(TextPipeline):
                 that of the pipeline.
             top_p: draw from the likeliest clean tokens of total probability p; None: that of the pipeline.
             top_k: draw from the k likeliest tokens only.
+            class_labels: of a model of classes (UDLM's `cond`), one for all texts or one each; None: no class.
+            guidance_scale: classifier-free guidance, `logits = u + guidance_scale * (c - u)` of the model's own
+                prediction, u without the class (UDLM's `gamma`); 1 is none.
+            noise_removal: the last step, `"ancestral"`, drawn as the others, or `"greedy"`, the likeliest tokens of the
+                model's own prediction (Duo).
             use_chat_template: take every prompt for the turn of a user and put it into the chat template of the
                 tokenizer; mask tokens in it are then an error.
             generator: source of all randomness, on the device of the pipeline; the same generator gives the same texts.
@@ -134,7 +194,11 @@ class UniformTextPipeline(TextPipeline):
         after_step = AfterStep(self, callback_on_step_end, callback_on_step_end_tensor_inputs)
         counts = {"top_k": top_k, "gen_length": gen_length, "num_inference_steps": num_inference_steps}
         check_settings(temperature, top_p, counts)
+        if noise_removal not in NOISE_REMOVALS:
+            raise ValueError(f"`noise_removal` must be one of {', '.join(NOISE_REMOVALS)}, got {noise_removal!r}.")
         drawing = self._plan(prompt, gen_length, use_chat_template, generator)
+        classes = Classes.of(self.model, class_labels, guidance_scale, len(drawing.canvas), self._execution_device)
+        drawing = replace(drawing, class_labels=classes.labels)
         canvas, steps = drawing.canvas, num_inference_steps or self.config.num_inference_steps
         if not len(canvas):
             return self._output(canvas.ids, canvas, return_dict)
@@ -144,27 +208,40 @@ class UniformTextPipeline(TextPipeline):
         settings: dict[str, Any] = {"generator": generator, "attention_mask": canvas.attention_mask}
         with self.progress_bar(total=steps) as progress_bar, self._draw(drawing):
             for step, t in enumerate(self.scheduler.timesteps):
-                logits = self._denoise(canvas, sample, step / steps, temperature)
+                greedy = noise_removal == "greedy" and step + 1 == steps
+                logits = self._denoise(canvas, sample, step / steps, classes, temperature, greedy)
                 for warper in logit_warpers(top_k, top_p):
                     kept = warper(None, logits.flatten(0, 1)) > -torch.inf
                     logits = logits.masked_fill(~kept.view(logits.shape), -torch.inf)
-                draws_at = 1.0 if temperature > 0 else 0.0  # the logits are tempered already
+                draws_at = 1.0 if temperature > 0 and not greedy else 0.0  # the logits are tempered already
                 drawn, *_ = self.scheduler.step(logits, t, sample, temperature=draws_at, return_dict=False, **settings)
                 sample = torch.where(canvas.free, drawn, canvas.ids)
                 for _ in range(self.scheduler.config.corrector_steps if step + 1 < steps else 0):
-                    logits = self._denoise(canvas, sample, (step + 1) / steps, temperature)
+                    logits = self._denoise(canvas, sample, (step + 1) / steps, classes, temperature)
                     drawn, *_ = self.scheduler.step_correct(logits, t, sample, return_dict=False, **settings)
                     sample = torch.where(canvas.free, drawn, canvas.ids)
                 sample = after_step(step, t, sample, logits)
                 progress_bar.update()
         return self._output(sample, canvas, return_dict)
 
-    def _denoise(self, canvas: Canvas, sample: Tensor, alpha: float, temperature: float = 1.0) -> Tensor:
-        """Logits of the clean tokens given the whole canvas; a given token is certain, so that no sweep chooses it."""
-        logits = self._logits(sample, canvas.attention_mask, alpha).float()
-        if self.config.prediction_type == "denoiser":
+    def _denoise(
+        self,
+        canvas: Canvas,
+        sample: Tensor,
+        alpha: float,
+        classes: Classes,
+        temperature: float = 1.0,
+        own: bool = False,
+    ) -> Tensor:
+        """Logits of the clean tokens given the whole canvas; a given token is certain, so that no sweep chooses it.
+
+        `own`: as the model gives them, whether or not it looks at the token itself.
+        """
+        logits = classes.logits(lambda inputs: self._logits(sample, canvas.attention_mask, alpha, inputs).float())
+        if self.config.prediction_type == "denoiser" and not own:
             logits = leave_one_out_logits(logits, sample, alpha)
-        logits = denoiser_logits(logits / (temperature or 1.0), sample, alpha)
+        logits = logits / (temperature or 1.0)
+        logits = logits if own else denoiser_logits(logits, sample, alpha)
         logits = self._without_suppressed(logits)
         certain = torch.full_like(logits, -torch.inf).scatter_(-1, sample[..., None], 0.0)
         return torch.where(canvas.free[..., None], logits, certain)

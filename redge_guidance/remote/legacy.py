@@ -9,7 +9,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
 
-class LegacyConfig(PretrainedConfig):  # type: ignore[misc]  # its base is untyped in some releases
+class LegacyConfig(PretrainedConfig):
     """A config with the fields that every config had in transformers 4, and whatever else the file says.
 
     Version 5 leaves out fields of decoding, `use_cache` among them, and has no defaults for those below.
@@ -57,7 +57,7 @@ class LegacyModel(PreTrainedModel):
         super().__init_subclass__(**kwargs)
         own = vars(cls).get("tie_weights")
         if own is not None and not inspect.signature(own).parameters.keys() - {"self"}:
-            cls.tie_weights = lambda self, *args, **kwargs: own(self)
+            setattr(cls, "tie_weights", lambda self, *args, **kwargs: own(self))  # noqa: B010
 
     def init_weights(self) -> None:
         """Nothing: the weights come from a file."""

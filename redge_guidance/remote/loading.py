@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from accelerate import dispatch_model, infer_auto_device_map, init_empty_weights
 from huggingface_hub import snapshot_download
-from torch import nn
 from transformers import AutoConfig, GenerationConfig, PretrainedConfig
 
 from redge_guidance.remote.code import RemoteCode
@@ -97,7 +96,7 @@ def load_model(
     return model.eval()
 
 
-def _build(kind: Any, config: Any, dtype: torch.dtype) -> nn.Module:
+def _build(kind: Any, config: Any, dtype: torch.dtype) -> Any:
     """The model with parameters that have no memory yet, and buffers that have their values."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)

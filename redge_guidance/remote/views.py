@@ -7,6 +7,7 @@ from typing import Any, TypedDict
 import transformers
 from transformers.cache_utils import DynamicCache, StaticCache
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+from transformers.utils import auto_docstring
 
 from redge_guidance.remote import flash_attention
 from redge_guidance.remote.legacy import LegacyCache, LegacyConfig, LegacyModel, default_rope
@@ -20,14 +21,21 @@ def _not_available() -> bool:
     return False
 
 
+def _as_it_is(function: Any = None, **kwargs: Any) -> Any:
+    """In the place of a decorator that writes docstrings, and prints what it misses in them."""
+    return (lambda inner: inner) if function is None else function
+
+
 _REPLACED: dict[str, Any] = {
     "PreTrainedModel": LegacyModel,
     "PretrainedConfig": LegacyConfig,
     "PreTrainedConfig": LegacyConfig,
     "ROPE_INIT_FUNCTIONS": {"default": default_rope} | ROPE_INIT_FUNCTIONS,
     "DynamicCache": LegacyCache,
+    "auto_docstring": _as_it_is,
 }
-_HOMES = {transformers.PreTrainedModel, transformers.PretrainedConfig, DynamicCache}
+_ORIGINALS = [transformers.PreTrainedModel, transformers.PretrainedConfig, ROPE_INIT_FUNCTIONS, DynamicCache]
+_ORIGINALS += [auto_docstring]
 _GONE: dict[str, Any] = {
     "LossKwargs": _NoKwargs,
     "KwargsForCausalLM": _NoKwargs,
@@ -56,11 +64,7 @@ class _View(ModuleType):
         if isinstance(value, ModuleType) and value.__name__.partition(".")[0] == "transformers":
             return _View(value)
         replaced = _REPLACED.get(name)
-        return value if replaced is None or not _is_what_it_replaces(value) else replaced
-
-
-def _is_what_it_replaces(value: Any) -> bool:
-    return value is ROPE_INIT_FUNCTIONS or (isinstance(value, type) and value in _HOMES)
+        return value if replaced is None or not any(value is one for one in _ORIGINALS) else replaced
 
 
 class _Unavailable(ModuleType):

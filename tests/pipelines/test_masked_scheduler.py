@@ -168,7 +168,9 @@ def test_bad_settings():
         MaskedDiffusionScheduler(unmasking_order="left")
     with pytest.raises(ValueError, match="`schedule` must be one of linear, cosine, root, square, arccos, got 'sq"):
         MaskedDiffusionScheduler(schedule="squared")
-    with pytest.raises(ValueError, match="`counting` must be one of share, share_down, floor, floor_from_zero, got 'ceil'"):
+    with pytest.raises(
+        ValueError, match="`counting` must be one of share, share_down, floor, floor_from_zero, got 'ceil'"
+    ):
         MaskedDiffusionScheduler(counting="ceil")
     with pytest.raises(ValueError, match="`random_steps` must be >= 0, got -1"):
         MaskedDiffusionScheduler(random_steps=-1)
