@@ -239,7 +239,7 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
             rows = rows.index_fill(-1, torch.tensor(list(late_tokens), device=rows.device), -torch.inf)
         log_probs = rows.log_softmax(-1)
         if order == "entropy":
-            return -torch.special.entr(log_probs.exp()).sum(-1)
+            return torch.neg(torch.special.entr(log_probs.exp()).sum(-1))
         if order == "topk_margin":
             first, second = log_probs.exp().topk(2, -1).values.unbind(-1)
             return torch.sub(first, second)

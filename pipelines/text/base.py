@@ -139,7 +139,7 @@ class TextPipeline(Drawer, DiffusionPipeline):
     @classmethod
     @abstractmethod
     def _assemble(
-        cls, model: Any, tokenizer: Any, how: ModelFamily, length: int, mask_token_id: int | None
+        cls, model: Any, tokenizer: Any, how: ModelFamily, length: int, mask_token_id: int | None = None
     ) -> "TextPipeline":
         """The pipeline around a model that came without one."""
 

@@ -108,7 +108,7 @@ class BlockReader:
             if read.cache.get_seq_length() != ids.shape[1]:
                 self._uses_cache = False
                 warnings.warn(
-                    f"{type(self._model).__name__} takes `past_key_values` and stores nothing in them; the text is read "
+                    f"{type(self._model).__name__} takes `past_key_values` and stores nothing there; the text is read "
                     "again in every step. Pass `use_cache=False`.",
                     stacklevel=2,
                 )

@@ -108,10 +108,9 @@ def _load_tokenizer(path: str, config: Any, tokenizer: Any, trust_remote_code: b
             f"with{likely}."
         )
     name = path if tokenizer is None else resolve(tokenizer)
+    own: dict[str, Any] = {**hub, "config": config} if tokenizer is None else {}
     with loading(name):
-        return AutoTokenizer.from_pretrained(
-            name, trust_remote_code=trust_remote_code, **(hub if tokenizer is None else {})
-        )
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code, **own)
 
 
 def _has_tokenizer(folder: Path) -> bool:
@@ -128,7 +127,8 @@ def check_model(model: Any, how: ModelFamily, tokenizer: Any) -> None:
             are not finite, or do not depend on the text.
     """
     config = getattr(model, "config", None)
-    size = getattr(config, "vocab_size", None) or len(tokenizer)
+    sizes = {getattr(config, name, None) for name in ("vocab_size", "embedding_size")} - {None}
+    size = min(sizes, default=len(tokenizer))
     length = min(8, longest(model) or 8)
     device = getattr(model, "device", torch.device("cpu"))
     ids = torch.stack([torch.arange(length), torch.arange(1, length + 1)]).to(device) % min(size, len(tokenizer))
@@ -140,7 +140,7 @@ def check_model(model: Any, how: ModelFamily, tokenizer: Any) -> None:
             f"{type(model).__name__} cannot be called as its family is: {type(error).__name__}: {error}; is `family` "
             "right?"
         ) from error
-    if not isinstance(logits, Tensor) or logits.dim() != 3 or logits.shape[-1] < size:
+    if not isinstance(logits, Tensor) or logits.dim() != 3 or logits.shape[-1] not in (sizes or range(size, 10**9)):
         shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ValueError(
             f"{type(model).__name__} must return logits (batch, length, {size}), got {shape}; is it the model without "

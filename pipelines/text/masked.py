@@ -78,7 +78,7 @@ class MaskedTextPipeline(TextPipeline):
 
     @classmethod
     def _assemble(
-        cls, model: Any, tokenizer: Any, how: ModelFamily, length: int, mask_token_id: int | None
+        cls, model: Any, tokenizer: Any, how: ModelFamily, length: int, mask_token_id: int | None = None
     ) -> "MaskedTextPipeline":
         set_mask_token(tokenizer, how, mask_token_id)
         scheduler = MaskedDiffusionScheduler(**how.scheduler)

@@ -51,7 +51,7 @@ class Classes:
         if class_labels is None:
             if guidance_scale != 1:
                 raise ValueError(f"`guidance_scale` needs `class_labels`, got {guidance_scale} and None.")
-            return cls(None, None, 1.0)
+            return NO_CLASSES
         labels = [class_labels] * batch if isinstance(class_labels, int) else list(class_labels)
         if number < 1 or len(labels) != batch or not all(0 <= label < number for label in labels):
             raise ValueError(
@@ -70,6 +70,9 @@ class Classes:
             return conditional
         without = call({"cond": self.nothing})
         return without + self.guidance_scale * (conditional - without)
+
+
+NO_CLASSES = Classes(None, None, 1.0)
 
 
 class UniformTextPipeline(TextPipeline):
@@ -133,7 +136,7 @@ class UniformTextPipeline(TextPipeline):
 
     @classmethod
     def _assemble(
-        cls, model: Any, tokenizer: Any, how: ModelFamily, length: int, mask_token_id: int | None
+        cls, model: Any, tokenizer: Any, how: ModelFamily, length: int, mask_token_id: int | None = None
     ) -> "UniformTextPipeline":
         if mask_token_id is not None:
             set_mask_token(tokenizer, how, mask_token_id)
@@ -229,7 +232,7 @@ class UniformTextPipeline(TextPipeline):
         canvas: Canvas,
         sample: Tensor,
         alpha: float,
-        classes: Classes,
+        classes: Classes = NO_CLASSES,
         temperature: float = 1.0,
         own: bool = False,
     ) -> Tensor:

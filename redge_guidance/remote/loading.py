@@ -144,10 +144,11 @@ def _reference(entry: Any) -> str | None:
 
 def _code(path: str, reference: str, hub: Mapping[str, Any]) -> RemoteCode:
     """The code of a reference, which may name another repository: `organisation/model--file.Class`."""
-    other, separator, _ = reference.rpartition("--")
-    if separator and other != path and not Path(path).is_dir():
+    other, separator, name = reference.rpartition("--")
+    here = _folder(path, hub)
+    if separator and not (here / f"{name.partition('.')[0]}.py").is_file():
         return RemoteCode(_folder(other, {key: value for key, value in hub.items() if key != "revision"}))
-    return RemoteCode(_folder(path, hub))
+    return RemoteCode(here)
 
 
 def _folder(path: str, hub: Mapping[str, Any], more: Sequence[str] = ()) -> Path:

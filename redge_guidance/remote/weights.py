@@ -57,7 +57,7 @@ def load_weights(model: Any, files: Sequence[Path], dtype: torch.dtype) -> None:
         files: of `weight_files`.
 
     Raises:
-        ValueError: a name or a shape that does not fit; nothing is loaded then.
+        ValueError: a name or a shape that does not fit.
     """
     wanted = dict(model.state_dict(keep_vars=True))
     known = wanted.keys() | {name for name, _ in model.named_buffers()}
@@ -71,8 +71,13 @@ def load_weights(model: Any, files: Sequence[Path], dtype: torch.dtype) -> None:
                 wrong.append(f"{name} {list(tensor.shape)} for {list(here.shape)}")
             is_parameter = isinstance(here, torch.nn.Parameter)
             state[name] = tensor.to(dtype if is_parameter and tensor.is_floating_point() else here.dtype)
-    tied = _names_of_tied(model)
-    missing = [name for name, tensor in wanted.items() if tensor.is_meta and name not in state and name not in tied]
+    if not (unknown or wrong):
+        model.load_state_dict(state, strict=False, assign=True)
+        if hasattr(model, "tie_weights"):
+            model.tie_weights()
+    missing = [] if wrong else [name for name, tensor in model.state_dict().items() if tensor.is_meta]
+    if unknown:
+        missing = [name for name in missing if name not in state]
     if unknown or wrong or missing:
         found = [f"it has {_few(unknown)} too many"] * bool(unknown) + [f"it lacks {_few(missing)}"] * bool(missing)
         found += [f"it has {_few(wrong)}"] * bool(wrong)
@@ -80,18 +85,6 @@ def load_weights(model: Any, files: Sequence[Path], dtype: torch.dtype) -> None:
             f"the weights in {files[0].parent} do not fit {type(model).__name__}, the class that the config names: "
             f"{'; '.join(found)}."
         )
-    model.load_state_dict(state, strict=False, assign=True)
-    if hasattr(model, "tie_weights"):
-        model.tie_weights()
-    empty = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
-    if empty:
-        raise ValueError(f"the weights in {files[0].parent} do not fit {type(model).__name__}: it lacks {_few(empty)}.")
-
-
-def _names_of_tied(model: Any) -> set[str]:
-    """Weights that may be missing from a file, since tying makes them."""
-    named = getattr(model, "_tied_weights_keys", None) or []
-    return set(named) | set(getattr(model, "all_tied_weights_keys", None) or {})
 
 
 def _tensors(files: Sequence[Path]) -> Iterator[tuple[str, Tensor]]:

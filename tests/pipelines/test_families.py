@@ -52,13 +52,20 @@ def test_code_of_a_checkpoint_runs_only_when_trusted(dream_folder):
     assert not (output.sequences == MASK).any()
 
 
+def say(folder, **fields):
+    """Change what the config of a checkpoint says."""
+    config = json.loads((folder / "config.json").read_text()) | fields
+    (folder / "config.json").write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
+
+
 def test_a_family_by_hand(dream_folder):
-    pipe = MaskedTextPipeline.from_pretrained(dream_folder, family="masked-lm", trust_remote_code=True)
-    assert (pipe.config.shift_logits, pipe.config.attention) == (False, "2d")
-    with pytest.raises(
-        ValueError, match="`family` must be one of masked-lm, llada, dream, mdlm, uniform-lm.* got 'bard'"
-    ):
+    with pytest.raises(ValueError, match="`family` must fit the model, which is of type 'dream'.* got 'masked-lm'"):
+        MaskedTextPipeline.from_pretrained(dream_folder, family="masked-lm", trust_remote_code=True)
+    with pytest.raises(ValueError, match="`family` must be one of masked-lm, llada, .*, got 'bard'"):
         MaskedTextPipeline.from_pretrained(dream_folder, family="bard", trust_remote_code=True)
+    say(dream_folder, model_type="unheard-of")
+    pipe = MaskedTextPipeline.from_pretrained(dream_folder, family="dream", trust_remote_code=True)
+    assert (pipe.config.shift_logits, pipe.config.attention) == (True, "4d")
 
 
 def config_of(kind, **more):
@@ -67,24 +74,70 @@ def config_of(kind, **more):
 
 def test_families_are_told_by_the_config():
     assert family_of(BertConfig()) == family_of(ModernBertConfig()) == ModelFamily()
-    assert family_of(config_of("llada", mask_token_id=7)) == ModelFamily(attention="none", mask_token_id=7)
+    llada = family_of(config_of("llada", mask_token_id=7))
+    assert (llada.attention, llada.mask_token_id, llada.told) == ("none", 7, True)
     assert family_of(config_of("Dream")) == FAMILIES["dream"]
-    assert family_of(config_of("mdlm")).time_input == "timesteps"
-    with pytest.raises(ValueError, match=r"got None for a model of type 'a2d-qwen3'.*\(dream\).*\(llada\).*\(mdlm\)"):
-        family_of(config_of("a2d-qwen3"))
-    with pytest.raises(ValueError, match="`attention` must be one of 2d, 4d, none, got '3d'"):
+    assert not FAMILIES["dream"].told
+    assert family_of(config_of("lladamoe")) == family_of(config_of("llada_moe")) == FAMILIES["llada-moe"]
+    with pytest.raises(ValueError, match="`attention` must be one of 2d, 4d, none, block, block_bias, got '3d'"):
         ModelFamily(attention="3d")
+
+
+def test_an_unknown_family_is_told_what_is_known():
+    with pytest.raises(ValueError, match=r"a model of type 'a2d-qwen3' is not known; read natively are masked-lm"):
+        family_of(config_of("a2d-qwen3"))
+
+
+def test_where_the_authors_of_mdlm_put_the_mask():
+    assert family_of(config_of("mdlm", vocab_size=50_258)).mask_token_id == 50_257
+    assert family_of(config_of("mdlm", vocab_size=30_523)).mask_token_id == 30_522
+    assert family_of(config_of("bd3lm", vocab_size=91, block_size=4)).mask_token_id == 90
+    assert family_of(config_of("udlm", vocab_size=91)).mask_token_id is None
+
+
+def test_the_size_of_a_block_is_the_config_s():
+    assert family_of(config_of("sdar", block_size=4)).block_size == 4
+    assert family_of(config_of("Fast_dLLM_Qwen", bd_size=16)).block_size == 16
+    assert family_of(config_of("llada2_moe")).block_size == 32
+    with pytest.raises(ValueError, match="the config of a model of family 'sdar' must say its `block_size`; got None"):
+        family_of(config_of("sdar"))
+
+
+def told(mask_token_id):
+    return ModelFamily(mask_token_id=mask_token_id, told=True)
 
 
 def test_a_mask_token_beyond_the_vocabulary_is_added():
     tokenizer = word_tokenizer(["[PAD]", "[EOS]", "a"])
     tokenizer.mask_token = None
     with pytest.raises(ValueError, match="must have a `mask_token_id`, got None, and the model's config says 9"):
-        set_mask_token(tokenizer, 9)
+        set_mask_token(tokenizer, told(9))
     with pytest.raises(ValueError, match="config says None"):
-        set_mask_token(tokenizer, None)
-    set_mask_token(tokenizer, len(tokenizer))
+        set_mask_token(tokenizer, ModelFamily())
+    set_mask_token(tokenizer, told(len(tokenizer)))
     assert tokenizer.convert_tokens_to_ids("[MASK]") == tokenizer.mask_token_id
+
+
+def test_an_ordinary_word_is_no_mask():
+    tokenizer = word_tokenizer(["[PAD]", "[EOS]", "a", "b"])
+    tokenizer.mask_token = None
+    with pytest.raises(ValueError, match="config says None; pass `mask_token_id`"):
+        set_mask_token(tokenizer, ModelFamily(mask_token_id=3))  # what its family uses is the word "b" here
+    tokenizer.add_tokens(["<|mask|>"], special_tokens=True)
+    with pytest.raises(ValueError, match=r"pass `mask_token_id`, which may be 4 .*, 5 \('<\|mask\|>'\)\.$"):
+        set_mask_token(tokenizer, ModelFamily(mask_token_id=3))
+    set_mask_token(tokenizer, ModelFamily(mask_token_id=5))
+    assert tokenizer.mask_token == "<|mask|>"
+
+
+def test_config_and_tokenizer_that_disagree_about_the_mask():
+    tokenizer = word_tokenizer()
+    with pytest.raises(ValueError, match=r"the mask token is 2 \('\[MASK\]'\), and the model 5"):
+        set_mask_token(tokenizer, told(5))
+    set_mask_token(tokenizer, ModelFamily(mask_token_id=5))  # what the authors use elsewhere does not count
+    assert tokenizer.mask_token_id == 2
+    set_mask_token(tokenizer, told(2), mask_token_id=5)
+    assert tokenizer.mask_token_id == 5
 
 
 IDS = torch.tensor([[0, 0, 3, MASK, MASK], [4, 5, MASK, MASK, MASK], [0, MASK, MASK, 6, MASK]])
@@ -163,7 +216,7 @@ def test_blocks_are_drawn_from_left_to_right(pipe):
     assert not (output.sequences == MASK).any()
     assert len(hidden) == 5
     counts = [[sum(row) for row in step] for step in hidden]
-    assert counts == [[4, 2], [3, 1], [2, 1], [1, 0], [0, 0]]
+    assert counts == [[4, 2], [3, 1], [2, 0], [1, 0], [0, 0]]
     assert hidden[1][0] == [0, 0, 0, 0, 1, 1, 1]  # padding, "a", the first two; three are left
     assert hidden[1][1] == [0, 0, 0, 0, 1, 0, 0]
     with pytest.raises(ValueError, match="`num_inference_steps` must be >= 3, the number of blocks, got 2"):

@@ -1,0 +1,405 @@
+"""Checkpoints as they are published load, and their models are worth what they are without transformers."""
+
+import json
+import os
+import subprocess
+import sys
+import warnings
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+from redge_guidance import GuidanceConfig, guide
+from redge_guidance.pipelines import MaskedTextPipeline, TextPipeline
+from redge_guidance.pipelines.text.calling import BlockReader
+from redge_guidance.remote import load_config, load_model
+from tests.helpers.tiny import word_tokenizer
+from tests.published.checkpoints import KINDS, MASK, WORDS, reference, weights, write
+
+IDS = torch.tensor([[3, 5, 7, MASK, MASK, 4, 6, MASK], [8, 9, 3, 10, MASK, MASK, MASK, MASK]])
+EVERYWHERE = torch.ones_like(IDS, dtype=torch.bool)
+
+
+def load(folder, **kwargs):
+    pipe = TextPipeline.from_pretrained(folder, trust_remote_code=True, **kwargs)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def block_causal(length, size=4):
+    block = torch.arange(length) // size
+    return (block[:, None] >= block)[None, None]
+
+
+def values(kind, ids, alpha, **config):
+    """Logits of the model itself, called as its authors do."""
+    model = reference(kind, **config)
+    inputs = {
+        "blocks": {
+            "attention_mask": block_causal(ids.shape[1]),
+            "position_ids": torch.arange(ids.shape[1]).expand(len(ids), -1),
+        },
+        "timed": {} if alpha is None else {"timesteps": -alpha.log()},
+        "plain": {},
+    }[kind]
+    with torch.no_grad():
+        out = model(input_ids=ids, **inputs)
+    return getattr(out, "logits", out)
+
+
+@pytest.mark.parametrize(
+    ("kind", "config"),
+    [
+        *((kind, {}) for kind in KINDS),
+        ("blocks", {"tie_word_embeddings": True}),
+        ("plain", {"weight_tying": True}),
+        ("timed", {"time_conditioning": False}),
+        ("blocks", {"rope_scaling": {"type": "default"}}),
+    ],
+)
+def test_logits_are_those_of_the_authors_class(tmp_path, kind, config):
+    pipe = load(write(tmp_path, kind, **config))
+    assert isinstance(pipe, MaskedTextPipeline)
+    assert pipe.tokenizer.mask_token_id == (len(WORDS) - 1 if kind == "timed" else MASK)
+    alpha = torch.tensor([0.3, 0.8])
+    with torch.no_grad():
+        found = pipe._logits(IDS, EVERYWHERE, alpha)
+    torch.testing.assert_close(found, values(kind, IDS, alpha, **config), atol=1e-5, rtol=1e-5)
+    assert found.std() > 0.1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_padded_rows_get_what_they_get_alone(tmp_path, kind):
+    pipe = load(write(tmp_path, kind))
+    ids, text = IDS.clone(), EVERYWHERE.clone()
+    ids[1] = torch.tensor([0, 0, 0, *IDS[1, :5].tolist()])
+    text[1, :3] = False
+    alpha = torch.tensor([0.3, 0.8])
+    with torch.no_grad():
+        found = pipe._logits(ids, text, alpha)
+    torch.testing.assert_close(found[:1], values(kind, IDS[:1], alpha[:1]), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found[1:, 3:], values(kind, IDS[1:, :5], alpha[1:]), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_buffers_are_computed_and_keep_their_type(tmp_path, kind):
+    config = load_config(str(write(tmp_path, kind)), trust_remote_code=True)
+    model = load_model(str(tmp_path), config, torch.bfloat16)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    for name, buffer in model.named_buffers():
+        expected = dict(reference(kind).named_buffers())[name]
+        assert buffer.dtype == torch.float32
+        torch.testing.assert_close(buffer, expected)
+    state = model.state_dict()
+    for name, value in weights(kind).items():
+        assert torch.equal(state[name], value.bfloat16())
+    assert not model.training
+
+
+def test_nothing_is_patched_and_nothing_written(tmp_path):
+    before = {
+        "base": transformers.PreTrainedModel,
+        "post_init": transformers.PreTrainedModel.post_init,
+        "init": torch.nn.Module.register_parameter,
+        "rope": dict(ROPE_INIT_FUNCTIONS),
+        "dtype": torch.get_default_dtype(),
+        "names": set(dir(transformers.utils)),
+    }
+    files = None
+    for kind in KINDS:
+        folder = write(tmp_path / kind, kind)
+        files = sorted(folder.rglob("*"))
+        load(folder, dtype=torch.bfloat16)
+        assert sorted(folder.rglob("*")) == files
+    assert transformers.modeling_utils.PreTrainedModel is before["base"]
+    assert transformers.PreTrainedModel.post_init is before["post_init"]
+    assert torch.nn.Module.register_parameter is before["init"]
+    assert dict(ROPE_INIT_FUNCTIONS) == before["rope"]
+    assert torch.get_default_dtype() == before["dtype"]
+    assert set(dir(transformers.utils)) == before["names"]
+    assert not {"flash_attn", "triton.language"} & set(sys.modules)
+
+
+def test_code_runs_only_when_trusted(tmp_path):
+    folder = write(tmp_path, "plain")
+    mark = tmp_path / "ran"
+    for file in folder.glob("*.py"):
+        file.write_text(f"open({str(mark)!r}, 'w').close()\n" + file.read_text())
+    with pytest.raises(
+        ValueError, match="comes with Python code of its own; read it, and pass `trust_remote_code=True"
+    ):
+        TextPipeline.from_pretrained(folder)
+    assert not mark.exists()
+    load(folder)
+    assert mark.exists()
+
+
+@pytest.mark.parametrize("device_map", ["cpu", torch.device("cpu"), "auto", {"": "cpu"}])
+def test_device_maps(tmp_path, device_map):
+    pipe = load(write(tmp_path, "blocks"), device_map=device_map, attn_implementation="eager")
+    with torch.no_grad():
+        found = pipe._logits(IDS, EVERYWHERE)
+    torch.testing.assert_close(found, values("blocks", IDS, None), atol=1e-5, rtol=1e-5)
+
+
+def test_an_option_that_cannot_be_followed_is_named(tmp_path):
+    with pytest.raises(ValueError, match="`quantization_config` cannot be used with a model whose code comes with"):
+        load(write(tmp_path, "plain"), quantization_config={})
+
+
+def test_code_of_another_repository(tmp_path, monkeypatch):
+    """`auto_map` may name files of a repository that is not the one of the weights."""
+    write(tmp_path / "code", "plain")
+    auto_map = {name: f"org/code--{value}" for name, value in KINDS["plain"]["auto_map"].items()}
+    folder = write(tmp_path / "weights", "plain", auto_map=auto_map)
+    for file in folder.glob("*.py"):
+        file.unlink()
+    monkeypatch.setattr("redge_guidance.remote.loading.snapshot_download", lambda name, **kwargs: tmp_path / name[4:])
+    pipe = load(folder)
+    with torch.no_grad():
+        torch.testing.assert_close(pipe._logits(IDS, EVERYWHERE), values("plain", IDS, None))
+
+
+# ---- weights ----
+
+
+def shard(folder):
+    state = load_file(folder / "model.safetensors")
+    names = sorted(state)
+    parts = {"model-1-of-2.safetensors": names[::2], "model-2-of-2.safetensors": names[1::2]}
+    for file, part in parts.items():
+        save_file({name: state[name] for name in part}, folder / file)
+    (folder / "model.safetensors").unlink()
+    index = {"weight_map": {name: file for file, part in parts.items() for name in part}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def test_shards(tmp_path):
+    folder = write(tmp_path, "blocks")
+    shard(folder)
+    pipe = load(folder)
+    with torch.no_grad():
+        found = pipe._logits(IDS, EVERYWHERE)
+    torch.testing.assert_close(found, values("blocks", IDS, None), atol=1e-5, rtol=1e-5)
+    (folder / "model-2-of-2.safetensors").unlink()
+    with pytest.raises(OSError, match=r"lacks model-2-of-2.safetensors, which model.safetensors.index.json names"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: state.pop("model.layers.0.norm.weight"), "it lacks model.layers.0.norm.weight"),
+        (lambda state: [state.pop(name) for name in list(state)[1:]], r"it lacks .* and \d+ more"),
+        (lambda state: state.update({"model.extra": torch.ones(2)}), "it has model.extra too many"),
+        (
+            lambda state: state.update({"model.norm.weight": torch.ones(3)}),
+            r"it has model.norm.weight \[3\] for \[16\]",
+        ),
+    ],
+)
+def test_weights_that_do_not_fit_are_named(tmp_path, change, message):
+    folder = write(tmp_path, "blocks")
+    state = load_file(folder / "model.safetensors")
+    change(state)
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=f"do not fit BlocksForCausalLM, the class that the config names: {message}"):
+        load(folder)
+
+
+def test_frequencies_in_a_file_are_no_surplus(tmp_path):
+    folder = write(tmp_path, "blocks")
+    state = load_file(folder / "model.safetensors")
+    save_file(state | {"model.rotary_emb.inv_freq": torch.ones(4)}, folder / "model.safetensors", {"format": "pt"})
+    pipe = load(folder)
+    torch.testing.assert_close(pipe.model.model.rotary_emb.inv_freq, reference("blocks").model.rotary_emb.inv_freq)
+
+
+def test_pickles_are_read_on_request_only(tmp_path):
+    folder = write(tmp_path, "plain")
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match="in pytorch_model.bin, a pickle, .*convert it by") as refused:
+        load(folder)
+    pipe = load(folder, weights_only=True)
+    with torch.no_grad():
+        torch.testing.assert_close(pipe._logits(IDS, EVERYWHERE), values("plain", IDS, None))
+    command = str(refused.value).split("`")[1]
+    environment = os.environ | {"PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"}
+    subprocess.run(command, shell=True, cwd=folder, check=True, env=environment)  # as the message says
+    load(folder)
+
+
+def test_a_file_that_is_cut_off(tmp_path):
+    file = write(tmp_path, "plain") / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"model.safetensors cannot be read: .*; download it again"):
+        load(tmp_path)
+    file.unlink()
+    with pytest.raises(OSError, match="has no weights: no model.safetensors, nor shards"):
+        load(tmp_path)
+
+
+# ---- what is wrong with a checkpoint ----
+
+
+def test_the_class_with_the_head_is_taken(tmp_path):
+    assert type(load(write(tmp_path / "a", "blocks")).model).__name__ == "BlocksForCausalLM"
+    folder = write(tmp_path / "b", "blocks", architectures=None)
+    assert type(load(folder).model).__name__ == "BlocksForCausalLM"
+
+
+def test_a_model_without_its_head_is_no_language_model(tmp_path):
+    auto_map = {name: value for name, value in KINDS["blocks"]["auto_map"].items() if name != "AutoModelForCausalLM"}
+    folder = write(tmp_path, "blocks", auto_map=auto_map)
+    state = load_file(folder / "model.safetensors")
+    inner = {name[len("model.") :]: value for name, value in state.items() if name.startswith("model.")}
+    save_file(inner, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"BlocksModel must return logits \(batch, length, 12\)"):
+        load(folder)
+
+
+@pytest.mark.parametrize(("value", "message"), [(torch.nan, "are not finite"), (0.0, "the same logits for different")])
+def test_a_model_that_says_nothing(tmp_path, value, message):
+    folder = write(tmp_path, "plain")
+    state = load_file(folder / "model.safetensors")
+    save_file(
+        state | {"model.ff_out.weight": torch.full_like(state["model.ff_out.weight"], value)},
+        folder / "model.safetensors",
+        {"format": "pt"},
+    )
+    with pytest.raises(ValueError, match=message):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("import not_there_at_all", "imports `not_there_at_all`, which is not installed; pip install not_there_at_all"),
+        ("from transformers.utils import never_there", "does not run with the libraries here: .*never_there"),
+        ("from .modeling_missing import x", "does not run with the libraries here: the checkpoint has no file for"),
+        ("from flash_attn.bert_padding import pad_input", "imports `flash_attn.bert_padding`, which is not installed"),
+    ],
+)
+def test_what_code_wants_and_does_not_get_is_named(tmp_path, line, message):
+    file = write(tmp_path, "plain") / "modeling_plain.py"
+    file.write_text(file.read_text().replace("import torch\n", f"import torch\n{line}\n", 1))
+    with pytest.raises(ValueError, match=message):
+        load(tmp_path)
+    with pytest.raises(ValueError, match="modeling_plain.py of the checkpoint"):
+        load(tmp_path)  # the second time too
+
+
+def test_a_class_that_is_not_there(tmp_path):
+    auto_map = KINDS["plain"]["auto_map"] | {"AutoModel": "modeling_plain.Other"}
+    folder = write(tmp_path, "plain", auto_map=auto_map, architectures=["Other"])
+    with pytest.raises(ValueError, match="`auto_map` names modeling_plain.Other, and .* has no such class"):
+        load(folder)
+
+
+def test_a_tokenizer_is_asked_for_where_there_is_none(tmp_path):
+    folder = write(tmp_path / "model", "timed", tokenizer=False)
+    with pytest.raises(ValueError, match="`tokenizer` must be given, since .*model has none; its card says which"):
+        load(folder)
+    words = word_tokenizer(WORDS)
+    words.mask_token = None
+    words.save_pretrained(tmp_path / "words")
+    for tokenizer in (words, tmp_path / "words", str(tmp_path / "words")):
+        pipe = load(folder, tokenizer=tokenizer)
+        assert pipe.tokenizer.mask_token_id == len(WORDS) - 1
+        assert pipe.config.length == 16  # `model_length`
+    with pytest.raises(ValueError, match="`tokenizer` must be a tokenizer or the name of one, got int"):
+        load(folder, tokenizer=3)
+    with pytest.raises(ValueError, match="the text needs 17 token positions and the model has 16"):
+        pipe("a", gen_length=16)
+
+
+def test_the_tokenizer_that_a_size_of_vocabulary_hints_at(tmp_path):
+    folder = write(tmp_path, "timed", tokenizer=False)
+    config = json.loads((folder / "config.json").read_text()) | {"vocab_size": 50_258}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="perhaps 'gpt2', whose vocabulary is of that size"):
+        load(folder)
+
+
+def test_a_wrong_family(tmp_path):
+    with pytest.raises(ValueError, match="`family` must fit the model, which is of type 'llada'.* got 'dream'"):
+        load(write(tmp_path / "a", "plain"), family="dream")
+    folder = write(tmp_path / "b", "plain", model_type="other")
+    with pytest.raises(ValueError, match=r"PlainModelLM cannot be called as its family is: TypeError: .*timesteps"):
+        load(folder, family="mdlm", mask_token_id=MASK)
+    with pytest.raises(ValueError, match="is for UniformTextPipeline and cannot be loaded by MaskedTextPipeline"):
+        MaskedTextPipeline.from_pretrained(folder, family="uniform-lm", trust_remote_code=True)
+
+
+# ---- drawing ----
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_guided_and_not(tmp_path, kind):
+    pipe = load(write(tmp_path, kind))
+    goal = torch.zeros(len(WORDS))
+    goal[WORDS.index("c")] = 1
+
+    def reward(tokens):
+        return tokens.embed(goal[:, None])[..., 0].sum(-1)
+
+    def draw():
+        return pipe(["a b", "d"], gen_length=6, temperature=1.0, generator=torch.Generator().manual_seed(0)).sequences
+
+    def reached(sequences):
+        return (sequences[:, 2:] == WORDS.index("c")).sum().item()
+
+    bare = draw()
+    with guide(pipe, reward, GuidanceConfig(scale=0.0)):
+        assert torch.equal(draw(), bare)
+    with guide(pipe, reward, GuidanceConfig(scale=5.0)):
+        assert reached(draw()) > reached(bare)
+    assert torch.equal(draw(), bare)
+
+
+def test_finished_blocks_come_from_the_cache(tmp_path):
+    pipe = load(write(tmp_path, "blocks"))
+    calls = []
+    pipe.model.register_forward_pre_hook(lambda *args: calls.append(args[2]["input_ids"].shape[1]), with_kwargs=True)
+
+    def draw(use_cache):
+        calls.clear()
+        return pipe(
+            ["a b c d e", "b", "f g h i a b c d"],
+            gen_length=8,
+            temperature=0.0,
+            use_cache=use_cache,
+            generator=torch.Generator().manual_seed(0),
+        ).sequences
+
+    with_cache = draw(True)
+    assert max(calls) <= 8
+    without = draw(False)
+    assert max(calls) == 16
+    assert torch.equal(with_cache, without)
+
+
+def test_a_cache_is_read_again_when_the_text_was_changed(tmp_path):
+    pipe = load(write(tmp_path, "blocks"))
+    read, fresh = (BlockReader(pipe.model, pipe._family, cached) for cached in (True, False))
+    block = torch.zeros_like(EVERYWHERE)
+    block[:, 4:] = True
+    with torch.no_grad():
+        for ids in (IDS, IDS.roll(1, 1)):
+            found = [reader(ids, EVERYWHERE, torch.ones(2), block) for reader in (read, fresh)]
+            torch.testing.assert_close(*found, atol=1e-5, rtol=1e-5)
+
+
+def test_plain_transformers_does_not_load_them(tmp_path):
+    """If this fails, transformers reads such code again, and `redge_guidance.remote` may have nothing left to do."""
+    warnings.simplefilter("ignore", FutureWarning)
+    for kind in KINDS:
+        folder = write(tmp_path / kind, kind)
+        auto = AutoModelForMaskedLM if kind == "timed" else AutoModelForCausalLM
+        with pytest.raises((AttributeError, ImportError, KeyError, RuntimeError, TypeError)):
+            auto.from_pretrained(folder, trust_remote_code=True)
