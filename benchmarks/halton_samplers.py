@@ -132,7 +132,7 @@ CONFIDENCE = [
 
 
 def orders(sampler):
-    """How many grids of side 1, 2, ..., 64 have the same order, and how many cells the public order leaves out where."""
+    """How many grids of side 1, 2, ..., 64 have the same order, and how many cells the public one leaves out where."""
     same, missing = 0, {}
     for side in range(1, 65):
         theirs = public_order(sampler, side)
