@@ -1,10 +1,11 @@
-"""Halton-MaskGIT's transformer and VQ model, ours against the public implementation with the same random weights.
+"""Halton-MaskGIT's transformer, VQ model and samplers, ours against the public implementation with random weights.
 
 Builds the public classes, fills them with random numbers, writes files like the published ones, converts these, and
 compares outputs: logits with and without a class, the images of tokens, and the tokens of images. `--public` is a clone
-of github.com/valeoai/Halton-MaskGIT (which needs einops).
+of github.com/valeoai/Halton-MaskGIT (which needs einops). `--samplers` compares its samplers instead, on tiny models.
 
     python benchmarks/halton.py --public Halton-MaskGIT
+    python benchmarks/halton.py --public Halton-MaskGIT --samplers
 """
 
 import argparse
@@ -13,6 +14,7 @@ import tempfile
 from pathlib import Path
 
 import torch
+from halton_samplers import compare
 from report import environment, save
 
 from redge_guidance.pipelines import MaskedDiffusionScheduler, MaskedImagePipeline
@@ -36,9 +38,15 @@ def difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--public", required=True)
-    parser.add_argument("--output", default="benchmarks/results/halton.json")
+    parser.add_argument("--samplers", action="store_true")
+    parser.add_argument("--output", help="a file in benchmarks/results")
     args = parser.parse_args()
     sys.path.insert(0, args.public)
+    if args.samplers:
+        results = compare(fill)
+        print(results)
+        save(args.output or "benchmarks/results/halton_samplers.json", environment("diffusers") | {"results": results})
+        return
     from Network.transformer import Transformer
     from Network.vq_model import VQ_16
 
@@ -72,7 +80,7 @@ def main() -> None:
             "tokens_that_agree": (found == wanted).float().mean().item(),
         }
         print(name, results[f"{name}, {16 * side} pixels"], flush=True)
-    save(args.output, environment("diffusers") | {"results": results})
+    save(args.output or "benchmarks/results/halton.json", environment("diffusers") | {"results": results})
 
 
 if __name__ == "__main__":

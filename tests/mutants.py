@@ -35,6 +35,7 @@ SETTINGS = f"{ROOM}windows.py {ROOM}settings.py {ROOM}image_temperature.py {ROOM
 FIGURES = f"{ROOM}trace_figures.py {ROOM}shrinkage.py {ROOM}reserved.py"
 RANDOM = f"{ROOM}randomness.py {ROOM}rows_alone.py"
 KINDS = f"{ROOM}images.py {ROOM}relaxed_devices.py {ROOM}reward.py tests/rewards/test_kinds.py"
+HALTON = "tests/pipelines/test_halton_sampler.py"
 PIPES = f"tests/pipelines/test_drawing.py {ROOM}classifier_free.py tests/pipelines/test_masked_scheduler.py"
 
 MUTANTS = [
@@ -176,6 +177,13 @@ MUTANTS = [
         "draw(logits[row, where][None], sample[row, where][None], generator[0])",
         RANDOM,
     ),
+    Mutant("pipelines/scheduler.py", "total = free.sum(-1", "total = torch.ones_like(free).sum(-1", HALTON),
+    Mutant("pipelines/scheduler.py", "noise_level = 1 - step / (steps - 1)", "noise_level = t", HALTON),
+    Mutant("pipelines/schedules.py", ".clamp(min=step + 1)", ".clamp(min=1)", HALTON),
+    Mutant("pipelines/image/order.py", "torch.arange(1, rows", "torch.arange(0, rows", HALTON),
+    Mutant("pipelines/image/order.py", 'roll=config.get("roll", False)', "roll=False", HALTON),
+    Mutant("pipelines/image/masked.py", "scales[step] * (logits", "scales[-1] * (logits", HALTON),
+    Mutant("redge_guidance/hosts/masked_image.py", "ranks.copy_(ranks[rows])", "pass", f"{ROOM}following.py"),
     Mutant(
         "pipelines/sampling.py",
         "drawn = [torch.rand(n, generator=g, device=g.device) for n, g in zip(counts, generator, strict=True)]",

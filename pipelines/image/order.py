@@ -14,7 +14,7 @@ def halton_order(height: int, width: int) -> Tensor:
     Point i = 1, 2, ... of the sequence lies in row `floor(height phi_2(i))` and column `floor(width phi_3(i))`, where
     phi_b(i) are the digits of i in base b mirrored at the point; a cell that was met before is passed over
     (`build_halton_mask` of `HaltonSampler`). As many points as it takes: the published code stops after 10,000, which
-    leave cells of 64 x 64 out.
+    miss cells of 50 x 50 and of most larger grids.
 
     >>> halton_order(2, 2)
     tensor([2, 1, 0, 3])

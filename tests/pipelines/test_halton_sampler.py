@@ -12,7 +12,7 @@ from scipy.stats import qmc
 
 from redge_guidance.pipelines import MaskedDiffusionScheduler
 from redge_guidance.pipelines.image.order import halton_order, halton_ranks
-from redge_guidance.pipelines.schedules import guidance_ramp, temperature_ramp, visible_share
+from redge_guidance.pipelines.schedules import guidance_ramp, temperature_ramp, visible_share, visible_tokens
 from tests.helpers.images import CODES, SIDE, tiny_image_pipeline
 from tests.helpers.tiny import tiny_pipeline
 
@@ -124,6 +124,8 @@ def test_counts_by_hand(case, order):
     ranks = {"ranks": halton_ranks(4, 4, 3)} if order == "halton" else {}
     found = [(sample != MASK).sum(-1).tolist() for sample in states(scheduler, torch.full((3, 16), MASK), **ranks)]
     assert found == [[count] * 3 for count in COUNTS[case]]
+    steps = len(found)
+    assert [visible_tokens(counting, schedule, i, steps, torch.tensor(16)) for i in range(steps)] == COUNTS[case]
 
 
 def test_what_was_given_does_not_count():
@@ -155,11 +157,15 @@ def test_a_scheduler_reveals_the_lowest_ranks_of_what_is_hidden():
             assert set(((after[row] != MASK) & ~given[row]).nonzero()[:, 0].tolist()) == set(order[:count])
 
 
-def test_other_orders_do_not_look_at_ranks():
-    scheduler = MaskedDiffusionScheduler("left_to_right")
+@pytest.mark.parametrize(("order", "places"), [("left_to_right", [0, 1]), ("confidence", [5, 7])])
+def test_other_orders_do_not_look_at_ranks(order, places):
+    scheduler = MaskedDiffusionScheduler(order)
     scheduler.set_timesteps(4)
-    first = next(states(scheduler, torch.full((1, 16), MASK), ranks=halton_ranks(4, 4, 1)))
-    assert (first != MASK).nonzero()[:, 1].tolist() == [0, 1, 2, 3]
+    logits = torch.zeros(1, 8, 5)
+    logits[0, [5, 7], 0] = 3.0
+    sample, ranks = torch.full((1, 8), MASK), halton_ranks(2, 4, 1)
+    first = next(states(scheduler, sample, logits, temperature=0, ranks=ranks))
+    assert (first != MASK).nonzero()[:, 1].tolist() == places
 
 
 @pytest.mark.parametrize(("counting", "level"), [("floor", 2 / 3), ("floor_from_zero", 1 / 2)])
@@ -302,7 +308,8 @@ def test_ramps_are_kept_in_a_saved_pipeline_and_have_to_fit(tmp_path):
     message = "`temperature` must be one number, or one for each of 6 steps, got 4; make it for the `num_inference"
     with pytest.raises(ValueError, match=message):
         loaded(1, num_inference_steps=6)
-    with pytest.raises(ValueError, match="`guidance_scale` must be one number, or one for each of 4 steps, got 2"):
-        loaded(1, guidance_scale=[1.0, 2.0])
+    for wrong in (2, 5):
+        with pytest.raises(ValueError, match=f"`guidance_scale` must be one number, .* 4 steps, got {wrong}"):
+            loaded(1, guidance_scale=[1.0] * wrong)
     with pytest.raises(ValueError, match="`temperature` must be >= 0, got -1.0"):
         loaded(1, temperature=[1.0, -1.0, 1.0, 1.0])
