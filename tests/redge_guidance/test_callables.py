@@ -20,10 +20,10 @@ def gemma():
     return model
 
 
-def generate(model, *processors, seed=0):
+def generate(model, *processors, seed=0, **settings):
     torch.manual_seed(seed)
-    processors = LogitsProcessorList(processors)
-    return model.generate(PROMPT, attention_mask=PROMPT != 0, logits_processor=processors, **SETTINGS).sequences
+    settings = SETTINGS | {"logits_processor": LogitsProcessorList(processors)} | settings
+    return model.generate(PROMPT, attention_mask=PROMPT != 0, **settings).sequences
 
 
 def processor(model, reward=count_of_a, config=JUMP):
@@ -31,13 +31,15 @@ def processor(model, reward=count_of_a, config=JUMP):
     return GuidanceLogitsProcessor(model, word_tokenizer(), reward, config, **settings)
 
 
-def test_generate_with_scale_zero_is_generate(gemma):
-    bare = generate(gemma)
-    assert torch.equal(generate(gemma, processor(gemma, config=GuidanceConfig(scale=0.0))), bare)
-    guided = generate(gemma, processor(gemma, config=GuidanceConfig(scale=8.0)))
+@pytest.mark.parametrize("cache", [None, "static"])
+def test_generate_with_scale_zero_is_generate(gemma, cache):
+    settings = {} if cache is None else {"cache_implementation": cache}
+    bare = generate(gemma, **settings)
+    assert torch.equal(generate(gemma, processor(gemma, config=GuidanceConfig(scale=0.0)), **settings), bare)
+    guided = generate(gemma, processor(gemma, config=GuidanceConfig(scale=8.0)), **settings)
     assert torch.equal(guided[:, :4], PROMPT)
     assert (guided[:, 4:] == 3).float().mean() > (bare[:, 4:] == 3).float().mean()
-    assert torch.equal(generate(gemma), bare)
+    assert torch.equal(generate(gemma, **settings), bare)
 
 
 def test_generate_gets_the_exact_optimum_of_a_linear_reward(gemma):
