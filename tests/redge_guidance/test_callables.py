@@ -205,7 +205,7 @@ def test_the_documented_call_of_dream():
     settings = {"steps": 8, "temperature": 0.2}
     off = DreamLogitsHook(word_tokenizer(), count_of_a, GuidanceConfig(scale=0.0), **settings)
     assert torch.equal(run(off), bare)
-    hook = DreamLogitsHook(word_tokenizer(), count_of_a, GuidanceConfig(scale=8.0), **settings)
+    hook = DreamLogitsHook(word_tokenizer(), all_of_a, GuidanceConfig(scale=16.0), **settings)
     guided = run(hook)
     assert torch.equal(guided[:, :3], ids)
     assert (guided[:, 3:] == 3).float().mean() > (bare[:, 3:] == 3).float().mean() + 0.2
