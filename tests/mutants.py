@@ -36,6 +36,7 @@ FIGURES = f"{ROOM}trace_figures.py {ROOM}shrinkage.py {ROOM}reserved.py"
 RANDOM = f"{ROOM}randomness.py {ROOM}rows_alone.py"
 KINDS = f"{ROOM}images.py {ROOM}relaxed_devices.py {ROOM}reward.py tests/rewards/test_kinds.py"
 HALTON = "tests/pipelines/test_halton_sampler.py"
+UNIFIED = f"{ROOM}amused_step.py"
 PIPES = f"tests/pipelines/test_drawing.py {ROOM}classifier_free.py tests/pipelines/test_masked_scheduler.py"
 
 MUTANTS = [
@@ -104,10 +105,14 @@ MUTANTS = [
     Mutant("redge_guidance/hosts/diffusion_gemma.py", "self._cache.reorder_cache(rows)", "pass", STEPS),
     Mutant(
         "redge_guidance/hosts/amused.py",
-        "list(texts) * number",
-        "[t for t in texts for _ in range(number)]",
+        "list(texts) * (batch // max(len(texts), 1))",
+        "[t for t in texts for _ in range(batch // len(texts))]",
         f"{STEPS} {KINDS}",
     ),
+    Mutant("redge_guidance/hosts/amused.py", "if self._is_last and not is_image", "if False", UNIFIED),
+    Mutant("redge_guidance/hosts/amused.py", 'arguments["model_output"].copy_(output)', "pass", UNIFIED),
+    Mutant("redge_guidance/hosts/amused.py", "step.logits.copy_(step.logits[rows])", "pass", UNIFIED),
+    Mutant("redge_guidance/hosts/amused.py", ", width=width)", ")", UNIFIED),
     Mutant(
         "redge_guidance/hosts/masked_image.py",
         'temperature=arguments.get("temperature") or 1.0',

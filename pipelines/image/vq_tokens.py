@@ -12,19 +12,20 @@ def codebook_of(vqvae: Any) -> Tensor:
     return table
 
 
-def to_pixels(vqvae: Any, embeddings: Tensor, do_normalize: bool) -> Tensor:
-    """Decode a square of codebook entries, or of mixtures of them; differentiable.
+def to_pixels(vqvae: Any, embeddings: Tensor, do_normalize: bool, width: int | None = None) -> Tensor:
+    """Decode a rectangle of codebook entries, or of mixtures of them; differentiable.
 
     Args:
         vqvae: a `VQModel`.
-        embeddings: `(batch, side**2, dim)`, rows from top to bottom.
+        embeddings: `(batch, height * width, dim)`, rows from top to bottom.
         do_normalize: whether the model's pixels lie in [-1, 1] rather than [0, 1].
+        width: of the rectangle, in tokens; None: it is a square.
 
     Returns:
         `(batch, 3, height, width)` in [0, 1], float32; grey images three times the same.
     """
-    side = round(embeddings.shape[1] ** 0.5)
-    latents = embeddings.transpose(1, 2).unflatten(2, (side, side)).to(vqvae.dtype)
+    width = round(embeddings.shape[1] ** 0.5) if width is None else width
+    latents = embeddings.transpose(1, 2).unflatten(2, (-1, width)).to(vqvae.dtype)
     hidden = vqvae.post_quant_conv(latents)
     pixels = vqvae.decoder(hidden, latents if vqvae.config.norm_type == "spatial" else None).float()
     pixels = (pixels / 2 + 0.5 if do_normalize else pixels).clamp(0, 1)

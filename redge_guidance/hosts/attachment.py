@@ -37,6 +37,7 @@ class Attachment:
 
     Raises:
         ValueError: no host for the pipeline, or something attached to it already.
+        RuntimeError: the pipeline cannot draw with the versions that are installed.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Attachment:
         kind, host = type(pipe), find_host(pipe)
         if _attachment_of(pipe) is not None:
             raise ValueError("`pipe` is guided already; call `remove()` on the first handle, or add up the rewards.")
+        host.check(pipe)
         self.pipe, self._kind = pipe, kind
         self._begin, self.move, self.follow = begin, move, follow
         self._busy = threading.Lock()

@@ -63,6 +63,10 @@ class Host(ABC):
     def matches(cls, pipe: Any) -> bool:
         """Whether this adapter is for `pipe`."""
 
+    @classmethod  # noqa: B027 - most need nothing of it
+    def check(cls, pipe: Any) -> None:
+        """Called by `guide` on what `matches`: raise where `pipe` cannot draw, guided or not, and say what can."""
+
     def begin(self, arguments: Mapping[str, Any]) -> None:  # noqa: B027 - many need nothing of it
         """A call of the pipeline begins; `arguments` are the call's by name, with defaults, where they are known."""
 

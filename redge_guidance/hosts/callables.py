@@ -128,8 +128,10 @@ class DreamLogitsHook:
     """Guides Dream's `diffusion_generate` through its `generation_logits_hook_func`.
 
         hook = DreamLogitsHook(tokenizer, reward, GuidanceConfig(scale=2.0), steps=128, temperature=0.2)
-        model.diffusion_generate(ids, steps=128, temperature=0.2, generation_logits_hook_func=hook)
+        settings = {"generation_config": model.generation_config, "steps": 128, "temperature": 0.2}
+        model.diffusion_generate(ids, max_new_tokens=128, generation_logits_hook_func=hook, **settings)
 
+    Without `generation_config` Dream fails by itself, guided or not: transformers gives it one without Dream's fields.
     The hook gets logits that Dream has shifted to the positions they are for, before temperature and truncation.
 
     Args:

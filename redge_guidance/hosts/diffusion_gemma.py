@@ -1,6 +1,9 @@
 """diffusers' `DiffusionGemmaPipeline` over its three schedulers."""
 
+import inspect
 from collections.abc import Mapping
+from importlib.metadata import version
+from types import CodeType
 from typing import Any, ClassVar
 
 import torch
@@ -12,6 +15,7 @@ from redge_guidance.step import DenoisingStep
 from redge_guidance.text import reserved_token_ids
 
 _SCHEDULERS = ("BlockRefinementScheduler", "DiscreteDDIMScheduler", "EntropyBoundScheduler")
+_MASK = "create_diffusion_decoder_attention_mask"  # of the model's decoder, which the pipeline calls
 
 
 @register_host
@@ -32,6 +36,29 @@ class DiffusionGemmaHost(Host):
     @classmethod
     def matches(cls, pipe: Any) -> bool:
         return is_a(pipe, "DiffusionGemmaPipeline") and is_a(pipe.scheduler, *_SCHEDULERS)
+
+    @classmethod
+    def check(cls, pipe: Any) -> None:
+        """Whether the model takes what the pipeline passes: transformers 5.24 renamed `past_key_values`.
+
+        Read off the code of the one and the signature of the other, not off version numbers, which do not tell what a
+        later version of either has mended.
+        """
+        make_mask = getattr(getattr(getattr(pipe.model, "model", None), "decoder", None), _MASK, None)
+        passed = _keywords(inspect.unwrap(type(pipe).__call__).__code__, "decoder_attention_mask", "inputs_embeds")
+        if make_mask is None or not passed:
+            return
+        taken = inspect.signature(make_mask).parameters
+        unknown = [name for name in passed if name not in taken]
+        if unknown and not any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values()):
+            raise RuntimeError(
+                f"DiffusionGemmaPipeline of diffusers {version('diffusers')} cannot draw with transformers "
+                f"{version('transformers')}, guided or not: it passes `{unknown[0]}` to `{_MASK}`, which takes "
+                f"{', '.join(taken)}. Install a version that it was tested with, transformers "
+                f"{cls.tested_with['transformers']}, or guide the model's own sampler: "
+                "`model.generate(logits_processor=...)` with "
+                "`redge_guidance.hosts.callables.GuidanceLogitsProcessor`."
+            )
 
     def begin(self, arguments: Mapping[str, Any]) -> None:
         self._arguments = arguments
@@ -125,3 +152,12 @@ class DiffusionGemmaHost(Host):
 
     def _remember_told(self, arguments: dict[str, Any]) -> None:
         self._told: Tensor = arguments["self_conditioning_logits"]
+
+
+def _keywords(code: CodeType, *among: str) -> tuple[str, ...]:
+    """Names of the keyword arguments of a call that `code` makes, the one that has all of `among`; () without one.
+
+    CPython keeps them as a tuple among the constants.
+    """
+    calls = (names for names in code.co_consts if isinstance(names, tuple) and {*among} <= {*map(str, names)})
+    return next(calls, ())

@@ -50,12 +50,41 @@ def find_host(pipe: Any) -> type[Host]:
     for host in _HOSTS:
         if host.matches(pipe):
             return host
+    kind = getattr(getattr(pipe, "config", None), "model_type", None)
+    if kind is not None and callable(getattr(pipe, "forward", None)):
+        raise ValueError(
+            f"`pipe` must be a pipeline, got the model {type(pipe).__name__} of type {kind!r}, which has no scheduler "
+            f"whose steps could be guided; {_pipeline_for(pipe, str(kind))}."
+        )
     scheduler = type(getattr(pipe, "scheduler", None)).__name__
     raise ValueError(
         f"`pipe` must be a pipeline with a discrete scheduler that guidance knows, got {type(pipe).__name__} with "
         f"scheduler {scheduler}; supported: {'; '.join(host.description for host in reversed(_HOSTS))}; samplers that "
         f"take a function: `redge_guidance.hosts.callables`. A pipeline is added by one small class with "
         f"`@register_host`, as CONTRIBUTING.md shows."
+    )
+
+
+def _pipeline_for(model: Any, kind: str) -> str:
+    """What to do with a model of transformers."""
+    ours = "redge_guidance.pipelines"
+    if kind.startswith("llada2"):
+        return "guide `diffusers.LLaDA2Pipeline(model, scheduler=BlockRefinementScheduler(), tokenizer=tokenizer)`"
+    if kind.startswith("diffusion_gemma"):
+        return (
+            "guide `diffusers.DiffusionGemmaPipeline(model, scheduler, processor)`, or give "
+            "`redge_guidance.hosts.callables.GuidanceLogitsProcessor` to `model.generate(logits_processor=[...])`"
+        )
+    if hasattr(model, "diffusion_generate"):
+        return (
+            f'guide `{ours}.MaskedTextPipeline.from_pretrained(name, family="dream")`, or give '
+            "`redge_guidance.hosts.callables.DreamLogitsHook` to "
+            "`model.diffusion_generate(generation_logits_hook_func=...)`"
+        )
+    return (
+        f"guide `{ours}.TextPipeline.from_pretrained(name)`, or `MaskedTextPipeline(model, tokenizer, "
+        "MaskedDiffusionScheduler())` of the same module around the model that you have (of uniform diffusion "
+        "`UniformTextPipeline`)"
     )
 
 

@@ -17,6 +17,7 @@ from redge_guidance import GuidanceConfig
 from redge_guidance.updates import Natural
 from tests.helpers.images import tiny_amused, tiny_image_pipeline
 from tests.helpers.tiny import WORDS, tiny_gemma, tiny_llada2, tiny_pipeline, tiny_uniform
+from tests.helpers.unified import ImagesPipeline, UnifiedPipeline, tiny_unified
 
 PAD, EOS, MASK, A = 0, 1, 2, 3
 RESERVED = [PAD, MASK]
@@ -170,6 +171,17 @@ def amused_inpaint():
     return amused(AmusedInpaintPipeline, image=image, mask_image=mask.repeat(2, 1, 1, 1), strength=1.0)
 
 
+def unified(kind=ImagesPipeline, **settings):
+    """A pipeline class that is none of diffusers', with aMUSEd's step."""
+    pipe = tiny_unified(kind)
+
+    def run(seed=0):
+        images = pipe(["a b", "c"], **settings, generator=seeded(seed), output_type="latent")
+        return images if torch.is_tensor(images) else images[0]
+
+    return pipe, run
+
+
 ORDERS = ["ancestral", "random", "confidence", "remasking"]
 IMAGES = {order: (lambda order=order: masked_image(unmasking_order=order, schedule="cosine")) for order in ORDERS}
 IMAGES |= {
@@ -185,6 +197,9 @@ IMAGES |= {
         AmusedImg2ImgPipeline, image=torch.rand(2, 3, 8, 8, generator=seeded()), strength=0.8
     ),
     "amused inpaint": amused_inpaint,
+    "images pipeline": unified,
+    "images pipeline without cfg": lambda: unified(guidance_scale=1.0),
+    "unified pipeline": lambda: unified(UnifiedPipeline),
 }
 
 ONE_OF_EACH = {  # every class of host once

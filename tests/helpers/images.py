@@ -78,9 +78,9 @@ def tiny_uvit():
     return randomised(model)
 
 
-def tiny_text_encoder():
+def tiny_text_encoder(vocab_size=8):
     config = CLIPTextConfig(
-        vocab_size=8,
+        vocab_size=vocab_size,
         hidden_size=8,
         intermediate_size=8,
         projection_dim=8,

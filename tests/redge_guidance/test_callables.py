@@ -1,8 +1,12 @@
 """Hosts that take a function: transformers' generate with the real class, and the contract of Dream's hook."""
 
+import copy
+import re
+from pathlib import Path
+
 import pytest
 import torch
-from transformers import LogitsProcessor, LogitsProcessorList
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from redge_guidance import GuidanceConfig
 from redge_guidance.hosts.callables import DreamLogitsHook, GuidanceLogitsProcessor
@@ -20,10 +24,10 @@ def gemma():
     return model
 
 
-def generate(model, *processors, seed=0):
+def generate(model, *processors, seed=0, **settings):
     torch.manual_seed(seed)
-    processors = LogitsProcessorList(processors)
-    return model.generate(PROMPT, attention_mask=PROMPT != 0, logits_processor=processors, **SETTINGS).sequences
+    settings = SETTINGS | {"logits_processor": LogitsProcessorList(processors)} | settings
+    return model.generate(PROMPT, attention_mask=PROMPT != 0, **settings).sequences
 
 
 def processor(model, reward=count_of_a, config=JUMP):
@@ -31,13 +35,15 @@ def processor(model, reward=count_of_a, config=JUMP):
     return GuidanceLogitsProcessor(model, word_tokenizer(), reward, config, **settings)
 
 
-def test_generate_with_scale_zero_is_generate(gemma):
-    bare = generate(gemma)
-    assert torch.equal(generate(gemma, processor(gemma, config=GuidanceConfig(scale=0.0))), bare)
-    guided = generate(gemma, processor(gemma, config=GuidanceConfig(scale=8.0)))
+@pytest.mark.parametrize("cache", [None, "static"])
+def test_generate_with_scale_zero_is_generate(gemma, cache):
+    settings = {} if cache is None else {"cache_implementation": cache}
+    bare = generate(gemma, **settings)
+    assert torch.equal(generate(gemma, processor(gemma, config=GuidanceConfig(scale=0.0)), **settings), bare)
+    guided = generate(gemma, processor(gemma, config=GuidanceConfig(scale=8.0)), **settings)
     assert torch.equal(guided[:, :4], PROMPT)
     assert (guided[:, 4:] == 3).float().mean() > (bare[:, 4:] == 3).float().mean()
-    assert torch.equal(generate(gemma), bare)
+    assert torch.equal(generate(gemma, **settings), bare)
 
 
 def test_generate_gets_the_exact_optimum_of_a_linear_reward(gemma):
@@ -137,6 +143,75 @@ def test_dream_hook():
         DreamLogitsHook(tokenizer, reward, steps=3)
     with pytest.raises(ValueError, match="`steps` must be >= 1"):
         DreamLogitsHook(word_tokenizer(), reward, steps=0)
+
+
+class DreamConfig(GenerationConfig):
+    """A generation config with fields of its own, as Dream's."""
+
+    def __init__(self, **settings):
+        own = {"steps": 512, "temperature": 0.0, "eps": 1e-3, "mask_token_id": None, "max_new_tokens": None}
+        for name, value in own.items():
+            setattr(self, name, settings.pop(name, value))
+        self._from_model_config = settings.pop("_from_model_config", False)
+
+    def validate(self, is_init=False, **settings):
+        pass
+
+
+class Dream:
+    """What Dream's `diffusion_generate` does with its config and its hook, around the tiny model."""
+
+    def __init__(self):
+        self.model = tiny_pipeline().model
+        self.generation_config = DreamConfig(mask_token_id=2)
+
+    @torch.no_grad()
+    def diffusion_generate(self, inputs, generation_config=None, **kwargs):
+        if generation_config is None:
+            generation_config = DreamConfig.from_model_config(self.model.config)
+        config = copy.deepcopy(generation_config)
+        config.update(**kwargs)
+        hook = kwargs.get("generation_logits_hook_func", lambda step, x, logits: logits)
+        noise = torch.linspace(1, config.eps, config.steps + 1)
+        x = torch.nn.functional.pad(inputs, (0, config.max_new_tokens), value=config.mask_token_id)
+        for i in range(config.steps):
+            hidden = x == config.mask_token_id
+            logits = self.model(input_ids=x, attention_mask=torch.ones_like(x)).logits
+            logits = hook(i, x, torch.cat([logits[:, :1], logits[:, :-1]], 1))
+            drawn = torch.multinomial((logits[hidden] / config.temperature).softmax(-1), 1)[:, 0]
+            shown = torch.rand(drawn.shape) < (1 - noise[i + 1] / noise[i] if i < config.steps - 1 else 1)
+            x = x.masked_scatter(hidden, drawn.where(shown, config.mask_token_id))
+        return x
+
+
+def documented_call():
+    """The call of Dream in docs/samplers.md, as a function of `model`, `ids` and `hook`, with 8 steps and tokens."""
+    text = (Path(__file__).parents[2] / "docs" / "samplers.md").read_text(encoding="utf-8")
+    call = re.search(r"model\.diffusion_generate\((?:[^()]|\n)*\)", text).group()
+    assert call.count("128") == 2
+    return lambda model, ids, hook: eval(call.replace("128", "8"), {"model": model, "ids": ids, "hook": hook})
+
+
+def test_the_documented_call_of_dream():
+    """Without a config Dream asks transformers for one, and gets one without Dream's own fields."""
+    model, ids = Dream(), torch.tensor([[3, 4, 5], [6, 3, 4]])
+    call = documented_call()
+
+    def run(hook):
+        torch.manual_seed(0)
+        return call(model, ids, hook)
+
+    bare = run(lambda step, x, logits: logits)
+    settings = {"steps": 8, "temperature": 0.2}
+    off = DreamLogitsHook(word_tokenizer(), count_of_a, GuidanceConfig(scale=0.0), **settings)
+    assert torch.equal(run(off), bare)
+    hook = DreamLogitsHook(word_tokenizer(), all_of_a, GuidanceConfig(scale=16.0), **settings)
+    guided = run(hook)
+    assert torch.equal(guided[:, :3], ids)
+    assert (guided[:, 3:] == 3).float().mean() > (bare[:, 3:] == 3).float().mean() + 0.2
+    assert [step.progress for step in hook.trace][:2] == [0, 1 / 8]
+    with pytest.raises(AttributeError, match="GenerationConfig' object has no attribute"):
+        model.diffusion_generate(ids, max_new_tokens=4, **settings)
 
 
 def test_padding_of_a_processor_is_known_by_its_mask_and_else_only_in_front():

@@ -18,9 +18,11 @@ from tests.helpers.hosts import (
     masked,
     masked_image,
     seeded,
+    unified,
     uniform,
 )
 from tests.helpers.images import CODES, tiny_amused, tiny_image_pipeline
+from tests.helpers.unified import UnifiedPipeline
 from tests.helpers.watching import followed, outputs_of
 
 
@@ -34,10 +36,19 @@ def whole(pipe, told, output):
 
 HALTON = {"unmasking_order": "halton", "schedule": "arccos", "counting": "floor", "roll": True}
 
+
+def unmasked_llada2(**settings):
+    """Whose model draws no mask, which would look as if nothing had been drawn."""
+    pipe, run = llada2(eos_early_stop=False, **settings)
+    pipe.model.decoder.bias.data[MASK] = -100.0
+    return pipe, run
+
+
 VISIBLE = {name: (make, MASK) for name, make in MASKED.items()}  # hosts of masks, with the id of the mask
 VISIBLE |= {
-    "llada2": (lambda: llada2(eos_early_stop=False), MASK),
-    "llada2, editing": (lambda: llada2(eos_early_stop=False, editing_threshold=0.3, max_post_steps=2), MASK),
+    "llada2": (unmasked_llada2, MASK),
+    "llada2, editing": (lambda: unmasked_llada2(editing_threshold=0.3, max_post_steps=2), MASK),
+    "unified": (lambda: unified(UnifiedPipeline), CODES + 2),
     "images": (lambda: masked_image(), CODES),
     "images, halton": (lambda: masked_image(**HALTON), CODES),
     "images, remasking": (lambda: masked_image(unmasking_order="remasking"), CODES),
