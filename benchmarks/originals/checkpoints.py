@@ -11,7 +11,7 @@ import argparse
 import json
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import stand_ins
@@ -32,7 +32,7 @@ WRAPPERS = Path(__file__).parent / "wrappers"
 
 # ---------------------------------------------------------------------------------------------- weights and tokenizers
 def fill(module: torch.nn.Module, seed: int = 0) -> None:
-    """Random weights in the place of the initial ones, large enough for logits that differ clearly (deviation 1 to 3)."""
+    """Random weights in the place of the initial ones, so large that logits differ clearly."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in sorted(module.named_parameters()):
         noise = torch.randn(parameter.shape, generator=generator)
@@ -88,11 +88,16 @@ def copy(folder: Path, *files: Path) -> None:
         shutil.copy(file, folder / file.name)
 
 
-def write_weights(folder: Path, reference: str, **settings: object) -> None:
-    """The weights of the class that `reference` ("file.Class") names, random, in model.safetensors."""
+def write_weights(folder: Path, reference: str, likely: Sequence[int] = (), **settings: object) -> None:
+    """The weights of the class that `reference` ("file.Class") names, random, in model.safetensors.
+
+    Rows of the head of the `likely` tokens are larger, so that they are often the first choice.
+    """
     config = AutoConfig.from_pretrained(folder, trust_remote_code=True, **settings)
     model = get_class_from_dynamic_module(reference, folder)(config)
     fill(model)
+    if likely:
+        model.get_output_embeddings().weight.data[list(likely)] *= 2.5
     state = {name: tensor.contiguous().clone() for name, tensor in model.state_dict().items()}
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
 
@@ -138,7 +143,7 @@ def llada(public: Path, folder: Path) -> str:
         "torch_dtype": "float32", "transformers_version": "4.46.3", "use_cache": False, "vocab_size": 104,
         "weight_tying": False,
     })  # fmt: skip
-    write_weights(folder, "modeling_llada.LLaDAModelLM")
+    write_weights(folder, "modeling_llada.LLaDAModelLM", likely=[end, tokens.token_to_id("<|eot_id|>")])
     return "dllm/pipelines/llada/models, one word changed (see the docstring of `llada`); class LLaDAModelLM"
 
 
@@ -222,6 +227,12 @@ DIT = {"cond_dim": 32, "dropout": 0.1, "hidden_dim": 64, "model_length": 32, "n_
        "return_dict": False, "torch_dtype": "float32", "transformers_version": "4.38.2"}  # fmt: skip
 
 
+HUB_FILE = (
+    "the hub's {} is not in the public repository: {}/models/dit.py without its hub mixin, behind a wrapper of ours "
+    "with the hub's interface and names (class {})"
+)
+
+
 def without_hub(source: str) -> str:
     """The authors' models/dit.py without the classes of huggingface_hub and omegaconf, which the hub's file lacks."""
     for old, new in (
@@ -249,8 +260,7 @@ def mdlm(public: Path, folder: Path, conditioned: bool = False) -> str:
         "auto_map": {"AutoConfig": "configuration_mdlm.MDLMConfig", "AutoModelForMaskedLM": "modeling_mdlm.MDLM"},
     })  # fmt: skip
     write_weights(folder, "modeling_mdlm.MDLM")
-    return ("the hub's modeling_mdlm.py is not in the public repository: mdlm/models/dit.py without its hub mixin, behind "
-            "a wrapper of ours with the hub's interface and names (class MDLM); no tokenizer; the mask is the last id")  # fmt: skip
+    return HUB_FILE.format("modeling_mdlm.py", "mdlm", "MDLM") + "; no tokenizer; the mask is the last id"
 
 
 def mdlm_time(public: Path, folder: Path) -> str:
@@ -285,8 +295,7 @@ def duo(public: Path, folder: Path) -> str:
         "auto_map": {"AutoConfig": "configuration_duo.DUOConfig", "AutoModelForMaskedLM": "modeling_duo.DUO"},
     })  # fmt: skip
     write_weights(folder, "modeling_duo.DUO")
-    return ("the hub's model.py is not in the public repository: duo/models/dit.py without its hub mixin, behind a "
-            "wrapper of ours with the hub's interface and names (class DUO); no tokenizer; model_type in capitals")  # fmt: skip
+    return HUB_FILE.format("model.py", "duo", "DUO") + "; no tokenizer; model_type in capitals"
 
 
 def bd3lm(public: Path, folder: Path, **config: object) -> str:
@@ -328,9 +337,11 @@ def sdar(public: Path, folder: Path) -> str:
     })  # fmt: skip
     with stand_ins.triton_names():
         write_weights(folder, "modeling_sdar.SDARForCausalLM", attn_implementation="sdpa")
-    return ("SDAR/training/model/SDAR-4B-Chat, unchanged, its own config and tokenizer_config with small sizes; class "
-            "SDARForCausalLM; AutoModel is the headless SDARModel; imports flash_attn (rms_norm_fn, flash_attn_func), triton, LossKwargs; blocks "
-            "of 4")  # fmt: skip
+    return (
+        "SDAR/training/model/SDAR-4B-Chat, unchanged, its config and tokenizer_config with small sizes; class "
+        "SDARForCausalLM; AutoModel is the headless SDARModel; imports flash_attn (rms_norm_fn, flash_attn_func), "
+        "triton and LossKwargs; blocks of 4"
+    )
 
 
 def llada2(public: Path, folder: Path) -> str:
@@ -377,8 +388,10 @@ def sedd(public: Path, folder: Path) -> str:
     score = SEDD(config)
     fill(score)
     save_file({name: tensor.contiguous() for name, tensor in score.state_dict().items()}, folder / "model.safetensors")
-    return ("config.json and weights as PyTorchModelHubMixin writes them; no code and no auto_map on the hub: class SEDD "
-            "of the repository, on the import path; no tokenizer; the mask is the last id")  # fmt: skip
+    return (
+        "config.json and weights as PyTorchModelHubMixin writes them; neither code nor auto_map on the hub: class SEDD "
+        "of the repository, on the import path; no tokenizer; the mask is the last id"
+    )
 
 
 FAMILIES: dict[str, Callable[[Path, Path], str]] = {
@@ -395,6 +408,13 @@ def build(public: Path, to: Path) -> None:
     """Write every checkpoint to `to`, with NOTES.md on what each is."""
     stand_ins.install()
     notes = ["# Tiny random checkpoints of the authors' code", ""]
+    (to / "tokenizer").mkdir(parents=True, exist_ok=True)
+    end = "<|endoftext|>"
+    tokens = trained([end], size=89)
+    tokens.save(str(to / "tokenizer/tokenizer.json"))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": end, "eos_token": end, "unk_token": end}
+    write_json(to / "tokenizer/tokenizer_config.json", config)
+    notes.append(f"- **tokenizer**: for those that ship none, after gpt2's: {tokens.get_vocab_size()} ids, no mask.")
     for name, write in FAMILIES.items():
         folder = to / name
         shutil.rmtree(folder, ignore_errors=True)
