@@ -401,7 +401,7 @@ def sdar(public: Path, folder: Path) -> list[Case]:
         shared | {"denoising_steps": 4, "remasking_strategy": "low_confidence_static"},
         shared | {"denoising_steps": 2, "remasking_strategy": "low_confidence_static"},
         shared | {"denoising_steps": 3, "remasking_strategy": "low_confidence_static"},
-        shared | {"denoising_steps": 4, "remasking_strategy": "low_confidence_dynamic", "confidence_threshold": 0.3},
+        shared | {"denoising_steps": 4, "remasking_strategy": "low_confidence_dynamic", "confidence_threshold": 0.15},
         shared | {"denoising_steps": 4, "remasking_strategy": "sequential"},
     ):
         for prompt in PROMPTS[:2]:
