@@ -141,8 +141,8 @@ def forbid(model: Any, ids: Sequence[int]) -> Any:
     return changed(model, after=low)
 
 
-def reserved(tokenizer: Any, vocabulary: int) -> list[int]:
+def reserved(tokenizer: Any, vocabulary: int, mask_id: int) -> list[int]:
     """Mask, padding, beginning-of-text and unknown tokens and ids beyond the tokenizer, but not the end of text."""
-    ids = {getattr(tokenizer, f"{name}_token_id") for name in ("mask", "pad", "bos", "cls", "unk")}
+    ids = {mask_id} | {getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "cls", "unk")}
     ids |= set(range(len(tokenizer), vocabulary))
     return sorted(ids - {tokenizer.eos_token_id, None})

@@ -91,7 +91,7 @@ def llada(public: Path, folder: Path) -> list[Case]:
 
     numbers = {"end": ("126081", end), "turn": ("126348", turn), "mask": ("126336", mask_id)}
     generate = authors.edited(public / "LLaDA/generate.py", **numbers).generate
-    allow = authors.forbid(model, authors.reserved(tokenizer, model.config.vocab_size))
+    allow = authors.forbid(model, authors.reserved(tokenizer, model.config.vocab_size, mask_id))
     sixteen = {"gen_length": 16, "steps": 16, "block_length": 16}
     for settings in (
         {"gen_length": 8, "steps": 8, "block_length": 8},
@@ -132,9 +132,10 @@ def mean_and_error(estimates: Tensor) -> Tensor:
 
 def dream(public: Path, folder: Path) -> list[Case]:
     model, tokenizer = pretrained(folder), tokenizer_of(folder)
+    mask_id = model.config.mask_token_id
     seen: list[Tensor] = []
     kind = type(model.generation_config)  # generate makes its own only with transformers older than 4.50
-    config = kind(mask_token_id=model.config.mask_token_id, pad_token_id=tokenizer.pad_token_id, return_dict=False)
+    config = kind(mask_token_id=mask_id, pad_token_id=tokenizer.pad_token_id, return_dict=False)
 
     def keep(step: Any, x: Tensor, logits: Tensor) -> Tensor:
         seen.append(logits.clone())
@@ -142,33 +143,38 @@ def dream(public: Path, folder: Path) -> list[Case]:
 
     cases = []
     for first in (1, 0):  # whether the first token of a text may be hidden: padded rows predict it from their padding
-        ids, attention_mask = rows(model.config.mask_token_id, first=first)
+        ids, attention_mask = rows(mask_id, first=first)
         if first == 0:
             ids, attention_mask = ids[:3], attention_mask[:3]
         model.diffusion_generate(
             ids[:, :-1], attention_mask=attention_mask[:, :-1].long(), max_new_tokens=1, steps=1,
             generation_config=config, generation_logits_hook_func=keep,
         )  # fmt: skip
-        ids = torch.cat([ids[:, :-1], torch.full_like(ids[:, :1], model.config.mask_token_id)], -1)
+        ids = torch.cat([ids[:, :-1], torch.full_like(ids[:, :1], mask_id)], -1)
         inputs = {"ids": ids, "attention_mask": attention_mask}
         what = "diffusion_generate, logits" + (", first token hidden" if first == 0 else "")
         cases.append(case("logits", what, inputs, seen[-1]))
 
-    authors.forbid(model, authors.reserved(tokenizer, model.config.vocab_size))
+    authors.forbid(model, authors.reserved(tokenizer, model.config.vocab_size, mask_id))
     new = {"max_new_tokens": 10}
     for settings in (
         *({"alg": alg, "steps": steps} for alg in ("maskgit_plus", "entropy", "topk_margin") for steps in (10, 4, 1)),
         {"alg": "origin", "steps": 1},
-        {"alg": "entropy", "steps": 10, "add_bos_token": True},
+        {"alg": "entropy", "steps": 10, "add_bos_token": False},
+        {"alg": "entropy", "steps": 10, "chat_template": True},
     ):
-        own = {key: value for key, value in settings.items() if key != "add_bos_token"}
+        own = {key: settings[key] for key in ("alg", "steps")}
         for prompt in PROMPTS[:2]:
-            text = tokenizer.bos_token + prompt if "add_bos_token" in settings else prompt
+            text = prompt if settings.get("add_bos_token") is False else tokenizer.bos_token + prompt
+            if "chat_template" in settings:
+                turn = [{"role": "user", "content": prompt}]
+                text = tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
             given, mask = encoded(tokenizer, [text])
             out = model.diffusion_generate(
                 given, attention_mask=mask, temperature=0.0, generation_config=config, **new, **own
             )
-            cases.append(case("greedy", "diffusion_generate", {"prompts": [prompt]}, out, **new, **settings))
+            inputs = {"prompts": [prompt], "chat": "chat_template" in settings}
+            cases.append(case("greedy", "diffusion_generate", inputs, out, **new, **settings))
     return cases
 
 
@@ -329,7 +335,7 @@ def duo(public: Path, folder: Path) -> list[Case]:
     for text in TEXTS:
         x_0 = torch.tensor(tokenizer(text)["input_ids"] + [tokenizer.eos_token_id])
         torch.manual_seed(0)
-        parts = [theirs.nll(x_0.repeat(4096, 1), None, None).sum(-1).mean() for _ in range(64)]
+        parts = [theirs.nll(x_0.repeat(4096, 1), None, None).sum(-1).mean() for _ in range(32)]
         cases.append(case("bound", "DUO_BASE.nll", {"text": text, "ids": x_0}, mean_and_error(torch.stack(parts))))
     return cases
 
@@ -393,7 +399,7 @@ def sdar(public: Path, folder: Path) -> list[Case]:
     inputs = {"ids": ids, "attention_mask": torch.ones_like(ids).bool()}
     logits = model(ids, attention_mask=visible.float()).logits
     cases = [case("logits", "forward, block-causal mask", inputs, logits, block_size=block)]
-    authors.forbid(model, authors.reserved(tokenizer, model.config.vocab_size))
+    authors.forbid(model, authors.reserved(tokenizer, model.config.vocab_size, mask_id))
     (generate,) = authors.load(public / "SDAR", "generate")
     generate.torch = _Greedy()
     shared = {"gen_length": 12, "block_length": block}
@@ -406,7 +412,9 @@ def sdar(public: Path, folder: Path) -> list[Case]:
     ):
         for prompt in PROMPTS[:2]:
             given, _ = encoded(tokenizer, [prompt])
-            out = generate.block_diffusion_generate(model, {"input_ids": given}, mask_id, **settings)
+            out = generate.block_diffusion_generate(
+                model, {"input_ids": given}, mask_id, stopping_criteria_idx=[tokenizer.eos_token_id], **settings
+            )
             cases.append(case("greedy", "block_diffusion_generate", {"prompts": [prompt]}, out, **settings))
     return cases
 
@@ -430,7 +438,7 @@ def llada2(public: Path, folder: Path) -> list[Case]:
     inputs = {"ids": ids, "attention_mask": torch.ones_like(ids).bool()}
     logits = model(ids, attention_mask=visible.float().log()).logits
     cases = [case("logits", "forward, block-causal mask", inputs, logits, block_size=block)]
-    authors.forbid(model, authors.reserved(tokenizer, model.config.vocab_size))
+    authors.forbid(model, authors.reserved(tokenizer, model.config.vocab_size, mask_id))
 
     # generate makes its mask in bfloat16
     authors.changed(model, lambda given: given | {"attention_mask": given["attention_mask"].float()})
@@ -442,7 +450,7 @@ def llada2(public: Path, folder: Path) -> list[Case]:
     ):
         for prompt in PROMPTS[:2]:
             given, _ = encoded(tokenizer, [prompt])
-            out = model.generate(given, temperature=0.0, mask_id=mask_id, eos_id=-1, **settings)
+            out = model.generate(given, temperature=0.0, mask_id=mask_id, eos_id=tokenizer.eos_token_id, **settings)
             full = torch.cat([given, out], -1)
             cases.append(case("greedy", "LLaDA2MoeModelLM.generate", {"prompts": [prompt]}, full, **settings))
     return cases
