@@ -115,7 +115,8 @@ def llada(public: Path, folder: Path) -> list[Case]:
 
     likelihood = authors.edited(public / "LLaDA/get_log_likelihood.py", mask=("126336", mask_id)).get_log_likelihood
     for prompt_text, text in (("", TEXTS[0]), ("", TEXTS[1]), (TEXTS[1], TEXTS[0])):
-        answer = torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"] + [end])
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        answer = torch.tensor(ids if prompt_text else [*ids, end])
         given = torch.tensor(tokenizer(prompt_text, add_special_tokens=False)["input_ids"], dtype=torch.long)
         torch.manual_seed(0)
         nll = [-likelihood(model, given, answer, mc_num=512, batch_size=64, mask_id=mask_id) for _ in range(32)]
@@ -205,7 +206,9 @@ def mdlm(public: Path, folder: Path) -> list[Case]:
     diffusion, models, noise_schedule = authors.load(public / "mdlm", "diffusion", "models", "noise_schedule")
     backbone, own = dit(models, folder)
     mask_id, tokenizer = own["vocab_size"] - 1, tokenizer_of(folder)
-    config = authors.settings(noise={"type": "loglinear"}, sampling={"noise_removal": True})
+    config = authors.settings(
+        noise={"type": "loglinear"}, sampling={"noise_removal": True}, model={"length": own["model_length"]}
+    )
     theirs = authors.bare(
         diffusion.Diffusion, backbone=backbone, config=config, mask_index=mask_id, vocab_size=own["vocab_size"],
         parameterization="subs", time_conditioning=own["time_conditioning"], T=0, subs_masking=False,
@@ -233,6 +236,7 @@ def mdlm(public: Path, folder: Path) -> list[Case]:
         at = {"step": STEPS - 1 if "last" in what else STEP, "steps": STEPS}
         cases.append(case("law", what, {"ids": state, **at}, law))
 
+    cases.append(semi_autoregressive(theirs, tokenizer))
     for text in TEXTS:
         x_0 = torch.tensor(tokenizer(text)["input_ids"] + [tokenizer.eos_token_id])
         torch.manual_seed(0)
@@ -240,6 +244,23 @@ def mdlm(public: Path, folder: Path) -> list[Case]:
         inputs = {"text": text, "ids": x_0}
         cases.append(case("bound", "_forward_pass_diffusion", inputs, mean_and_error(losses.view(32, -1).mean(-1))))
     return cases
+
+
+def semi_autoregressive(theirs: Any, tokenizer: Any) -> Case:
+    """MDLM's sampler of long texts, one step a stride, the likeliest tokens (`Captured` draws none)."""
+
+    class Ids:
+        eos_token_id = tokenizer.eos_token_id
+
+        @staticmethod
+        def batch_decode(ids: Any) -> Tensor:
+            return torch.as_tensor(ids)
+
+    theirs.tokenizer = Ids
+    settings = {"stride_length": 8, "num_strides": 2}
+    _, texts, _ = theirs.sample_subs_guidance(n_samples=1, dt=1.0, **settings)
+    settings["length"] = theirs.config.model.length
+    return case("greedy", "sample_subs_guidance", {"prompts": [""]}, texts[-1], **settings)
 
 
 def udlm(public: Path, folder: Path) -> list[Case]:
@@ -348,11 +369,12 @@ def block_causal(length: int, block: int) -> Tensor:
 
 
 def blocks_of_rows(mask_id: int, block: int) -> Tensor:
-    """Ids `(3, 3 * block)` whose last block has masks."""
+    """Ids `(3, 3 * block)` whose last block has masks, in one row everywhere."""
     ids = rows(0, 3 * block)[0][:3]
-    hidden = torch.zeros_like(ids, dtype=torch.bool)
-    hidden[:, -block:] = torch.tensor([[1, 0, 1, 0], [1, 1, 1, 1], [0, 0, 1, 1]]).bool()
-    return ids.masked_fill(hidden, mask_id)
+    chance = torch.tensor([0.5, 1.0, 0.5])[:, None]
+    hidden = torch.rand(3, block, generator=torch.Generator().manual_seed(3)) < chance
+    hidden[:, 0] = True
+    return ids.masked_fill(torch.nn.functional.pad(hidden, (2 * block, 0)), mask_id)
 
 
 def bd3lm(public: Path, folder: Path) -> list[Case]:
@@ -384,7 +406,7 @@ def bd3lm(public: Path, folder: Path) -> list[Case]:
     cases.append(case("law", "_ddpm_caching_update", at, law, block_size=block))
     config.sampling.nucleus_p = 1e-9
     out, _ = theirs._semi_ar_sampler(n_samples=1, num_steps=1, num_strides=3, seqlen=None)
-    inputs = {"prompts": [""], "begins": tokenizer.bos_token_id}
+    inputs = {"prompts": [""], "first_block": out[:, :block]}
     settings = {"num_steps": 1, "num_strides": 3, "nucleus_p": 1e-9, "block_size": block}
     cases.append(case("greedy", "_semi_ar_sampler", inputs, out, **settings))
     return cases
@@ -432,7 +454,7 @@ class _Greedy:
 
 def llada2(public: Path, folder: Path) -> list[Case]:
     model, tokenizer = pretrained(folder), tokenizer_of(folder)
-    mask_id, block = tokenizer.mask_token_id, 4
+    mask_id, block = tokenizer.mask_token_id, 32  # in no config; what its authors use
     ids = blocks_of_rows(mask_id, block)
     visible = block_causal(ids.shape[1], block).expand(len(ids), 1, -1, -1)
     inputs = {"ids": ids, "attention_mask": torch.ones_like(ids).bool()}
@@ -442,11 +464,11 @@ def llada2(public: Path, folder: Path) -> list[Case]:
 
     # generate makes its mask in bfloat16
     authors.changed(model, lambda given: given | {"attention_mask": given["attention_mask"].float()})
-    shared = {"gen_length": 12, "block_length": block}
+    shared = {"gen_length": 40, "block_length": block}
     for settings in (
-        shared | {"steps": 4, "threshold": 0.95},
-        shared | {"steps": 2, "threshold": 0.95},
-        shared | {"steps": 4, "threshold": 0.3},
+        shared | {"steps": 32, "threshold": 0.95},
+        shared | {"steps": 10, "threshold": 0.95},
+        shared | {"steps": 32, "threshold": 0.2},
     ):
         for prompt in PROMPTS[:2]:
             given, _ = encoded(tokenizer, [prompt])
