@@ -5,9 +5,16 @@ from contextlib import contextmanager
 from importlib.resources import files
 from os import PathLike, fspath
 from pathlib import Path
+from ssl import SSLError
+from urllib.error import HTTPError, URLError
+from urllib.request import Request, urlopen
+
+from huggingface_hub import constants, snapshot_download
+from huggingface_hub.errors import LocalEntryNotFoundError
 
 _PREFIX = "builtin:"
 _ROOT = Path(str(files("redge_guidance.checkpoints")))
+_PATIENCE = 5  # seconds until a hub that does not answer counts as out of reach
 
 
 def builtin_names() -> list[str]:
@@ -15,15 +22,20 @@ def builtin_names() -> list[str]:
     return sorted(_PREFIX + folder.name for folder in _ROOT.iterdir() if (folder / "README.md").is_file())
 
 
-def resolve(name: str | PathLike[str]) -> str:
+def resolve(
+    name: str | PathLike[str], revision: str | None = None, cache_dir: str | PathLike[str] | None = None
+) -> str:
     """What a `from_pretrained` of transformers or diffusers takes: a folder on this machine, or a hub id as it came.
+
+    A hub id becomes the folder of its cached files where the hub is out of reach, so that nothing waits for it.
 
     Raises:
         ValueError: an unknown `builtin:` name.
         FileNotFoundError: neither a folder nor spelled like a hub id; a hub is never asked for it.
+        OSError: the hub is out of reach, and nothing of this id is in the cache.
 
-    >>> resolve("org/model")
-    'org/model'
+    >>> resolve("builtin:sentiment").endswith("sentiment")
+    True
     """
     name = fspath(name)
     if name.startswith(_PREFIX):
@@ -39,7 +51,31 @@ def resolve(name: str | PathLike[str]) -> str:
             f"`{name}` is not a folder; expected a checkpoint folder, a hub id `organisation/model`, "
             f"or one of {', '.join(builtin_names())}."
         )
-    return name
+    trouble = _out_of_reach()
+    if trouble is None:
+        return name
+    try:
+        return snapshot_download(name, revision=revision, cache_dir=cache_dir, local_files_only=True)
+    except (LocalEntryNotFoundError, FileNotFoundError) as error:
+        raise OSError(
+            f"`{name}` could not be loaded: {trouble}, and nothing of it is in the cache; pass a folder, or one of "
+            f"{', '.join(builtin_names())}."
+        ) from error
+
+
+def _out_of_reach() -> str | None:
+    """Why the hub cannot be asked, in words; None: it answers."""
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set"
+    try:
+        urlopen(Request(constants.ENDPOINT, method="HEAD"), timeout=_PATIENCE).close()
+    except HTTPError:
+        return None  # it answers, if only with an error
+    except URLError as error:
+        return None if isinstance(error.reason, SSLError) else f"{constants.ENDPOINT} cannot be reached: {error.reason}"
+    except OSError as error:
+        return f"{constants.ENDPOINT} cannot be reached: {error}"
+    return None
 
 
 @contextmanager

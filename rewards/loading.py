@@ -45,8 +45,8 @@ class LoadedReward:
             ValueError, FileNotFoundError: `name` is unknown, or what the constructor raises.
             OSError: `name` is a hub id that cannot be loaded.
         """
-        path = resolve(name)
         hub = {key: kwargs.pop(key) for key in _HUB_ARGUMENTS if key in kwargs}
+        path = resolve(name, hub.get("revision"), hub.get("cache_dir"))
         hub["trust_remote_code"] = trust_remote_code
         placed = {} if device_map is None else {"device_map": device_map}
         with loading(name):

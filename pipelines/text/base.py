@@ -93,8 +93,8 @@ class TextPipeline(Drawer, DiffusionPipeline):
                 fit their class, or there is no tokenizer or mask token.
             OSError: `name` is a hub id that cannot be loaded, or lacks files.
         """
-        path = resolve(name)
         remote: dict[str, Any] = {key: kwargs[key] for key in ("revision", "token", "cache_dir") if key in kwargs}
+        path = resolve(name, kwargs.get("revision"), kwargs.get("cache_dir"))
         with loading(name):
             if is_pipeline(path, remote):
                 stored = cls.load_config(path, **remote)["_class_name"]

@@ -127,7 +127,8 @@ def check_model(model: Any, how: ModelFamily, tokenizer: Any) -> None:
             are not finite, or do not depend on the text.
     """
     config = getattr(model, "config", None)
-    sizes = {getattr(config, name, None) for name in ("vocab_size", "embedding_size")} - {None}
+    widths = [getattr(config, name, None) for name in ("vocab_size", "embedding_size")]
+    sizes: list[int] = [width for width in widths if width is not None]
     size = min(sizes, default=len(tokenizer))
     length = min(8, longest(model) or 8)
     device = getattr(model, "device", torch.device("cpu"))
@@ -140,7 +141,8 @@ def check_model(model: Any, how: ModelFamily, tokenizer: Any) -> None:
             f"{type(model).__name__} cannot be called as its family is: {type(error).__name__}: {error}; is `family` "
             "right?"
         ) from error
-    if not isinstance(logits, Tensor) or logits.dim() != 3 or logits.shape[-1] not in (sizes or range(size, 10**9)):
+    fits = isinstance(logits, Tensor) and logits.dim() == 3 and (not sizes or logits.shape[-1] in sizes)
+    if not fits:
         shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ValueError(
             f"{type(model).__name__} must return logits (batch, length, {size}), got {shape}; is it the model without "
