@@ -17,7 +17,7 @@ def reward(pixels):
     return (pixels * DIRECTION.view(3, 1, 1)).sum((1, 2, 3))
 
 
-def first_three(vqvae, embeddings, do_normalize):
+def first_three(vqvae, embeddings, do_normalize, width=None):
     """A decoder that is linear: one pixel a token, three numbers of its codebook entry."""
     return embeddings[..., :3].transpose(1, 2)[..., None]
 

@@ -96,7 +96,7 @@ def test_another_seed_of_guidance_or_another_generator_gives_other_noise(make):
 
 
 def test_another_seed_gives_other_samples():
-    pipe, run = hosts.masked([""] * 8)
+    pipe, run = hosts.masked([""] * 64)
     found = []
     for seed in (1, 2, 1):
         with guide(pipe, hosts.count_of_a, GuidanceConfig(8.0, num_draws=1), seed=seed):
