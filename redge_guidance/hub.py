@@ -22,9 +22,7 @@ def builtin_names() -> list[str]:
     return sorted(_PREFIX + folder.name for folder in _ROOT.iterdir() if (folder / "README.md").is_file())
 
 
-def resolve(
-    name: str | PathLike[str], revision: str | None = None, cache_dir: str | PathLike[str] | None = None
-) -> str:
+def resolve(name: str | PathLike[str], revision: str | None = None, cache_dir: str | Path | None = None) -> str:
     """What a `from_pretrained` of transformers or diffusers takes: a folder on this machine, or a hub id as it came.
 
     A hub id becomes the folder of its cached files where the hub is out of reach, so that nothing waits for it.

@@ -249,8 +249,8 @@ def _forward(model: Any, family: ModelFamily, ids: Tensor, alpha: Tensor, inputs
         conditioned = getattr(getattr(model, "config", None), "time_conditioning", True)
         inputs[family.time_input] = -alpha.clamp(min=_SMALLEST_ALPHA).log() * float(conditioned)
     output = model(input_ids=ids, **inputs) if "input_ids" in _accepted(model) else model(ids, **inputs)
-    logits: Tensor = output if isinstance(output, Tensor) else getattr(output, "logits", output[0])
-    return logits
+    logits: Tensor = output.logits if hasattr(output, "logits") else output
+    return logits if isinstance(logits, Tensor) else logits[0]
 
 
 def _square(attention_mask: Tensor) -> Tensor:
