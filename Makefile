@@ -2,13 +2,26 @@ PYTHON ?= python3
 BIN := .venv/bin
 export HF_HUB_OFFLINE = 1
 
-.PHONY: demo test lint benchmark mutants
+# What depends on the library that moves most, with its lowest and its newest release that are allowed.
+VERSIONS := lowest newest
+lowest := transformers==5.0.0
+newest := transformers
+VERSION_TESTS := tests/published tests/pipelines/test_families.py tests/redge_guidance/test_hosts.py \
+	tests/redge_guidance/test_callables.py tests/redge_guidance/test_what_cannot_draw.py
+
+.PHONY: demo test test-versions lint benchmark mutants
 
 demo: .venv/ready
 	$(BIN)/redge-guidance generate --label negative --samples-per-prompt 16 --baseline
 
 test: lint
 	$(BIN)/python -m pytest -n auto
+
+test-versions: $(VERSIONS:%=.versions/%/ready)
+	for version in $(VERSIONS); do \
+		PYTHONPATH=.versions/$$version $(BIN)/python -c "import transformers; print(transformers.__version__)" && \
+		PYTHONPATH=.versions/$$version $(BIN)/python -m pytest -n auto -q $(VERSION_TESTS) || exit 1; \
+	done
 
 lint: .venv/ready
 	$(BIN)/ruff check .
@@ -24,4 +37,9 @@ benchmark: .venv/ready
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+.versions/%/ready: .venv/ready
+	rm -rf .versions/$*
+	$(BIN)/python -m pip install --quiet --target .versions/$* "$($*)"
 	touch $@

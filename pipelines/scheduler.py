@@ -265,7 +265,10 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
         elif order in _BY_CONFIDENCE and self.config.choice_temperature > 0:
             strength = self.config.choice_temperature * (noise_level if order == "confidence" else 1.0)
             scores = scores - strength * torch.log(-torch.log(number))
-        rank = scores.masked_fill(~hidden, torch.inf).argsort(-1).argsort(-1)  # hidden tokens come first
+        order_of = (
+            scores.masked_fill(~hidden, torch.inf).flip(-1).argsort(dim=-1, stable=True)
+        )  # of equals the last first
+        rank = order_of.argsort(-1).flip(-1)
         again = hidden & (rank < self._still_hidden(hidden, free, step))
         if self.config.confidence_threshold is not None:
             again &= (confidence.exp() if order == "confidence" else confidence) <= self.config.confidence_threshold

@@ -199,6 +199,12 @@ class TextPipeline(Drawer, DiffusionPipeline):
         """One estimate of the bound a row, `(rows,)`: `levels` `(rows,)` in [0, 1), the first `start` ids stay."""
 
     @property
+    def device(self) -> torch.device:
+        """Where the model is, also one that is no class of transformers."""
+        found = getattr(self.model, "device", None)
+        return next(self.model.parameters()).device if found is None else torch.device(found)
+
+    @property
     def _family(self) -> ModelFamily:
         """How the model is called."""
         names = ("shift_logits", "attention", "time_input", "block_size", "leading_token")

@@ -230,8 +230,7 @@ def _call_block(model: Any, family: ModelFamily, ids: Tensor, alpha: Tensor, sta
     if "attention_mask" in accepted:
         seen = positions[start:, None] // size >= positions // size
         seen = seen.expand(len(ids), 1, -1, -1)
-        bias = torch.zeros(seen.shape, dtype=model.dtype, device=ids.device) if family.attention != "block" else None
-        inputs["attention_mask"] = seen if bias is None else bias.masked_fill(~seen, torch.finfo(bias.dtype).min)
+        inputs["attention_mask"] = seen if family.attention == "block" else _bias(seen, getattr(model, "dtype", None))
     if "position_ids" in accepted:
         inputs["position_ids"] = positions[start:].expand(len(ids), -1)
     if "sample_mode" in accepted:  # BD3-LM: a text rather than a noisy one beside a clean one
@@ -242,6 +241,12 @@ def _call_block(model: Any, family: ModelFamily, ids: Tensor, alpha: Tensor, sta
         inputs |= {"past_key_values": read.cache, "use_cache": True}
         inputs |= {name: read.cache.storing for name in ("store_kv", "update_past_key_values") if name in accepted}
     return _forward(model, family, ids, alpha, inputs)
+
+
+def _bias(seen: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """What is added to the scores of attention: 0 where a token is seen, the least number elsewhere."""
+    bias = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
+    return bias.masked_fill(~seen, torch.finfo(bias.dtype).min)
 
 
 def _forward(model: Any, family: ModelFamily, ids: Tensor, alpha: Tensor, inputs: dict[str, Any]) -> Tensor:

@@ -82,7 +82,10 @@ class MaskedTextPipeline(TextPipeline):
     ) -> "MaskedTextPipeline":
         set_mask_token(tokenizer, how, mask_token_id)
         scheduler = MaskedDiffusionScheduler(**how.scheduler)
-        return cls(model, tokenizer, scheduler, length=length, **how.settings(), **how.call)
+        call = dict(how.call)
+        if (how.block_size or 0) % (call.get("block_length") or 1):
+            del call["block_length"]  # of blocks of attention that this model does not have
+        return cls(model, tokenizer, scheduler, length=length, **how.settings(), **call)
 
     @torch.no_grad()
     def __call__(

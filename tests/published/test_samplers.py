@@ -56,7 +56,7 @@ def llada(
             logits[:, list(late)] = -torch.inf
             confidence = logits.softmax(-1).gather(-1, drawn[:, None])[:, 0]
             confidence[(x != MASK) | (torch.arange(len(x)) >= end)] = -torch.inf
-            chosen = confidence.topk(count).indices
+            chosen = confidence.sort(descending=True, stable=True).indices[:count]
             x[chosen] = drawn[chosen]
     return x.tolist()
 
@@ -290,17 +290,10 @@ def fast_dllm(gen_length, size=4, small=2):
 
 
 @pytest.mark.parametrize("use_cache", [True, False])
-def test_fast_dllm_v2(use_cache):
-    model = reference("blocks")
-    how = ModelFamily(
-        shift_logits=True,
-        attention="block",
-        block_size=4,
-        leading_token=True,
-        scheduler={"unmasking_order": "maskgit_plus"},
-    )
-    pipe = MaskedTextPipeline.from_model(model, word_tokenizer(WORDS), how)
-    pipe.set_progress_bar_config(disable=True)
+def test_fast_dllm_v2(tmp_path, use_cache):
+    pipe = load(tmp_path, "blocks", model_type="Fast_dLLM_Qwen", block_size=None, bd_size=4)
+    assert (pipe.config.block_length, pipe.config.temperature, pipe.config.shift_logits) == (None, 0.0, True)
+    pipe.scheduler = MaskedDiffusionScheduler(unmasking_order="maskgit_plus")
     found = pipe(PROMPT, gen_length=9, block_length=2, temperature=0.0, suppress_tokens=[], use_cache=use_cache)
     expected = fast_dllm(9)
     end = expected.index(EOS) // 2 * 2 + 2 if EOS in expected else len(expected)
