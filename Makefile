@@ -19,8 +19,8 @@ test: lint
 
 test-versions: $(VERSIONS:%=.versions/%/ready)
 	for version in $(VERSIONS); do \
-		PYTHONPATH=.versions/$$version $(BIN)/python -c "import transformers; print(transformers.__version__)" && \
-		PYTHONPATH=.versions/$$version $(BIN)/python -m pytest -n auto -q $(VERSION_TESTS) || exit 1; \
+		.versions/$$version/bin/python -c "import transformers; print('transformers', transformers.__version__)" && \
+		.versions/$$version/bin/python -m pytest -n auto -q $(VERSION_TESTS) || exit 1; \
 	done
 
 lint: .venv/ready
@@ -39,7 +39,11 @@ benchmark: .venv/ready
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
+# An environment on top of the first one, which has what differs.
 .versions/%/ready: .venv/ready
 	rm -rf .versions/$*
-	$(BIN)/python -m pip install --quiet --target .versions/$* "$($*)"
+	$(PYTHON) -m venv .versions/$*
+	$(BIN)/python -c "import site; print(site.getsitepackages()[0])" > \
+		$$(.versions/$*/bin/python -c "import site; print(site.getsitepackages()[0])")/below.pth
+	.versions/$*/bin/python -m pip install --quiet --upgrade "$($*)"
 	touch $@

@@ -1,5 +1,6 @@
 """Config and weights of a checkpoint with code of its own."""
 
+import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -92,8 +93,15 @@ def load_model(
         spread = device_map if isinstance(device_map, dict) else infer_auto_device_map(model, None, keep, dtype)
         model = dispatch_model(model, spread)
     if (folder / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(folder)
+        model.generation_config = _generation_config(kind).from_pretrained(folder)
     return model.eval()
+
+
+def _generation_config(kind: Any) -> Any:
+    """The class of the settings that a model is drawn from with: its own (Dream's), where its file has one."""
+    names = vars(sys.modules[kind.__module__]).values()
+    own = {one for one in names if isinstance(one, type) and issubclass(one, GenerationConfig)} - {GenerationConfig}
+    return own.pop() if len(own) == 1 else GenerationConfig
 
 
 def _build(kind: Any, config: Any, dtype: torch.dtype) -> Any:
