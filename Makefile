@@ -15,7 +15,7 @@ demo: .venv/ready
 	$(BIN)/redge-guidance generate --label negative --samples-per-prompt 16 --baseline
 
 test: lint
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 test-versions: $(VERSIONS:%=.versions/%/ready)
 	for version in $(VERSIONS); do \

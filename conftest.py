@@ -31,3 +31,11 @@ def pytest_configure() -> None:
 def names_in_examples(doctest_namespace: dict[str, object]) -> None:
     doctest_namespace["torch"] = torch
     torch.manual_seed(0)
+
+
+SLOW = ("test_notebooks", "test_docs", "test_contributing", "test_embedded", "test_cli")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes a minute comes first, so that no worker is left alone with it at the end."""
+    items.sort(key=lambda item: not item.path.stem.startswith(SLOW))

@@ -159,9 +159,9 @@ class TextPipeline(Drawer, DiffusionPipeline):
         where attention is block-causal; of uniform diffusion the bound of UDLM in continuous time
         (`uniform_posterior.elbo_rate`). Without prompts all positions of the canvas count, the end of the text and what
         follows it too, only a beginning-of-text token does not, nor the first token where logits are shifted and
-        nothing comes before it. The canvas is the pipeline's, or for a longer text its own length and one for the end.
-        With prompts the tokens of the text itself count, and nothing else is on the canvas (LLaDA's
-        `get_log_likelihood`).
+        nothing comes before it. The canvas is the pipeline's, or for a longer text its own length and one for the end,
+        if the model has room for it. With prompts the tokens of the text itself count, and nothing else is on the
+        canvas (LLaDA's `get_log_likelihood`).
 
         Args:
             texts: strings.
@@ -178,7 +178,8 @@ class TextPipeline(Drawer, DiffusionPipeline):
         """
         texts = [texts] if isinstance(texts, str) else list(texts)
         generator = torch.Generator().manual_seed(0) if generator is None else generator
-        rows = scored_rows(self.tokenizer, texts, prompts, self._family.shift_logits, self.config.length)
+        settings = (self._family.shift_logits, self.config.length, longest(self.model))
+        rows = scored_rows(self.tokenizer, texts, prompts, *settings)
         total = torch.zeros(len(texts))
         for length, start in sorted({(len(ids), start) for ids, start in rows}):
             self._check_length(length)

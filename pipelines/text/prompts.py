@@ -98,7 +98,12 @@ def lay_out(
 
 
 def scored_rows(
-    tokenizer: Any, texts: Sequence[str], prompts: str | Sequence[str] | None, shifted: bool, length: int
+    tokenizer: Any,
+    texts: Sequence[str],
+    prompts: str | Sequence[str] | None,
+    shifted: bool,
+    length: int,
+    longest: int | None = None,
 ) -> list[tuple[list[int], int]]:
     """For each text the ids of its canvas, and how many of them, at its beginning, are given.
 
@@ -106,9 +111,10 @@ def scored_rows(
         tokenizer: has an end-of-text token.
         texts: whose probability is asked for.
         prompts: what each of them, or all, follow, on a canvas that ends with the text; None: nothing, and the text is
-            filled up with end-of-text tokens to `length`, at least one.
+            filled up with end-of-text tokens to `length`, at least one if there is room.
         shifted: logits are shifted, so that there is none for the first token.
         length: of the canvas of a text that fits it.
+        longest: positions of the model; None: any number.
 
     Raises:
         ValueError: a text with a reserved token, or not a prompt for each text.
@@ -121,7 +127,8 @@ def scored_rows(
     for text, prompt in zip(texts, before, strict=True):
         start, ids = encode(tokenizer, text, "texts", allow_mask=False, needs_start=shifted)
         if prompt is None:
-            ids += [end] * (max(length, len(start + ids) + 1) - len(start + ids))
+            taken = len(start + ids)
+            ids += [end] * (max(length, taken + (taken != longest)) - taken)
         else:
             start, given = encode(tokenizer, prompt, "prompts", allow_mask=False, needs_start=shifted)
             start = start + given

@@ -57,7 +57,8 @@ def _load(args: argparse.Namespace) -> tuple[Any, list[tuple[float, Any]]]:
             **trust,
         )
         goals.append((1.0, classifier))
-    pipe = TextPipeline.from_pretrained(args.model, dtype=dtype, **trust).to(device)
+    named = {name: getattr(args, name) for name in ("tokenizer", "family") if getattr(args, name) is not None}
+    pipe = TextPipeline.from_pretrained(args.model, dtype=dtype, **named, **trust).to(device)
     pipe.set_progress_bar_config(disable=not sys.stderr.isatty(), leave=False)
     return pipe, goals
 

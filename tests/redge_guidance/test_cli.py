@@ -9,6 +9,8 @@ import pytest
 
 from redge_guidance.cli import main
 from redge_guidance.estimators import ESTIMATORS
+from tests.helpers.tiny import word_tokenizer
+from tests.published.checkpoints import WORDS, write
 
 FAST = ["--samples-per-prompt", "2", "--num-inference-steps", "3", "--label", "negative"]
 
@@ -183,6 +185,35 @@ sys.exit(main({command!r}))
     assert err.strip().endswith("interrupted, nothing was written")
     assert err.count("\n") == 1
     assert os.listdir(tmp_path) == []
+
+
+def test_a_model_with_code_of_its_own_and_the_tokenizer_of_another(tmp_path, capsys):
+    model = write(tmp_path / "model", "timed", tokenizer=False, model_type="unheard-of")
+    words = word_tokenizer(WORDS)
+    words.mask_token = None
+    words.save_pretrained(tmp_path / "words")
+    asked = [
+        "generate",
+        "--model",
+        str(model),
+        "--want",
+        "c",
+        "--samples-per-prompt",
+        "2",
+        "--num-inference-steps",
+        "4",
+    ]
+    for more, message in (
+        ([], "pass `trust_remote_code=True` to run it"),
+        (["--trust-remote-code"], "a model of type 'unheard-of' is not known"),
+        (["--trust-remote-code", "--family", "mdlm"], "`tokenizer` must be given"),
+    ):
+        assert main([*asked, *more]) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
+    assert main([*asked, "--trust-remote-code", "--family", "mdlm", "--tokenizer", str(tmp_path / "words")]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2
 
 
 def test_version_and_help():
