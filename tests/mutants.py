@@ -36,10 +36,43 @@ FIGURES = f"{ROOM}trace_figures.py {ROOM}shrinkage.py {ROOM}reserved.py"
 RANDOM = f"{ROOM}randomness.py {ROOM}rows_alone.py"
 KINDS = f"{ROOM}images.py {ROOM}relaxed_devices.py {ROOM}reward.py tests/rewards/test_kinds.py"
 HALTON = "tests/pipelines/test_halton_sampler.py"
+PUBLISHED = "tests/published"
+FAMILY = "tests/pipelines/test_families.py"
 UNIFIED = f"{ROOM}amused_step.py"
 PIPES = f"tests/pipelines/test_drawing.py {ROOM}classifier_free.py tests/pipelines/test_masked_scheduler.py"
 
 MUTANTS = [
+    # loading what is published
+    Mutant(
+        "redge_guidance/remote/views.py",
+        '{"default": default_rope} | ROPE_INIT_FUNCTIONS',
+        "ROPE_INIT_FUNCTIONS",
+        PUBLISHED,
+    ),
+    Mutant("redge_guidance/remote/loading.py", "include_buffers=False", "include_buffers=True", PUBLISHED),
+    Mutant(
+        "redge_guidance/remote/legacy.py",
+        "(all_submodels) if isinstance(keys, dict) else {}",
+        "(all_submodels)",
+        PUBLISHED,
+    ),
+    Mutant(
+        "redge_guidance/remote/legacy.py",
+        "for name in kwargs.keys() - vars(self)",
+        "for name in set() - vars(self)",
+        PUBLISHED,
+    ),
+    Mutant("redge_guidance/remote/weights.py", "if name not in known:", "if False:", PUBLISHED),
+    Mutant(
+        "pipelines/text/calling.py",
+        "positions[start:].expand(len(ids), -1)",
+        "positions[: ids.shape[1]].expand(len(ids), -1)",
+        PUBLISHED,
+    ),
+    Mutant("pipelines/text/masked.py", "late_tokens=late_tokens,", "", PUBLISHED),
+    Mutant(
+        "pipelines/text/families.py", "mask_token_id=mask_token_id, told=True", "mask_token_id=mask_token_id", FAMILY
+    ),
     # between a pipeline and its scheduler
     Mutant(
         "redge_guidance/hosts/attachment.py",
@@ -196,7 +229,7 @@ MUTANTS = [
         RANDOM,
     ),
     Mutant(
-        "pipelines/text/base.py",
+        "pipelines/text/prompts.py",
         "written.append([False] * len(start) + [not hole",
         "written.append([True] * len(start) + [not hole",
         f"{PIPES} tests/pipelines/test_families.py tests/pipelines/test_masked_text.py",
