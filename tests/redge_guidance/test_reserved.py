@@ -45,7 +45,7 @@ OURS = {
 def test_our_pipelines_draw_none_guided_or_not(make):
     pipe, run = make()
     special(pipe.tokenizer)
-    results = [run(seed) for seed in range(4)]
+    results = [run(seed) for seed in range(12)]
     with guide(pipe, linear(WANTED), STRONG):
         results += [run(seed) for seed in range(4)]
     drawn = torch.cat(results)
