@@ -10,8 +10,9 @@ from transformers import BertConfig, ModernBertConfig
 
 from redge_guidance import GuidanceConfig, guide
 from redge_guidance.pipelines import MaskedDiffusionScheduler, MaskedTextPipeline
-from redge_guidance.pipelines.text.calling import clean_logits
+from redge_guidance.pipelines.text.calling import BlockReader, clean_logits
 from redge_guidance.pipelines.text.families import FAMILIES, ModelFamily, family_of, set_mask_token
+from redge_guidance.pipelines.text.prompts import scored_rows
 from redge_guidance.text import fixed_before
 from tests.helpers import modeling_tiny
 from tests.helpers.tiny import CHAT_TEMPLATE, WORDS, tiny_pipeline, word_tokenizer
@@ -197,6 +198,58 @@ def test_time_is_minus_the_logarithm_of_alpha(conditioned):
     assert alphas.sort().values.tolist() == pytest.approx([1e-3, 0.25, 0.5, 0.75] if conditioned else [1.0] * 4)
 
 
+class BlockModel(torch.nn.Module):
+    """Keeps what it was called with; stores something in the cache that it is given."""
+
+    device, dtype, config = torch.device("cpu"), torch.float32, types.SimpleNamespace()
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def forward(
+        self,
+        input_ids,
+        attention_mask,
+        position_ids,
+        timesteps,
+        block_size,
+        sample_mode,
+        past_key_values=None,
+        use_cache=False,
+        update_past_key_values=None,
+    ):
+        past = None if past_key_values is None else past_key_values.get_seq_length()
+        self.seen.append((timesteps.neg().exp().tolist(), block_size, sample_mode, past, update_past_key_values))
+        assert attention_mask.shape[-1] == input_ids.shape[1] + (past or 0)
+        if past_key_values is not None:
+            past_key_values.update(*torch.zeros(2, len(input_ids), 1, input_ids.shape[1], 1), 0)
+        return torch.zeros(*input_ids.shape, len(WORDS))
+
+
+BLOCKS = {"attention": "block", "time_input": "timesteps", "block_size": 2}
+
+
+def test_what_a_model_of_blocks_is_told():
+    """BD3-LM's time and `sample_mode`, Fast-dLLM's `block_size` and `update_past_key_values`; each row has its time."""
+    model = BlockModel()
+    ids = torch.tensor([[3, 4, MASK, MASK], [0, 0, 5, MASK]])
+    block = torch.tensor([[0, 0, 1, 1], [0, 0, 1, 1]]).bool()
+    BlockReader(model, ModelFamily(**BLOCKS))(ids, ids != 0, torch.tensor([0.25, 0.5]), block)
+    first, last, alone = model.seen
+    assert first == (pytest.approx([0.25]), 2, True, 0, True)  # what is finished is stored
+    assert last == (pytest.approx([0.25]), 2, True, 2, False)
+    assert alone == (pytest.approx([0.5]), 2, True, None, None)
+
+
+def test_the_bound_in_blocks_says_the_time():
+    model = BlockModel()
+    pipe = MaskedTextPipeline(model, word_tokenizer(), MaskedDiffusionScheduler(), length=4, **BLOCKS)
+    pipe.nll("a b", num_corruptions=4)
+    alphas = sorted(alpha for call in model.seen for alpha in call[0])
+    assert alphas == pytest.approx([1e-3] * 4 + [0.5] * 4)  # of each of two blocks one or both tokens are hidden
+
+
 # ---- blocks and chats ----
 
 
@@ -265,3 +318,11 @@ def test_chats_are_templated_and_the_end_of_a_turn_ends_nothing(pipe, reward):
 def test_a_prompt_is_what_comes_before_something_generated():
     generated = torch.tensor([[0, 0, 1, 0, 1, 0], [1, 0, 0, 0, 0, 0]]).bool()
     assert fixed_before(generated).int().tolist() == [[1, 1, 0, 1, 0, 0], [0, 0, 0, 0, 0, 0]]
+
+
+def test_a_model_of_shifted_logits_is_scored_from_its_first_token_on():
+    """As in a call: a prompt too begins with the beginning-of-text token that the tokenizer does not add."""
+    tokenizer = word_tokenizer()
+    tokenizer.bos_token = "c"
+    assert scored_rows(tokenizer, ["b"], "a", shifted=True, length=4) == [([5, 3, 4], 2)]
+    assert scored_rows(tokenizer, ["b"], "a", shifted=False, length=4) == [([3, 4], 1)]

@@ -191,3 +191,37 @@ def test_only_free_positions_are_drawn_and_the_last_step_leaves_the_others_hidde
     hidden = torch.full((1, 4), MASK)
     output = scheduler.step(torch.zeros(1, 4, 5), 1.0, hidden, mask_token_id=MASK, free=free, generator=seeded())
     assert torch.equal(output.prev_sample == MASK, ~free)
+
+
+def test_eps_is_where_the_last_step_ends():
+    """Dream's share of a step is `1 - s / t` with times down to eps; what is hidden then is drawn in the last one."""
+    scheduler = prepared(2, unmasking_order="left_to_right", eps=0.5)
+    torch.testing.assert_close(scheduler.timesteps, torch.tensor([1.0, 0.75], dtype=torch.float64))
+    samples = denoise(scheduler, torch.zeros(1, 12, 5), torch.full((1, 12), MASK), None)
+    assert [(sample == MASK).sum().item() for sample in samples] == [9, 0]
+    ancestral = prepared(1, unmasking_order="ancestral", eps=0.5)
+    (last,) = denoise(ancestral, torch.zeros(100, 12, 5), torch.full((100, 12), MASK), seeded())
+    assert not (last == MASK).any()
+
+
+@pytest.mark.parametrize("order", ["confidence", "maskgit_plus"])
+def test_a_threshold_is_a_probability(order):
+    scheduler = prepared(4, unmasking_order=order, confidence_threshold=0.6)
+    probs = torch.tensor([[0.7, 0.3], [0.8, 0.2], [0.55, 0.45], [0.5, 0.5]])
+    sample = torch.full((1, 4), MASK)
+    drawn = scheduler.step(probs.log()[None], 1.0, sample, mask_token_id=MASK, temperature=0.0).prev_sample
+    assert (drawn[0] != MASK).tolist() == [True, True, False, False]
+
+
+@pytest.mark.parametrize(("order", "strength"), [("confidence", 0.5), ("maskgit_plus", 1.0)])
+def test_noise_of_the_confidence_fades_in_the_order_that_says_so(order, strength):
+    """Of two positions the first is drawn first with probability `sigmoid(difference of confidences / noise)`."""
+    probs = torch.tensor([[0.6, 0.4, 0, 0, 0], [0.9, 0.1, 0, 0, 0]])
+    scheduler = prepared(4, unmasking_order=order, choice_temperature=1.0)
+    logits, sample = probs.log().repeat(20_000, 2, 1), torch.full((20_000, 4), MASK)
+    sample[:, 2:] = 0  # half of four is drawn at t = 0.5, and one of the two that are left
+    settings = {"mask_token_id": MASK, "temperature": 0.0, "generator": seeded()}
+    drawn = scheduler.step(logits, 0.5, sample, **settings).prev_sample
+    confidence = probs.amax(-1).log() if order == "confidence" else probs.amax(-1)
+    expected = (confidence / strength).softmax(-1)[1].item()
+    assert (drawn[:, 1] != MASK).double().mean().item() == pytest.approx(expected, abs=0.015)

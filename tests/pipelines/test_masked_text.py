@@ -244,3 +244,11 @@ def test_what_the_tokenizer_puts_in_front_is_no_prompt_and_stays_without_it():
     assert canvas.ids[0, :3].tolist() == [7, 3, 4]
     assert canvas.prompt[0].tolist() == [False, True, True, False, False, False]
     assert canvas.given[0].tolist() == [True, True, True, False, False, False]
+
+
+@pytest.mark.parametrize("setting", [{"top_p": 0.3}, {"block_length": 2}, {"temperature": 0.2}])
+def test_what_a_call_does_not_say_the_pipeline_does(pipe, setting):
+    told, bare = pipe([""] * 8, generator=seeded(), **setting), pipe([""] * 8, generator=seeded())
+    assert not torch.equal(told.sequences, bare.sequences)
+    pipe.register_to_config(**setting)
+    assert torch.equal(pipe([""] * 8, generator=seeded()).sequences, told.sequences)

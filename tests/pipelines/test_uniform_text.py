@@ -431,3 +431,20 @@ def test_a_greedy_end_takes_the_model_s_own_likeliest(of_classes):
     assert torch.equal(after[:, 1:], own.argmax(-1)[:, 1:])
     with pytest.raises(ValueError, match="`noise_removal` must be one of ancestral, greedy, got 'none'"):
         last_logits(of_classes, noise_removal="none")
+
+
+def test_each_text_has_its_own_class_whatever_its_padding(of_classes):
+    seen = []
+
+    def keep(pipe, step, t, tensors):
+        seen.append(pipe.drawing.class_labels.tolist())
+
+    of_classes(["a b", "c"], gen_length=3, num_inference_steps=1, class_labels=[1, 0], callback_on_step_end=keep)
+    assert of_classes.model.asked == [[1], [0]]
+    assert seen == [[1, 0]]  # which rewards may ask for
+
+
+def test_a_corrector_sweep_is_of_the_class_too(of_classes):
+    of_classes.scheduler.register_to_config(corrector_steps=1)
+    last_logits(of_classes, class_labels=[1, 0], guidance_scale=2.0)
+    assert of_classes.model.asked == [[1, 0], [2, 2]] * 3

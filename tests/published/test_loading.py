@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 import warnings
@@ -16,6 +17,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from redge_guidance import GuidanceConfig, guide
 from redge_guidance.pipelines import MaskedTextPipeline, TextPipeline
 from redge_guidance.pipelines.text.calling import BlockReader
+from redge_guidance.pipelines.text.loading import read_config
 from redge_guidance.remote import load_config, load_model
 from tests.helpers.tiny import word_tokenizer
 from tests.published.checkpoints import KINDS, MASK, WORDS, reference, weights, write
@@ -141,6 +143,7 @@ def test_code_runs_only_when_trusted(tmp_path):
 @pytest.mark.parametrize("device_map", ["cpu", torch.device("cpu"), "auto", {"": "cpu"}])
 def test_device_maps(tmp_path, device_map):
     pipe = load(write(tmp_path, "blocks"), device_map=device_map, attn_implementation="eager")
+    assert pipe.model.config._attn_implementation == "eager"
     with torch.no_grad():
         found = pipe._logits(IDS, EVERYWHERE)
     torch.testing.assert_close(found, values("blocks", IDS, None), atol=1e-5, rtol=1e-5)
@@ -162,6 +165,83 @@ def test_code_of_another_repository(tmp_path, monkeypatch):
     pipe = load(folder)
     with torch.no_grad():
         torch.testing.assert_close(pipe._logits(IDS, EVERYWHERE), values("plain", IDS, None))
+
+
+def test_what_is_asked_of_a_hub(tmp_path, monkeypatch):
+    """A revision is of the repository of the weights, and not of the one that its code comes from."""
+    write(tmp_path / "code", "plain")
+    write(tmp_path / "weights", "plain")
+    for file in (tmp_path / "weights").glob("*.py"):
+        file.unlink()
+    config = load_config(str(tmp_path / "code"), trust_remote_code=True)
+    config.auto_map = {name: f"org/code--{value}" for name, value in KINDS["plain"]["auto_map"].items()}
+    asked = []
+
+    def download(name, allow_patterns, **hub):
+        asked.append((name, set(allow_patterns) - {"*.py", "*.json"}, hub))
+        return tmp_path / name[4:]
+
+    monkeypatch.setattr("redge_guidance.remote.loading.snapshot_download", download)
+    load_model("org/weights", config, torch.float32, weights_only=True, revision="new", token="t")
+    assert asked == [
+        ("org/weights", set(), {"revision": "new", "token": "t"}),
+        ("org/code", set(), {"token": "t"}),
+        ("org/weights", {"*.safetensors", "*.bin"}, {"revision": "new", "token": "t"}),
+    ]
+
+
+def test_a_config_of_transformers_own_is_of_the_revision_asked_for(tmp_path, monkeypatch):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    monkeypatch.setattr("redge_guidance.remote.loading.AutoConfig.from_pretrained", lambda path, **hub: hub)
+    assert load_config(str(tmp_path), revision="new", token="t") == {"revision": "new", "token": "t"}
+
+
+def test_code_that_was_changed_runs_anew(tmp_path):
+    file = write(tmp_path, "plain") / "modeling_plain.py"
+    load(tmp_path)
+    file.write_text(file.read_text() + "\nPlainModelLM.is_changed = True\n")
+    assert load(tmp_path).model.is_changed
+
+
+def test_settings_of_drawing_are_of_the_checkpoints_own_class(tmp_path):
+    """Dream's `generation_config.json` has fields that transformers' class does not know."""
+    file = write(tmp_path, "plain") / "modeling_plain.py"
+    own = """
+from transformers import GenerationConfig
+
+
+class PlainGenerationConfig(GenerationConfig):
+    def __init__(self, alg="origin", **kwargs):
+        super().__init__(**kwargs)
+        self.alg = alg.upper()
+"""
+    file.write_text(file.read_text() + own)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"alg": "entropy"}))
+    found = load(tmp_path).model.generation_config
+    assert (type(found).__name__, found.alg) == ("PlainGenerationConfig", "ENTROPY")
+
+
+def test_code_of_a_tokenizer_is_trusted_with_that_of_the_model(tmp_path, monkeypatch):
+    seen = {}
+
+    def load_words(name, **kwargs):
+        seen.update(kwargs)
+        return word_tokenizer(WORDS)
+
+    monkeypatch.setattr("redge_guidance.pipelines.text.loading.AutoTokenizer.from_pretrained", load_words)
+    load(write(tmp_path, "plain"), revision="new")
+    assert (seen["trust_remote_code"], seen["revision"]) == (True, "new")
+
+
+def test_bd3lm_is_drawn_from_with_sdpa(tmp_path):
+    """Its `flex` backend has a mask of training only."""
+    folder = write(tmp_path, "timed", model_type="bd3lm", block_size=4, attn_backend="flex", cross_attn=True)
+    config, how = read_config(str(folder), None, True, {})
+    assert (config.attn_backend, how.block_size) == ("sdpa", 4)
+
+
+def test_the_mask_token_that_a_caller_names(tmp_path):
+    assert load(write(tmp_path, "plain"), mask_token_id=5).tokenizer.mask_token_id == 5
 
 
 # ---- weights ----
@@ -232,6 +312,23 @@ def test_pickles_are_read_on_request_only(tmp_path):
     environment = os.environ | {"PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"}
     subprocess.run(command, shell=True, cwd=folder, check=True, env=environment)  # as the message says
     load(folder)
+
+
+class Intruder:
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __reduce__(self):
+        return open, (self.mark, "w")
+
+
+def test_a_pickle_that_would_run_code_does_not(tmp_path):
+    folder, mark = write(tmp_path, "plain"), tmp_path / "ran"
+    torch.save(load_file(folder / "model.safetensors") | {"x": Intruder(str(mark))}, folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(pickle.UnpicklingError):
+        load(folder, weights_only=True)
+    assert not mark.exists()
 
 
 def test_a_file_that_is_cut_off(tmp_path):

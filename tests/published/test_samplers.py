@@ -273,6 +273,18 @@ def test_sdar(tmp_path, theirs, ours, use_cache):
     assert set(found[end:]) <= {EOS}
 
 
+def test_a_block_partly_given_is_drawn_as_fast_as_a_whole_one(tmp_path):
+    """SDAR: of 4 tokens in 3 steps 2, 1 and 1, also where 3 are hidden."""
+    pipe, hidden = load(tmp_path, "blocks"), []
+    pipe.scheduler = MaskedDiffusionScheduler(unmasking_order="maskgit_plus")
+
+    def count(pipe, step, t, tensors):
+        hidden.append((tensors["sample"] == MASK).sum().item())
+
+    pipe("a", gen_length=3, num_inference_steps=3, callback_on_step_end=count)
+    assert hidden == [1, 0]
+
+
 def fast_dllm(gen_length, size=4, small=2):
     """Fast-dLLM v2, greedy: the first token of a block from the block before it, then small blocks, shifted."""
     x = torch.tensor(PROMPT_IDS + [MASK] * gen_length)
@@ -399,3 +411,20 @@ def test_psi_names():
     for wrong in ("pure", "constant-2", "max-capped", "constant-x"):
         with pytest.raises(ValueError, match=f"`psi` must be pure-posterior, pure-pc, .* got '{wrong}'"):
             UniformDiffusionScheduler(psi=wrong)
+
+
+@pytest.mark.parametrize("psi", ["pure-pc", "max-capped-0.4", "max-rescale-0.9", "constant-remdm-0.2"])
+def test_psi_samplers_end_with_clean_tokens(psi):
+    """Nothing is corrupted to noise level 0: the last tokens are those of the denoiser."""
+    scheduler = UniformDiffusionScheduler(psi=psi)
+    scheduler.set_timesteps(3)
+    logits = torch.tensor([0.0, 0.0, 9.0, 0.0]).expand(1, 500, 4) * 10
+    sample = torch.zeros(1, 500, dtype=torch.long)
+    for step in scheduler.timesteps:
+        sample = scheduler.step(logits, step, sample, generator=torch.Generator().manual_seed(int(step))).prev_sample
+    assert (sample == 2).all()
+
+
+def test_settings_of_the_corrector_are_kept():
+    settings = {"corrector_steps": 2, "corrector_k": 3, "corrector_selection": "random", "corrector_selection_tau": 0.5}
+    assert settings.items() <= dict(UniformDiffusionScheduler(**settings).config).items()
