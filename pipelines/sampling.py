@@ -19,8 +19,25 @@ def check_settings(temperature: float | Sequence[float], top_p: float | None, co
     if top_p is not None and not 0 < top_p <= 1:
         raise ValueError(f"`top_p` must lie in (0, 1], got {top_p}.")
     for name, value in counts.items():
-        if value is not None and value < 1:
-            raise ValueError(f"`{name}` must be >= 1, got {value}.")
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise ValueError(f"`{name}` must be {'>= 1' if isinstance(value, int) else 'a whole number'}, got {value}.")
+
+
+def check_token_ids(name: str, ids: Sequence[int], vocabulary: int) -> None:
+    """A ValueError if one of `ids` is no id below `vocabulary`."""
+    wrong = [i for i in ids if not isinstance(i, int) or not 0 <= i < vocabulary]
+    if wrong:
+        raise ValueError(f"`{name}` must be token ids below {vocabulary}, got {wrong[0]!r}.")
+
+
+def forbid(logits: Tensor, suppress_tokens: Sequence[int], reserved: Sequence[int]) -> Tensor:
+    """Logits `(..., vocabulary)`, -inf at these ids; a ValueError if there are no such ids, or none is left."""
+    vocabulary = logits.shape[-1]
+    check_token_ids("suppress_tokens", suppress_tokens, vocabulary)
+    suppressed = sorted({*suppress_tokens, *reserved})
+    if len(suppressed) >= vocabulary:
+        raise ValueError(f"`suppress_tokens` must leave a token, got all {vocabulary}.")
+    return logits.index_fill(-1, torch.tensor(suppressed, dtype=torch.long, device=logits.device), -torch.inf)
 
 
 def check_generators(generator: Generators, batch: int) -> None:

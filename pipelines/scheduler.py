@@ -12,7 +12,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
-from redge_guidance.pipelines.sampling import Generators, kept_logits, multinomial, uniform
+from redge_guidance.pipelines.sampling import Generators, check_token_ids, kept_logits, multinomial, uniform
 from redge_guidance.pipelines.schedules import COUNTINGS, SCHEDULES, visible_share, visible_tokens
 
 # Pipelines that were saved before it had a file of its own name it here.
@@ -184,6 +184,8 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
                 f'`ranks` must be {tuple(sample.shape)} for the order "halton", which is one of grids, got {found}; '
                 "take another `unmasking_order` where there is no grid, as in texts."
             )
+        if late_tokens and self.config.unmasking_order not in _BY_CONFIDENCE:
+            raise ValueError(f"`late_tokens` needs an order by confidence, got {self.config.unmasking_order!r}.")
         t = float(timestep)
         s = max(self.config.eps, t - (1 - self.config.eps) / self.num_inference_steps)
         free = torch.ones_like(sample, dtype=torch.bool) if free is None else free
@@ -235,7 +237,8 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
         if order not in _BY_CONFIDENCE:
             return torch.zeros(len(tokens), device=logits.device)
         rows = logits if order == "confidence" else kept
-        if late_tokens is not None:
+        if late_tokens:
+            check_token_ids("late_tokens", late_tokens, rows.shape[-1])
             rows = rows.index_fill(-1, torch.tensor(list(late_tokens), device=rows.device), -torch.inf)
         log_probs = rows.log_softmax(-1)
         if order == "entropy":

@@ -51,8 +51,14 @@ class LoadedReward:
         placed = {} if device_map is None else {"device_map": device_map}
         with loading(name):
             processors = cls.processors(path, hub)
-            model = cls.model_class(path, hub).from_pretrained(
-                path, dtype=dtype, **hub, **placed, **(model_kwargs or {})
+            model, found = cls.model_class(path, hub).from_pretrained(
+                path, dtype=dtype, output_loading_info=True, **hub, **placed, **(model_kwargs or {})
+            )
+        missing = sorted(key for key in found["missing_keys"] if "pooler." not in key)  # which sentences do without
+        if missing:
+            raise ValueError(
+                f"`{name}` lacks {', '.join(missing[:3])}{' and more' * (len(missing) > 3)} of {type(model).__name__}, "
+                f"which would be random; it is no model for {cls.__name__}."
             )
         make: Any = cls
         return make(model if placed else model.to(device), *processors, *args, **kwargs)

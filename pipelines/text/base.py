@@ -13,11 +13,12 @@ from torch import Tensor
 
 from redge_guidance.hub import loading, resolve
 from redge_guidance.pipelines.drawing import Canvas, Drawer, Drawing
-from redge_guidance.pipelines.sampling import Generators, check_generators
+from redge_guidance.pipelines.sampling import Generators, check_generators, check_settings, forbid
 from redge_guidance.pipelines.text.calling import clean_logits
-from redge_guidance.pipelines.text.families import FAMILIES, ModelFamily
+from redge_guidance.pipelines.text.families import FAMILIES, ModelFamily, with_config
 from redge_guidance.pipelines.text.loading import check_model, is_pipeline, load_language_model, longest, read_config
-from redge_guidance.pipelines.text.prompts import lay_out, scored_rows
+from redge_guidance.pipelines.text.prompts import as_texts, lay_out, scored_rows
+from redge_guidance.remote import REMOTE
 from redge_guidance.text import reserved_token_ids, text_mask
 
 
@@ -67,7 +68,7 @@ class TextPipeline(Drawer, DiffusionPipeline):
 
         A model may be any masked language model of transformers, or one of a family that comes with code of its own,
         for transformers 4 or 5: LLaDA, Dream, MDLM, BD3-LM, SDAR, Fast-dLLM v2, LLaDA2, UDLM and Duo are told by their
-        config, others (conversions of autoregressive models, say) by `family`. A model of a known family gets its
+        config, others by `family`. A model of a known family gets its
         authors' own sampler. It is called once, to see that it is what it was taken for.
 
         Args:
@@ -126,7 +127,7 @@ class TextPipeline(Drawer, DiffusionPipeline):
         """
         if isinstance(family, str) and family not in FAMILIES:
             raise ValueError(f"`family` must be one of {', '.join(FAMILIES)}, got {family!r}.")
-        how = FAMILIES[family] if isinstance(family, str) else family
+        how = with_config(FAMILIES[family], getattr(model, "config", None)) if isinstance(family, str) else family
         kind = _kind_of(how)
         _check_kind(type(model).__name__, cls, kind)
         check_model(model, how, tokenizer)
@@ -156,7 +157,7 @@ class TextPipeline(Drawer, DiffusionPipeline):
 
         With k of a text's C positions hidden, k uniform on 1..C, it is of masked diffusion
         `E[(C / k) * sum over hidden i of -log p(x_i | visible)]` (arXiv 2406.03736, equation 5), summed over the blocks
-        where attention is block-causal; of uniform diffusion the bound of UDLM in continuous time
+        where attention is block-causal (a model that is told the time is told k / C); of uniform diffusion the bound of UDLM in continuous time
         (`uniform_posterior.elbo_rate`). Without prompts all positions of the canvas count, the end of the text and what
         follows it too, only a beginning-of-text token does not, nor the first token where logits are shifted and
         nothing comes before it. The canvas is the pipeline's, or for a longer text its own length and one for the end,
@@ -176,13 +177,16 @@ class TextPipeline(Drawer, DiffusionPipeline):
         Raises:
             ValueError: a text with a reserved token or longer than the model, or not a prompt for each text.
         """
-        texts = [texts] if isinstance(texts, str) else list(texts)
+        texts = as_texts(texts, "texts")
+        check_settings(1.0, None, {"num_corruptions": num_corruptions, "batch_size": batch_size})
         generator = torch.Generator().manual_seed(0) if generator is None else generator
         settings = (self._family.shift_logits, self.config.length, longest(self.model))
         rows = scored_rows(self.tokenizer, texts, prompts, *settings)
         total = torch.zeros(len(texts))
         for length, start in sorted({(len(ids), start) for ids, start in rows}):
             self._check_length(length)
+            if length <= start:
+                continue  # nothing of an empty text is to be predicted
             members = [i for i, (ids, first) in enumerate(rows) if (len(ids), first) == (length, start)]
             ids = torch.tensor([rows[i][0] for i in members])
             strata = torch.arange(num_corruptions).repeat(len(ids))
@@ -222,13 +226,19 @@ class TextPipeline(Drawer, DiffusionPipeline):
         alpha = torch.as_tensor(alpha, dtype=torch.float32, device=ids.device).expand(len(ids))
         return clean_logits(self.model, self._family, ids, attention_mask, alpha, inputs)
 
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """As in diffusers; a ValueError for a model whose code came with its checkpoint."""
+        if type(self.model).__module__.startswith(REMOTE):
+            raise ValueError(
+                f"a pipeline around {type(self.model).__name__}, whose code came with its checkpoint, cannot be saved; "
+                "load the checkpoint again."
+            )
+        super().save_pretrained(save_directory, *args, **kwargs)
+
     def _without_suppressed(self, logits: Tensor, suppress_tokens: Sequence[int] | None = None) -> Tensor:
         """Logits `(..., vocabulary)` of tokens that may be generated, -inf for all others."""
-        vocabulary = logits.shape[-1]
-        suppressed = set(self.config.suppress_tokens or [] if suppress_tokens is None else suppress_tokens)
-        suppressed = suppressed.union(reserved_token_ids(self.tokenizer, vocabulary))
-        ids = torch.tensor(sorted(i for i in suppressed if i < vocabulary), dtype=torch.long, device=logits.device)
-        return logits.index_fill(-1, ids, -torch.inf)
+        asked = list(self.config.suppress_tokens or [] if suppress_tokens is None else suppress_tokens)
+        return forbid(logits, asked, reserved_token_ids(self.tokenizer, logits.shape[-1]))
 
     def canvas(
         self,
@@ -259,7 +269,7 @@ class TextPipeline(Drawer, DiffusionPipeline):
         any_length: bool = False,
     ) -> Drawing:
         """What a call with that prompt, or those, draws."""
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        prompts = as_texts(prompt)
         check_generators(generator, len(prompts))
         return Drawing(self.canvas(prompts, gen_length, use_chat_template, any_length), prompts)
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicCache
 
 from redge_guidance.pipelines.text.families import ModelFamily
+from redge_guidance.remote import LegacyCache
 
 _SMALLEST_ALPHA = 1e-3  # sigma = -log alpha is infinite when nothing is left
 
@@ -155,7 +155,7 @@ class _Read:
         self.last: Tensor | None = None
 
 
-class _BlockCache(DynamicCache):
+class _BlockCache(LegacyCache):
     """Keys and values of finished blocks; those of a block in the making are seen and forgotten."""
 
     def __init__(self) -> None:
@@ -167,13 +167,6 @@ class _BlockCache(DynamicCache):
             return super().update(key_states, value_states, layer_idx, *args, **kwargs)
         keys, values = self[layer_idx]
         return torch.cat([keys, key_states], -2), torch.cat([values, value_states], -2)
-
-    def __len__(self) -> int:
-        return sum(layer.get_seq_length() > 0 for layer in self.layers)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:  # as code of transformers 4 takes them
-        layer: Any = self.layers[index]
-        return layer.keys, layer.values
 
 
 def _by_padding(ids: Tensor, attention_mask: Tensor, call: Callable[[Tensor, Tensor], Tensor | None]) -> Tensor:

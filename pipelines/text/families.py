@@ -6,6 +6,8 @@ from typing import Any
 
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
+from redge_guidance.text import end_token_id
+
 ATTENTION = ("2d", "4d", "none", "block", "block_bias")
 CORRUPTIONS = ("masked", "uniform")
 
@@ -130,7 +132,15 @@ def family_of(config: Any, name: str | None = None) -> ModelFamily:
         )
     if name is not None and told in FAMILIES and told != "masked-lm" and FAMILIES[told] != FAMILIES[name]:
         raise ValueError(f"`family` must fit the model, which is of type {kind!r}, family {told!r}; got {name!r}.")
-    family = FAMILIES[name or told]
+    return with_config(FAMILIES[name or told], config)
+
+
+def with_config(family: ModelFamily, config: Any) -> ModelFamily:
+    """A family with what the config of a model says of its mask token and of the size of its blocks.
+
+    Raises:
+        ValueError: attention is block-causal, and nobody says in which blocks.
+    """
     mask_token_id = getattr(config, "mask_token_id", None)
     if family.time_input is not None and family.corruption == "masked" and mask_token_id is None:
         mask_token_id = _last(config)
@@ -138,7 +148,7 @@ def family_of(config: Any, name: str | None = None) -> ModelFamily:
         sizes = (getattr(config, key, None) for key in ("block_size", "bd_size"))
         size = next((size for size in sizes if size), family.block_size)
         if size is None:
-            raise ValueError(f"the config of a model of family {name or told!r} must say its `block_size`; got None.")
+            raise ValueError("the config of a model with blocks of attention must say its `block_size`; got None.")
         family = replace(family, block_size=size)
     return family if mask_token_id is None else replace(family, mask_token_id=mask_token_id, told=True)
 
@@ -184,7 +194,11 @@ def set_mask_token(tokenizer: Any, family: ModelFamily, mask_token_id: int | Non
             f"{wanted if told else None}; pass `mask_token_id`"
             + (f", which may be {', '.join(f'{i} ({token!r})' for i, token in masks.items())}." if masks else ".")
         )
-    token = "[MASK]" if wanted == len(tokenizer) else tokenizer.convert_ids_to_tokens(wanted)
+    token = tokenizer.convert_ids_to_tokens(wanted)
+    if wanted == len(tokenizer):
+        token = "[MASK]" if "[MASK]" not in tokenizer.get_vocab() else f"[MASK {wanted}]"
+    if wanted == end_token_id(tokenizer):
+        raise ValueError(f"`mask_token_id` must not be the end of the text, got {wanted} ({token!r}); pass the mask's.")
     tokenizer.add_special_tokens({"mask_token": token})
 
 

@@ -9,7 +9,7 @@ import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 from torch import Tensor
-from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import MODEL_FOR_MASKED_LM_MAPPING, AutoModelForMaskedLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from redge_guidance.hub import loading, resolve
 from redge_guidance.pipelines.text.calling import clean_logits
@@ -18,7 +18,12 @@ from redge_guidance.remote import is_remote, load_config, load_model, weight_fil
 
 _HUB = ("revision", "token", "cache_dir")
 _REMOTE = ("device_map", "attn_implementation")
-_TOKENIZERS = {50_257: "gpt2", 50_258: "gpt2", 30_522: "bert-base-uncased", 30_523: "bert-base-uncased"}
+_TOKENIZERS = {
+    50_257: "openai-community/gpt2",
+    50_258: "openai-community/gpt2",
+    30_522: "google-bert/bert-base-uncased",
+    30_523: "google-bert/bert-base-uncased",
+}
 
 
 def read_config(
@@ -68,7 +73,7 @@ def load_language_model(
     hub = {key: options[key] for key in _HUB if key in options}
     words = _load_tokenizer(path, config, tokenizer, trust_remote_code, hub)
     if not (trust_remote_code and is_remote(config)):
-        return _load_native(path, dtype, weights_only, options).eval(), words
+        return _load_native(path, config, dtype, weights_only, options).eval(), words
     unknown = sorted(set(options) - {*_HUB, *_REMOTE})
     if unknown:
         raise ValueError(
@@ -78,10 +83,15 @@ def load_language_model(
     return load_model(path, config, dtype, weights_only=weights_only, **options), words
 
 
-def _load_native(path: str, dtype: torch.dtype, weights_only: bool, options: Mapping[str, Any]) -> Any:
+def _load_native(path: str, config: Any, dtype: torch.dtype, weights_only: bool, options: Mapping[str, Any]) -> Any:
     if os.path.isdir(path):
         weight_files(Path(path), weights_only)
     safe = {} if weights_only else {"use_safetensors": True}
+    if type(config) not in MODEL_FOR_MASKED_LM_MAPPING:
+        raise ValueError(
+            f"a model of type {config.model_type!r} is no masked language model of transformers, and cannot be read as "
+            "one: it may be autoregressive, or none of texts."
+        )
     model, info = AutoModelForMaskedLM.from_pretrained(
         path, dtype=dtype, output_loading_info=True, **(safe | dict(options))
     )
@@ -120,11 +130,11 @@ def _has_tokenizer(folder: Path) -> bool:
 
 @torch.no_grad()
 def check_model(model: Any, how: ModelFamily, tokenizer: Any) -> None:
-    """One call of the model, on two short texts, that shows whether it is what it was taken for.
+    """One call of the model, on three short texts, that shows whether it is what it was taken for.
 
     Raises:
         ValueError: its `forward` does not take what the family passes, its logits have not the width of the vocabulary,
-            are not finite, or do not depend on the text.
+            are not finite, or do not depend on the text on both sides, or the tokenizer is larger than the model.
     """
     config = getattr(model, "config", None)
     widths = [getattr(config, name, None) for name in ("vocab_size", "embedding_size")]
@@ -132,14 +142,15 @@ def check_model(model: Any, how: ModelFamily, tokenizer: Any) -> None:
     size = min(sizes, default=len(tokenizer))
     length = min(8, longest(model) or 8)
     device = getattr(model, "device", torch.device("cpu"))
-    ids = torch.stack([torch.arange(length), torch.arange(1, length + 1)]).to(device) % min(size, len(tokenizer))
-    everywhere, half = torch.ones_like(ids, dtype=torch.bool), torch.full((2,), 0.5, device=device)
+    first, other = torch.arange(length), torch.arange(1, length + 1)
+    ids = torch.stack([first, other, torch.cat([first[:-1], other[:1]])]).to(device) % min(size, len(tokenizer))
+    everywhere, half = torch.ones_like(ids, dtype=torch.bool), torch.full((len(ids),), 0.5, device=device)
     try:
         logits = clean_logits(model, how, ids, everywhere, half)
-    except (TypeError, AssertionError, AttributeError, IndexError, RuntimeError) as error:
+    except (TypeError, AssertionError, AttributeError, LookupError, RuntimeError) as error:
         raise ValueError(
-            f"{type(model).__name__} cannot be called as its family is: {type(error).__name__}: {error}; is `family` "
-            "right?"
+            f"{type(model).__name__} cannot be called as its family is: {type(error).__name__}: {error}; are `family` "
+            "and `dtype` right?"
         ) from error
     fits = isinstance(logits, Tensor) and logits.dim() == 3 and (not sizes or logits.shape[-1] in sizes)
     if not fits:
@@ -150,11 +161,28 @@ def check_model(model: Any, how: ModelFamily, tokenizer: Any) -> None:
         )
     if logits.isnan().any() or (logits == torch.inf).any() or not logits.isfinite().any(-1).all():
         raise ValueError(f"the logits of {type(model).__name__} are not finite; is `dtype` wide enough?")
+    if len(tokenizer) > max(logits.shape[-1], _embedded(model)):
+        raise ValueError(
+            f"`tokenizer` has {len(tokenizer)} tokens, and the model {logits.shape[-1]}; take the model's own."
+        )
     if torch.equal(logits[0], logits[1]):
         raise ValueError(
             f"{type(model).__name__} gives the same logits for different texts; its weights were not trained, or it "
             "does not read `input_ids`."
         )
+    if length > 2 and how.block_size != 1 and torch.equal(logits[0, :-1], logits[2, :-1]):
+        raise ValueError(
+            f"{type(model).__name__} gives the same logits whatever comes behind; an autoregressive model cannot be "
+            "read as one of masked or uniform diffusion."
+        )
+
+
+def _embedded(model: Any) -> int:
+    """Number of tokens that a model has vectors for; 0 where it does not say."""
+    try:
+        return int(model.get_input_embeddings().num_embeddings)
+    except (AttributeError, NotImplementedError):
+        return 0
 
 
 def is_pipeline(path: str, remote: dict[str, Any]) -> bool:

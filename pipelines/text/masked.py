@@ -1,5 +1,6 @@
 """Text generation with a masked diffusion language model."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -23,7 +24,7 @@ from redge_guidance.pipelines.text.calling import BlockReader, WindowReader
 from redge_guidance.pipelines.text.families import ModelFamily, set_mask_token
 from redge_guidance.pipelines.text.loading import longest
 from redge_guidance.pipelines.text.prompts import check_tokenizer
-from redge_guidance.text import end_token_id
+from redge_guidance.text import end_token_id, fixed_before
 
 
 class MaskedTextPipeline(TextPipeline):
@@ -130,7 +131,7 @@ class MaskedTextPipeline(TextPipeline):
             suppress_tokens: token ids that are not generated, beside those that never are (LLaDA's `logits_eos_inf` for
                 the end of the text); None: those of the pipeline.
             late_tokens: token ids that orders by confidence are not sure of, so that they come last (LLaDA's
-                `confidence_eos_eot_inf`, which in the published script acts on the end of the turn alone).
+                `confidence_eos_eot_inf`, whose published script takes the end of the turn alone above temperature 0).
             guidance_scale: classifier-free guidance, `logits = u + guidance_scale * (c - u)`, u with the prompt
                 hidden; 1 is none (LLaDA's `cfg_scale` is smaller by 1).
             use_chat_template: take every prompt for the turn of a user and put it into the chat template of the
@@ -151,6 +152,15 @@ class MaskedTextPipeline(TextPipeline):
         after_step = AfterStep(self, callback_on_step_end, callback_on_step_end_tensor_inputs)
         counts = {"top_k": top_k, "gen_length": gen_length, "block_length": block_length}
         counts["stride_length"] = stride_length
+        if not math.isfinite(guidance_scale):
+            raise ValueError(f"`guidance_scale` must be finite, got {guidance_scale}.")
+        if stride_length is not None and (block_length is not None or stride_length > self._window()):
+            most = (
+                f"<= {self._window()}, the length of the model"
+                if block_length is None
+                else "None beside `block_length`"
+            )
+            raise ValueError(f"`stride_length` must be {most}, got {stride_length}.")
         check_settings(temperature, top_p, counts | {"num_inference_steps": num_inference_steps})
         drawing = self._plan(prompt, gen_length, use_chat_template, generator, stride_length is not None)
         canvas, sample = drawing.canvas, drawing.canvas.ids
@@ -264,7 +274,8 @@ class MaskedTextPipeline(TextPipeline):
     def _ended(self, sample: Tensor, canvas: Canvas, suppress_tokens: list[int] | None) -> Tensor:
         """Rows that have come to their end, with the end-of-text token in what is still hidden."""
         end: Any = end_token_id(self.tokenizer)
-        ended = ((sample == end) & canvas.free).any(-1, keepdim=True)
+        holes = (canvas.free & fixed_before(~canvas.free & canvas.attention_mask)).any(-1, keepdim=True)
+        ended = ((sample == end) & canvas.free).any(-1, keepdim=True) & ~holes
         return sample.masked_fill(ended & self._hidden(sample, canvas.free), end)
 
     def _corrupted_nll(

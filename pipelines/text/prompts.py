@@ -1,6 +1,7 @@
 """Prompts in tokens, and the canvas that they lie on."""
 
 import itertools
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +22,11 @@ def encode(
     beginning-of-text token, where there is one, even if the tokenizer adds none (Dream's `add_bos_token`).
     """
     ids: list[int] = tokenizer(text, add_special_tokens=False).input_ids
+    if allow_mask and "[MASK]" in text and tokenizer.mask_token not in (None, "[MASK]"):
+        warnings.warn(
+            f"`{argument}` holds '[MASK]', which is a word to this model; its mask is {tokenizer.mask_token!r}.",
+            stacklevel=2,
+        )
     reserved = set(tokenizer.all_special_ids) - ({tokenizer.mask_token_id} if allow_mask else set())
     found = [tokenizer.convert_ids_to_tokens(i) for i in ids if i in reserved]
     if found:
@@ -39,6 +45,14 @@ def chat(tokenizer: Any, prompt: str) -> list[int]:
     messages = [{"role": "user", "content": prompt}]
     encoded = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
     return list(encoded["input_ids"])
+
+
+def as_texts(prompt: Any, argument: str = "prompt") -> list[str]:
+    """A text, or several, as a list; a ValueError if they are no strings."""
+    prompts = [prompt] if isinstance(prompt, str) else prompt
+    if not isinstance(prompts, list | tuple) or not all(isinstance(one, str) for one in prompts):
+        raise ValueError(f"`{argument}` must be a string or a list of strings, got {prompt!r}.")
+    return list(prompts)
 
 
 def lay_out(

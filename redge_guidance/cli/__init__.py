@@ -12,7 +12,7 @@ from redge_guidance.config import GuidanceConfig
 from redge_guidance.version import __version__
 
 _DEFAULT_MODEL = "builtin:tatoeba-masked"
-_TEXT_ONLY = ("want", "ban", "min_words", "max_words", "tokenizer", "family")
+_TEXT_ONLY = ("want", "ban", "min_words", "max_words", "tokenizer", "family", "mask_token_id")
 _IMAGE_ONLY = ("out", "class_label")
 
 
@@ -58,6 +58,9 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default=_DEFAULT_MODEL, help="embedded checkpoint, folder, or hub id")
     parser.add_argument("--tokenizer", metavar="NAME", help="folder or hub id, for a model that comes without one")
     parser.add_argument("--family", metavar="NAME", help="how the model is called, where its config does not say it")
+    parser.add_argument(
+        "--mask-token-id", type=int, metavar="N", help="the mask, where config and tokenizer do not say it"
+    )
     parser.add_argument(
         "--reward", help="classifier of texts or images, or CLIP model, named like --model; not given: an embedded one"
     )

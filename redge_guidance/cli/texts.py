@@ -57,7 +57,8 @@ def _load(args: argparse.Namespace) -> tuple[Any, list[tuple[float, Any]]]:
             **trust,
         )
         goals.append((1.0, classifier))
-    named = {name: getattr(args, name) for name in ("tokenizer", "family") if getattr(args, name) is not None}
+    options = ("tokenizer", "family", "mask_token_id")
+    named = {name: getattr(args, name) for name in options if getattr(args, name) is not None}
     pipe = TextPipeline.from_pretrained(args.model, dtype=dtype, **named, **trust).to(device)
     pipe.set_progress_bar_config(disable=not sys.stderr.isatty(), leave=False)
     return pipe, goals

@@ -5,7 +5,9 @@ that nothing is patched for anybody else, and its weights are loaded here, by na
 computed.
 """
 
+from redge_guidance.remote.code import REMOTE
+from redge_guidance.remote.legacy import LegacyCache
 from redge_guidance.remote.loading import is_remote, load_config, load_model
 from redge_guidance.remote.weights import weight_files
 
-__all__ = ["is_remote", "load_config", "load_model", "weight_files"]
+__all__ = ["REMOTE", "LegacyCache", "is_remote", "load_config", "load_model", "weight_files"]

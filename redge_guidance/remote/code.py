@@ -13,6 +13,8 @@ from typing import Any
 
 from redge_guidance.remote.views import view_of
 
+REMOTE = "redge_guidance_remote_"  # how the name of a package of such code begins
+
 
 class RemoteCode:
     """The Python files of a folder, as a package of their own.
@@ -28,7 +30,7 @@ class RemoteCode:
         content = hashlib.sha256(str(folder.resolve()).encode())
         for file in sorted(folder.rglob("*.py")):
             content.update(file.read_bytes())
-        self.package = f"redge_guidance_remote_{content.hexdigest()[:16]}"
+        self.package = f"{REMOTE}{content.hexdigest()[:16]}"
         if self.package not in sys.modules:
             module = ModuleType(self.package, f"Code of the checkpoint {folder}.")
             module.__path__ = [str(folder)]
@@ -45,6 +47,10 @@ class RemoteCode:
             module = _load(f"{self.package}.{name}")
         except ImportError as error:
             raise ValueError(self._explain(name, error)) from error
+        except Exception as error:
+            raise ValueError(
+                f"{name}.py of the checkpoint cannot be run: {type(error).__name__}: {error}; see the checkpoint's card."
+            ) from error
         if module is None or not hasattr(module, kind):
             raise ValueError(f"`auto_map` names {reference}, and {self.folder} has no such class; complete the files.")
         return getattr(module, kind)
@@ -116,5 +122,15 @@ def _import(
         return module
     seen = view_of(name)
     if seen is None:
+        neighbour = _neighbour(name, str((names or {}).get("__package__")))
+        if neighbour is not None:
+            return neighbour
         return builtins.__import__(name, names, local_names, fromlist or (), level)
     return seen if fromlist else view_of(name.partition(".")[0])
+
+
+def _neighbour(name: str, package: str) -> ModuleType | None:
+    """A file beside the importing one that is imported without a dot, unless a library has that name."""
+    if "." in name or not package.startswith(REMOTE) or importlib.util.find_spec(name) is not None:
+        return None
+    return _load(f"{package}.{name}")

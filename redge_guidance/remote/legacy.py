@@ -96,7 +96,27 @@ class LegacyCache(DynamicCache):
         return sum(layer.get_seq_length() > 0 for layer in self.layers)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.layers[index].keys, self.layers[index].values
+        layer: Any = self.layers[index]
+        return layer.keys, layer.values
+
+    def get_usable_length(self, new_seq_length: int, layer_idx: int = 0) -> int:
+        """Tokens that were read; nothing is ever dropped to make room."""
+        return int(self.get_seq_length(layer_idx))
+
+    @property
+    def key_cache(self) -> list[Tensor]:
+        """Keys by layer."""
+        return [self[index][0] for index in range(len(self))]
+
+    @property
+    def value_cache(self) -> list[Tensor]:
+        """Values by layer."""
+        return [self[index][1] for index in range(len(self))]
+
+    @property
+    def seen_tokens(self) -> int:
+        """Tokens that were read."""
+        return int(self.get_seq_length())
 
 
 def default_rope(

@@ -1,6 +1,7 @@
 """Config and weights of a checkpoint with code of its own."""
 
 import sys
+import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from redge_guidance.remote.code import RemoteCode
 from redge_guidance.remote.weights import load_weights, weight_files
 
 _HEADS = ("AutoModelForMaskedLM", "AutoModelForCausalLM", "AutoModel")
+_BUILDING = threading.Lock()
 _CODE = ["*.py", "*.json"]
 
 
@@ -32,6 +34,11 @@ def load_config(path: str, trust_remote_code: bool | None = None, **hub: Any) ->
         OSError: there is no config.
     """
     raw, _ = PretrainedConfig.get_config_dict(path, **hub)
+    if not raw.get("model_type") and not raw.get("auto_map"):
+        raise ValueError(
+            f"{path}/config.json must say the `model_type`, and does not; a model whose class is elsewhere, as SEDD's, "
+            "goes into `from_model`."
+        )
     reference = _reference((raw.get("auto_map") or {}).get("AutoConfig"))
     if not trust_remote_code and is_remote(raw):
         raise ValueError(
@@ -106,12 +113,19 @@ def _generation_config(kind: Any) -> Any:
 
 def _build(kind: Any, config: Any, dtype: torch.dtype) -> Any:
     """The model with parameters that have no memory yet, and buffers that have their values."""
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ValueError(f"`dtype` must be a floating-point torch.dtype, such as torch.bfloat16, got {dtype!r}.")
+    with _BUILDING:  # two threads would each take what the other changes for what there was
+        return _built(kind, config, dtype)
+
+
+def _built(kind: Any, config: Any, dtype: torch.dtype) -> Any:
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
         with _without_advice(), init_empty_weights(include_buffers=False):
             model = kind(config)
-    except (AttributeError, TypeError, KeyError, AssertionError, NotImplementedError) as error:
+    except Exception as error:
         raise ValueError(
             f"{kind.__name__} of the checkpoint cannot be built with the libraries here: {type(error).__name__}: "
             f"{error}; is its config complete?"

@@ -1,6 +1,8 @@
 """Weights by name, from safetensors onto a model that was built for them."""
 
 import json
+import pickle
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,7 +32,7 @@ def weight_files(folder: Path, weights_only: bool = False) -> list[Path]:
     for single, pattern in kinds:
         index = folder / f"{single}.index.json"
         if index.is_file():
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            names = _names_in(index, Path(single).suffix)
             missing = [name for name in names if not (folder / name).is_file()]
             if missing:
                 raise OSError(f"{folder} lacks {', '.join(missing[:3])}, which {index.name} names; download it again.")
@@ -49,6 +51,18 @@ def weight_files(folder: Path, weights_only: bool = False) -> list[Path]:
     raise OSError(f"{folder} has no weights: no model.safetensors, nor shards with their index.")
 
 
+def _names_in(index: Path, end: str) -> list[str]:
+    """The files that an index names, which lie beside it and are of its kind."""
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ValueError(f"{index} must map weights to files, and does not; download it again.") from error
+    wrong = [name for name in names if Path(name).name != name or not name.endswith(end)]
+    if wrong or not names:
+        raise ValueError(f"{index} must name {end} files beside it, got {wrong[0] if wrong else 'none'}.")
+    return names
+
+
 def load_weights(model: Any, files: Sequence[Path], dtype: torch.dtype) -> None:
     """Put the weights of the files into the model, whose parameters have no memory yet, and tie those to be tied.
 
@@ -64,7 +78,8 @@ def load_weights(model: Any, files: Sequence[Path], dtype: torch.dtype) -> None:
     unknown, wrong, state = [], [], {}
     for name, tensor in _tensors(files):
         if name not in known:
-            unknown.append(name)
+            if not any(re.search(pattern, name) for pattern in model._keys_to_ignore_on_load_unexpected or ()):
+                unknown.append(name)
         elif name in wanted:
             here = wanted[name]
             if here.shape != tensor.shape:
@@ -90,7 +105,10 @@ def load_weights(model: Any, files: Sequence[Path], dtype: torch.dtype) -> None:
 def _tensors(files: Sequence[Path]) -> Iterator[tuple[str, Tensor]]:
     for file in files:
         if file.suffix != ".safetensors":
-            yield from torch.load(file, map_location="cpu", weights_only=True).items()
+            try:
+                yield from torch.load(file, map_location="cpu", weights_only=True).items()
+            except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
+                raise ValueError(f"{file} holds more than weights, or is cut off, and was not read.") from error
             continue
         try:
             with safe_open(file, framework="pt") as tensors:

@@ -100,7 +100,9 @@ def test_the_size_of_a_block_is_the_config_s():
     assert family_of(config_of("sdar", block_size=4)).block_size == 4
     assert family_of(config_of("Fast_dLLM_Qwen", bd_size=16)).block_size == 16
     assert family_of(config_of("llada2_moe")).block_size == 32
-    with pytest.raises(ValueError, match="the config of a model of family 'sdar' must say its `block_size`; got None"):
+    with pytest.raises(
+        ValueError, match="the config of a model with blocks of attention must say its `block_size`; got None"
+    ):
         family_of(config_of("sdar"))
 
 

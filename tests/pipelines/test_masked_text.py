@@ -219,8 +219,9 @@ def test_bad_calls(pipe, call, message):
 def test_bad_texts_and_tokenizers(pipe):
     with pytest.raises(ValueError, match=r"`texts` must not contain reserved tokens, got '\[MASK\]'"):
         pipe.nll(["a [MASK]"])
-    with pytest.raises(ValueError, match="token positions and the model has 24"):
-        pipe.nll([" ".join("a" * 24)])
+    with pytest.raises(ValueError, match="needs 25 token positions and the model has 24"):
+        pipe.nll([" ".join("a" * 25)])
+    assert pipe.nll([" ".join("a" * 24)]).isfinite()  # which leaves no room for its end
     tokenizer = word_tokenizer()
     tokenizer.mask_token = None
     with pytest.raises(ValueError, match="`tokenizer` must have a `mask_token_id`, got None"):

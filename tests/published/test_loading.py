@@ -2,7 +2,6 @@
 
 import json
 import os
-import pickle
 import subprocess
 import sys
 import warnings
@@ -11,7 +10,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, GPT2Config, GPT2LMHeadModel
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from redge_guidance import GuidanceConfig, guide
@@ -326,7 +325,7 @@ def test_a_pickle_that_would_run_code_does_not(tmp_path):
     folder, mark = write(tmp_path, "plain"), tmp_path / "ran"
     torch.save(load_file(folder / "model.safetensors") | {"x": Intruder(str(mark))}, folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
-    with pytest.raises(pickle.UnpicklingError):
+    with pytest.raises(ValueError, match="pytorch_model.bin holds more than weights, or is cut off, and was not read"):
         load(folder, weights_only=True)
     assert not mark.exists()
 
@@ -419,7 +418,7 @@ def test_the_tokenizer_that_a_size_of_vocabulary_hints_at(tmp_path):
     folder = write(tmp_path, "timed", tokenizer=False)
     config = json.loads((folder / "config.json").read_text()) | {"vocab_size": 50_258}
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="perhaps 'gpt2', whose vocabulary is of that size"):
+    with pytest.raises(ValueError, match="perhaps 'openai-community/gpt2', whose vocabulary is of that size"):
         load(folder)
 
 
@@ -500,3 +499,63 @@ def test_plain_transformers_does_not_load_them(tmp_path):
         auto = AutoModelForMaskedLM if kind == "timed" else AutoModelForCausalLM
         with pytest.raises((AttributeError, ImportError, KeyError, RuntimeError, TypeError)):
             auto.from_pretrained(folder, trust_remote_code=True)
+
+
+def test_a_model_that_sees_only_what_is_before_is_no_diffusion_model():
+    config = GPT2Config(vocab_size=12, n_positions=16, n_embd=8, n_layer=1, n_head=1, bos_token_id=1, eos_token_id=1)
+    model = GPT2LMHeadModel(config).eval()
+    for family in ("masked-lm", "llada", "dream"):
+        with pytest.raises(
+            ValueError, match="GPT2LMHeadModel gives the same logits whatever comes behind; an autoregr"
+        ):
+            TextPipeline.from_model(model, word_tokenizer(WORDS), family)
+
+
+def test_types_that_are_no_masked_language_model(tmp_path):
+    GPT2Config(vocab_size=12).save_pretrained(tmp_path)
+    word_tokenizer(WORDS).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="a model of type 'gpt2' is not known; read natively are"):
+        load(tmp_path)
+    with pytest.raises(
+        ValueError, match="a model of type 'gpt2' is no masked language model of transformers, and cann"
+    ):
+        load(tmp_path, family="masked-lm")
+    (tmp_path / "config.json").write_text('{"vocab_size": 12}')
+    with pytest.raises(ValueError, match="config.json must say the `model_type`, and does not; a model whose class is"):
+        load(tmp_path)
+
+
+def test_a_tokenizer_that_is_another_model_s(tmp_path):
+    folder = write(tmp_path, "plain")
+    with pytest.raises(ValueError, match="`tokenizer` has 14 tokens, and the model 12; take the model's own"):
+        load(folder, tokenizer=word_tokenizer([*WORDS, "x", "y"]))
+
+
+def test_a_pipeline_around_code_of_a_checkpoint_is_not_saved(tmp_path):
+    pipe = load(write(tmp_path, "plain"))
+    with pytest.raises(ValueError, match="around PlainModelLM, whose code came with its checkpoint, cannot be saved"):
+        pipe.save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ({"suppress_tokens": [99]}, "`suppress_tokens` must be token ids below 12, got 99"),
+        ({"suppress_tokens": "a"}, "`suppress_tokens` must be token ids below 12, got 'a'"),
+        ({"suppress_tokens": list(range(12))}, "`suppress_tokens` must leave a token, got all 12"),
+        ({"late_tokens": [12]}, "`late_tokens` must be token ids below 12, got 12"),
+        ({"prompt": None}, "`prompt` must be a string or a list of strings, got None"),
+        ({"prompt": ["a", 3]}, r"`prompt` must be a string or a list of strings, got \['a', 3\]"),
+    ],
+)
+def test_bad_calls(tmp_path, call, message):
+    pipe = load(write(tmp_path, "plain"))
+    with pytest.raises(ValueError, match=message):
+        pipe(**{"prompt": "a", "gen_length": 3} | call)
+
+
+def test_a_mask_of_another_model_in_a_prompt(tmp_path):
+    pipe = load(write(tmp_path, "timed"), mask_token_id=5)
+    with pytest.warns(UserWarning, match=r"`prompt` holds '\[MASK\]', which is a word to this model; its mask is 'c'"):
+        pipe.canvas(["a [MASK] b"])

@@ -191,7 +191,7 @@ def test_alg_temp_draws_without_replacement_by_the_softmax_of_confidence():
 
 def test_a_model_of_shifted_logits_begins_with_its_token(tmp_path):
     """Dream's `add_bos_token`: there is nothing that position 0 could be predicted from."""
-    tokenizer = word_tokenizer([*WORDS, "[BOS]"])
+    tokenizer = word_tokenizer(WORDS)
     how = ModelFamily(shift_logits=True, attention="none")
     model = reference("plain")
     model.config.vocab_size = None

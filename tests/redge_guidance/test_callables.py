@@ -2,6 +2,7 @@
 
 import copy
 import re
+import types
 from pathlib import Path
 
 import pytest
@@ -163,7 +164,8 @@ class Dream:
 
     def __init__(self):
         self.model = tiny_pipeline().model
-        self.generation_config = DreamConfig(mask_token_id=2)
+        self.config = types.SimpleNamespace(mask_token_id=2)
+        self.generation_config = DreamConfig()
 
     @torch.no_grad()
     def diffusion_generate(self, inputs, generation_config=None, **kwargs):

@@ -4,6 +4,7 @@ from transformers import AutoImageProcessor, AutoTokenizer
 
 from redge_guidance.rewards import CLIPReward, ImageClassifierReward, TextClassifierReward
 from redge_guidance.rewards.loading import LoadedReward
+from tests.helpers.tiny import tiny_pipeline, word_tokenizer
 
 
 class Loader:
@@ -13,8 +14,9 @@ class Loader:
 
     @classmethod
     def from_pretrained(cls, path, **kwargs):
+        assert kwargs.pop("output_loading_info")
         cls.asked = kwargs
-        return torch.nn.Linear(1, 1)
+        return torch.nn.Linear(1, 1), {"missing_keys": ["pooler.dense.weight"]}
 
 
 class Made(LoadedReward):
@@ -61,3 +63,14 @@ def test_every_processor_is_told_whether_code_is_trusted(kind, loaders, monkeypa
         monkeypatch.setattr(loader, "from_pretrained", lambda path, loader=loader, **hub: asked.append((loader, hub)))
     kind.processors("org/model", {"trust_remote_code": False, "revision": "r"})
     assert asked == [(loader, {"trust_remote_code": False, "revision": "r"}) for loader in loaders]
+
+
+def test_a_head_that_would_be_random_is_none(tmp_path):
+    """A generator in the place of a classifier: transformers would draw the head at random."""
+    model = tiny_pipeline().model
+    model.save_pretrained(tmp_path)
+    word_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(
+        ValueError, match="lacks .*classifier.*would be random; it is no model for TextClassifierReward"
+    ):
+        TextClassifierReward.from_pretrained(tmp_path, label=0)
