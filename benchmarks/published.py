@@ -127,7 +127,7 @@ def main() -> None:
         "einops": _version("einops"),
         "public": COMMITS,
         "checkpoints": {name: code for name, code in codes.items() if code},
-        "notes": notes.splitlines()[2:],
+        "notes": [line for line in notes.splitlines() if line.startswith("- **")],
         "rows": [row.as_dict() for row in rows],
     }  # fmt: skip
     save(args.output, report)
