@@ -1,9 +1,11 @@
 """Do published models load, and are they read as their authors read them? The pipelines beside the authors' own code.
 
-`--public` is a folder with clones or exports of the public repositories (their names are in `COMMITS`; only code is
-needed). Around their code tiny random checkpoints in the layout of the hub are written, and what the authors' classes
-and samplers give is computed in `--reference`, the Python of another environment with transformers 4, where that code
-loads as it is (pip install "transformers<5" torch einops omegaconf). No line of it is part of this repository.
+`--public` is a folder with clones or exports of the public repositories that `COMMITS` names, of which only code is
+needed; Fast_dLLM_v2_7B is a folder of the hub, of which a public copy served. Around their code tiny random checkpoints
+in the layout of the hub are written, and what the authors' classes and samplers give is computed in `--reference`, the
+Python of another environment with transformers 4, where that code loads as it is (pip install "transformers<5" torch
+einops omegaconf). The environment of this script needs einops, which some of that code imports, and for SEDD omegaconf.
+No line of that code is part of this repository.
 
     python benchmarks/published.py --public PUBLIC --reference PYTHON
     python benchmarks/published.py --public PUBLIC --reference PYTHON --build FOLDER    # only write the checkpoints
@@ -27,14 +29,15 @@ from report import environment, save
 HERE = Path(__file__).parent / "originals"
 sys.path.insert(0, str(HERE))
 import authors  # noqa: E402
+import stand_ins  # noqa: E402
 from comparison import Row, compare, from_memory, load_pipeline  # noqa: E402
 
 COMMITS = {
     "LLaDA": "b7e6c3565f", "dllm": "ca176752fb", "Dream": "fac0a7f266", "mdlm": "c112c526d1",
     "discrete-diffusion-guidance": "edb0f8c28b", "duo": "7c9b498f5b", "bd3lms": "1c3e8f43d8", "SDAR": "c2041a8333",
-    "Fast-dLLM": "24cc59e75f", "Score-Entropy-Discrete-Diffusion": "0605786da5",
+    "Fast-dLLM": "24cc59e75f", "Fast_dLLM_v2_7B": "Satgoy152/DualDiffusion 189fa7a",
+    "Score-Entropy-Discrete-Diffusion": "0605786da5",
 }  # fmt: skip
-MISSING = {"fast-dllm-v2": "its code is on the hub only, not in NVlabs/Fast-dLLM"}
 CHECKS = ("plain transformers", "loads", "logits", "greedy", "law", "bound", "guided")
 
 
@@ -50,10 +53,8 @@ def loader(name: str, folder: Path, public: Path) -> Any:
         return lambda: load_pipeline(name, folder)
 
     def load() -> Any:
-        import stand_ins
-
-        stand_ins.install()
-        (model,) = authors.load(public / "Score-Entropy-Discrete-Diffusion", "model")
+        with stand_ins.installed():
+            (model,) = authors.load(public / "Score-Entropy-Discrete-Diffusion", "model")
         return from_memory(model.SEDD.from_pretrained(folder), folder, "sedd")
 
     return load
@@ -115,7 +116,6 @@ def main() -> None:
                 folder = checkpoints / file.stem
                 rows += compare(file.stem, folder, torch.load(file), loader(file.stem, folder, public))
                 print(table([row for row in rows if row.checkpoint == file.stem]).splitlines()[-1], flush=True)
-        rows += [Row(name, "reference", "", {}, None, None, why) for name, why in MISSING.items()]
         notes = (checkpoints / "NOTES.md").read_text()
         codes = {row.checkpoint: digest(checkpoints / row.checkpoint) for row in rows}
     report = environment("transformers", "diffusers") | {
@@ -127,7 +127,7 @@ def main() -> None:
         "einops": _version("einops"),
         "public": COMMITS,
         "checkpoints": {name: code for name, code in codes.items() if code},
-        "notes": notes.splitlines(),
+        "notes": [line for line in notes.splitlines() if line.startswith("- **")],
         "rows": [row.as_dict() for row in rows],
     }  # fmt: skip
     save(args.output, report)

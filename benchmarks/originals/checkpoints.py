@@ -11,98 +11,16 @@ import argparse
 import json
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import stand_ins
-import torch
 from safetensors.torch import save_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoConfig
-from transformers.dynamic_module_utils import get_class_from_dynamic_module
+from tokenizers import Tokenizer
+from writing import copy, fill, trained, write_fast_tokenizer, write_json, write_slow_tokenizer, write_weights
 
-LINES = [
-    "the cat sat on the mat and the dog sat on the cat",
-    "my brother likes music and my sister likes the sea",
-    "one day the rain will stop and we will go home again",
-    "she said that he had read the red book in the morning",
-]
 WRAPPERS = Path(__file__).parent / "wrappers"
 
-
-# ---------------------------------------------------------------------------------------------- weights and tokenizers
-def fill(module: torch.nn.Module, seed: int = 0) -> None:
-    """Random weights in the place of the initial ones, so large that logits differ clearly."""
-    generator = torch.Generator().manual_seed(seed)
-    for name, parameter in sorted(module.named_parameters()):
-        noise = torch.randn(parameter.shape, generator=generator)
-        if parameter.ndim > 1:
-            scale = 0.5 if "embed" in name or "wte" in name else 0.08 if "adaLN" in name else 0.25
-            parameter.data = scale * noise
-        else:
-            parameter.data = 0.2 * noise + name.endswith("weight")  # vectors called weight belong to norms
-
-
-def trained(special: list[str], size: int = 90) -> Tokenizer:
-    """A byte-level tokenizer of a few lines of text; `special` tokens get the last ids, in order."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = ["Ġ", "Ċ", *"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.,!?_"]
-    trainer = trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False)
-    tokenizer.train_from_iterator(LINES, trainer)
-    tokenizer.add_special_tokens(special)
-    return tokenizer
-
-
-def write_fast_tokenizer(folder: Path, special: list[str], **settings: object) -> Tokenizer:
-    tokenizer = trained(special)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **settings}
-    write_json(folder / "tokenizer_config.json", config)
-    return tokenizer
-
-
-def write_slow_tokenizer(folder: Path, special: list[str], settings: dict) -> Tokenizer:
-    """vocab.json and merges.txt, as Qwen's tokenizers want them, with `settings` for the rest."""
-    tokenizer = trained(special)
-    model = json.loads(tokenizer.to_str())["model"]
-    write_json(folder / "vocab.json", model["vocab"])
-    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
-    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
-    decoder = {
-        str(tokenizer.token_to_id(token)): {"content": token, "special": True, "lstrip": False, "normalized": False,
-                                            "rstrip": False, "single_word": False}
-        for token in special
-    }  # fmt: skip
-    write_json(folder / "tokenizer_config.json", settings | {"added_tokens_decoder": decoder})
-    return tokenizer
-
-
-def write_json(path: Path, content: object) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n")
-
-
-def copy(folder: Path, *files: Path) -> None:
-    for file in files:
-        shutil.copy(file, folder / file.name)
-
-
-def write_weights(folder: Path, reference: str, likely: Sequence[int] = (), **settings: object) -> None:
-    """The weights of the class that `reference` ("file.Class") names, random, in model.safetensors.
-
-    Rows of the head of the `likely` tokens are larger, so that they are often the first choice.
-    """
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=True, **settings)
-    model = get_class_from_dynamic_module(reference, folder)(config)
-    fill(model)
-    if likely:
-        model.get_output_embeddings().weight.data[list(likely)] *= 2.5
-    state = {name: tensor.contiguous().clone() for name, tensor in model.state_dict().items()}
-    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-
-
-# -------------------------------------------------------------------------------------------------------- the families
 LLADA_TOKENS = ["<|startoftext|>", "<|endoftext|>", "[CLS]", "[gMASK]", "<|start_header_id|>", "<|end_header_id|>",
                 "<|eot_id|>", "<|mdm_mask|>"]  # fmt: skip
 LLADA_CHAT = (
@@ -344,6 +262,27 @@ def sdar(public: Path, folder: Path) -> str:
     )
 
 
+def fast_dllm_v2(public: Path, folder: Path) -> str:
+    """From a folder like the hub's Efficient-Large-Model/Fast_dLLM_v2_7B; its code is in no public repository."""
+    code = public / "Fast_dLLM_v2_7B"
+    copy(folder, code / "configuration.py", code / "modeling.py")
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "|<MASK>|"]
+    tokens = write_slow_tokenizer(folder, special, json.loads((code / "tokenizer_config.json").read_text()))
+    end, pad = tokens.token_to_id("<|im_end|>"), tokens.token_to_id("<|endoftext|>")
+    write_json(folder / "config.json", json.loads((code / "config.json").read_text()) | {
+        "bos_token_id": pad, "eos_token_id": end, "pad_token_id": end, "hidden_size": 64, "intermediate_size": 96,
+        "layer_types": ["full_attention"] * 2, "max_position_embeddings": 128, "max_window_layers": 2,
+        "num_attention_heads": 4, "num_hidden_layers": 2, "num_key_value_heads": 2, "torch_dtype": "float32",
+        "vocab_size": 104,
+    })  # fmt: skip
+    write_weights(folder, "modeling.Fast_dLLM_QwenForCausalLM")
+    return (
+        "a public copy of the hub's folder, whose generate got an option `steps` that is not used; its config and "
+        "tokenizer_config with small sizes; class Fast_dLLM_QwenForCausalLM; AutoModel is the headless class; neither "
+        "config nor tokenizer name the mask token; blocks of 32"
+    )
+
+
 def llada2(public: Path, folder: Path) -> str:
     code = public / "dllm/dllm/pipelines/llada2/models"
     copy(folder, code / "configuration_llada2_moe.py", code / "modeling_llada2_moe.py")
@@ -397,11 +336,8 @@ def sedd(public: Path, folder: Path) -> str:
 FAMILIES: dict[str, Callable[[Path, Path], str]] = {
     "llada": llada, "llada-moe": llada_moe, "dream": dream, "mdlm": mdlm, "mdlm-time": mdlm_time, "udlm": udlm,
     "udlm-no-time": udlm_no_time, "udlm-classes": udlm_classes, "duo": duo, "bd3lm": bd3lm,
-    "bd3lm-var-min": bd3lm_var_min, "sdar": sdar, "llada2": llada2, "sedd": sedd,
+    "bd3lm-var-min": bd3lm_var_min, "sdar": sdar, "llada2": llada2, "fast-dllm-v2": fast_dllm_v2, "sedd": sedd,
 }  # fmt: skip
-IMPOSSIBLE = {
-    "fast-dllm-v2": "its code (modeling.py, configuration.py) is on the hub only, not in NVlabs/Fast-dLLM",
-}
 
 
 def build(public: Path, to: Path) -> None:
@@ -425,7 +361,6 @@ def build(public: Path, to: Path) -> None:
             shutil.rmtree(folder)
             notes.append(f"- **{name}**: impossible, {type(error).__name__}: {str(error).splitlines()[0]}")
         print(notes[-1], flush=True)
-    notes += [f"- **{name}**: impossible, {why}." for name, why in IMPOSSIBLE.items()]
     (to / "NOTES.md").write_text("\n".join(notes) + "\n")
 
 

@@ -107,6 +107,19 @@ def install() -> None:
 
 
 @contextlib.contextmanager
+def installed() -> Iterator[None]:
+    """`install` for a while: code that loads meanwhile keeps what it imported, nothing else sees it."""
+    before = set(sys.modules)
+    install()
+    try:
+        yield
+    finally:
+        for name in set(sys.modules) - before:
+            if name.partition(".")[0] == "flash_attn":
+                del sys.modules[name]
+
+
+@contextlib.contextmanager
 def triton_names() -> Iterator[None]:
     """Decorators called as triton's, which leave the kernels as plain functions, unless triton is there."""
     if not _missing("triton"):
