@@ -1,5 +1,6 @@
 """What the loops of all pipelines share: checks of the settings, randomness by row, the callback after a step."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,8 +12,15 @@ Callback = Callable[[Any, int, Any, dict[str, Any]], dict[str, Any] | None]
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
-def check_settings(temperature: float | Sequence[float], top_p: float | None, counts: dict[str, int | None]) -> None:
-    """A ValueError if a `temperature`, `top_p` or one of `counts`, by name, is out of range; None is in range."""
+def check_settings(
+    temperature: float | Sequence[float],
+    top_p: float | None,
+    counts: dict[str, int | None],
+    guidance_scale: float = 1.0,
+) -> None:
+    """A ValueError if one of these, `counts` by name, is out of range; None is in range."""
+    if not math.isfinite(guidance_scale):
+        raise ValueError(f"`guidance_scale` must be finite, got {guidance_scale}.")
     for one in temperature if isinstance(temperature, Sequence) else [temperature]:
         if not 0 <= one < float("inf"):
             raise ValueError(f"`temperature` must be >= 0, got {one}; 0 is greedy.")
@@ -38,6 +46,12 @@ def forbid(logits: Tensor, suppress_tokens: Sequence[int], reserved: Sequence[in
     if len(suppressed) >= vocabulary:
         raise ValueError(f"`suppress_tokens` must leave a token, got all {vocabulary}.")
     return logits.index_fill(-1, torch.tensor(suppressed, dtype=torch.long, device=logits.device), -torch.inf)
+
+
+def check_late_tokens(late_tokens: Sequence[int] | None, order: str) -> None:
+    """A ValueError where they would be ignored, in an order that is not by confidence."""
+    if late_tokens and order not in ("confidence", "maskgit_plus", "entropy", "topk_margin"):
+        raise ValueError(f"`late_tokens` needs an `unmasking_order` by confidence, got {order!r}; leave them out.")
 
 
 def check_generators(generator: Generators, batch: int) -> None:

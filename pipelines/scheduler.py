@@ -14,8 +14,6 @@ from torch import Tensor
 
 from redge_guidance.pipelines.sampling import Generators, check_token_ids, kept_logits, multinomial, uniform
 from redge_guidance.pipelines.schedules import COUNTINGS, SCHEDULES, visible_share, visible_tokens
-
-# Pipelines that were saved before it had a file of its own name it here.
 from redge_guidance.pipelines.uniform_scheduler import UniformDiffusionScheduler as UniformDiffusionScheduler
 
 _BY_CONFIDENCE = ("confidence", "maskgit_plus", "entropy", "topk_margin")
@@ -184,8 +182,6 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
                 f'`ranks` must be {tuple(sample.shape)} for the order "halton", which is one of grids, got {found}; '
                 "take another `unmasking_order` where there is no grid, as in texts."
             )
-        if late_tokens and self.config.unmasking_order not in _BY_CONFIDENCE:
-            raise ValueError(f"`late_tokens` needs an order by confidence, got {self.config.unmasking_order!r}.")
         t = float(timestep)
         s = max(self.config.eps, t - (1 - self.config.eps) / self.num_inference_steps)
         free = torch.ones_like(sample, dtype=torch.bool) if free is None else free

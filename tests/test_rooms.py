@@ -132,6 +132,7 @@ THEIRS = {
     "_execution_device",
     "_committed",
     "_attn_implementation",
+    "_keys_to_ignore_on_load_unexpected",
     "_orig_mod",
     "_softmax_backward_data",
 }

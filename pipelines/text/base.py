@@ -155,14 +155,14 @@ class TextPipeline(Drawer, DiffusionPipeline):
     ) -> Tensor:
         """Upper bound on `-log p(text)`, or `-log p(text | prompt)`: the negative ELBO, by Monte Carlo, unbiased.
 
-        With k of a text's C positions hidden, k uniform on 1..C, it is of masked diffusion
-        `E[(C / k) * sum over hidden i of -log p(x_i | visible)]` (arXiv 2406.03736, equation 5), summed over the blocks
-        where attention is block-causal (a model that is told the time is told k / C); of uniform diffusion the bound of UDLM in continuous time
-        (`uniform_posterior.elbo_rate`). Without prompts all positions of the canvas count, the end of the text and what
-        follows it too, only a beginning-of-text token does not, nor the first token where logits are shifted and
-        nothing comes before it. The canvas is the pipeline's, or for a longer text its own length and one for the end,
-        if the model has room for it. With prompts the tokens of the text itself count, and nothing else is on the
-        canvas (LLaDA's `get_log_likelihood`).
+        With k of a text's C positions hidden, k uniform on 1..C, it is of masked diffusion `E[(C / k) * sum
+        over hidden i of -log p(x_i | visible)]` (arXiv 2406.03736, equation 5), summed over the blocks where
+        attention is block-causal, and a model that is told the time is told k / C; of uniform diffusion the
+        bound of UDLM in continuous time (`uniform_posterior.elbo_rate`). Without prompts all positions of the
+        canvas count, the end of the text and what follows it too, only a beginning-of-text token does not, nor
+        the first token where logits are shifted and nothing comes before it. The canvas is the pipeline's, or
+        for a longer text its own length and one for the end, if the model has room for it. With prompts the
+        tokens of the text itself count, and nothing else is on the canvas (LLaDA's `get_log_likelihood`).
 
         Args:
             texts: strings.
@@ -179,7 +179,7 @@ class TextPipeline(Drawer, DiffusionPipeline):
         """
         texts = as_texts(texts, "texts")
         check_settings(1.0, None, {"num_corruptions": num_corruptions, "batch_size": batch_size})
-        generator = torch.Generator().manual_seed(0) if generator is None else generator
+        generator = generator or torch.Generator().manual_seed(0)
         settings = (self._family.shift_logits, self.config.length, longest(self.model))
         rows = scored_rows(self.tokenizer, texts, prompts, *settings)
         total = torch.zeros(len(texts))
@@ -228,11 +228,8 @@ class TextPipeline(Drawer, DiffusionPipeline):
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         """As in diffusers; a ValueError for a model whose code came with its checkpoint."""
-        if type(self.model).__module__.startswith(REMOTE):
-            raise ValueError(
-                f"a pipeline around {type(self.model).__name__}, whose code came with its checkpoint, cannot be saved; "
-                "load the checkpoint again."
-            )
+        if (kind := type(self.model)).__module__.startswith(REMOTE):
+            raise ValueError(f"a pipeline around {kind.__name__}, with code of its checkpoint, cannot be saved.")
         super().save_pretrained(save_directory, *args, **kwargs)
 
     def _without_suppressed(self, logits: Tensor, suppress_tokens: Sequence[int] | None = None) -> Tensor:
@@ -253,9 +250,8 @@ class TextPipeline(Drawer, DiffusionPipeline):
             ValueError: a prompt that is too long, unless `any_length`, holds a reserved token, or leaves nothing that a
                 model of shifted logits could predict the first token from.
         """
-        canvas = lay_out(self.tokenizer, self._family, prompts, self.config.length, gen_length, use_chat_template).to(
-            self._execution_device
-        )
+        settings = (self.config.length, gen_length, use_chat_template)
+        canvas = lay_out(self.tokenizer, self._family, prompts, *settings).to(self._execution_device)
         if not any_length:
             self._check_length(canvas.ids.shape[1])
         return canvas

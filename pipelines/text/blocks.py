@@ -50,6 +50,14 @@ def strides(free: Tensor, attention_mask: Tensor, window: int, stride_length: in
     return [free & (number == i) for i in number[free].unique().tolist()] or [free]
 
 
+def check_stride(stride_length: int, block_length: int | None, window: int) -> None:
+    """A ValueError if strides are longer than what the model sees, or blocks are asked for as well."""
+    if block_length is not None:
+        raise ValueError(f"`stride_length` must be None beside `block_length`, got {stride_length}.")
+    if stride_length > window:
+        raise ValueError(f"`stride_length` must be <= {window}, the positions of the model, got {stride_length}.")
+
+
 def stretches(start: int, length: int, block_size: int | None) -> list[tuple[int, int]]:
     """First and last position (excluded) of what is hidden together behind `start`: blocks of attention, or all."""
     size = block_size or length

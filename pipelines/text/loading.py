@@ -84,14 +84,14 @@ def load_language_model(
 
 
 def _load_native(path: str, config: Any, dtype: torch.dtype, weights_only: bool, options: Mapping[str, Any]) -> Any:
-    if os.path.isdir(path):
-        weight_files(Path(path), weights_only)
-    safe = {} if weights_only else {"use_safetensors": True}
     if type(config) not in MODEL_FOR_MASKED_LM_MAPPING:
         raise ValueError(
             f"a model of type {config.model_type!r} is no masked language model of transformers, and cannot be read as "
             "one: it may be autoregressive, or none of texts."
         )
+    if os.path.isdir(path):
+        weight_files(Path(path), weights_only)
+    safe = {} if weights_only else {"use_safetensors": True}
     model, info = AutoModelForMaskedLM.from_pretrained(
         path, dtype=dtype, output_loading_info=True, **(safe | dict(options))
     )

@@ -1,6 +1,5 @@
 """Text generation with a masked diffusion language model."""
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -9,12 +8,13 @@ import torch
 from torch import Tensor
 
 from redge_guidance.pipelines.drawing import Canvas
-from redge_guidance.pipelines.sampling import AfterStep, Callback, Generators, check_settings
+from redge_guidance.pipelines.sampling import AfterStep, Callback, Generators, check_late_tokens, check_settings
 from redge_guidance.pipelines.scheduler import MaskedDiffusionScheduler
 from redge_guidance.pipelines.text.base import TextPipeline, TextPipelineOutput
 from redge_guidance.pipelines.text.blocks import (
     aligned_blocks,
     check_independent,
+    check_stride,
     split_into_blocks,
     steps_of_blocks,
     stretches,
@@ -151,17 +151,11 @@ class MaskedTextPipeline(TextPipeline):
         top_p = self.config.top_p if top_p is None else top_p
         after_step = AfterStep(self, callback_on_step_end, callback_on_step_end_tensor_inputs)
         counts = {"top_k": top_k, "gen_length": gen_length, "block_length": block_length}
-        counts["stride_length"] = stride_length
-        if not math.isfinite(guidance_scale):
-            raise ValueError(f"`guidance_scale` must be finite, got {guidance_scale}.")
-        if stride_length is not None and (block_length is not None or stride_length > self._window()):
-            most = (
-                f"<= {self._window()}, the length of the model"
-                if block_length is None
-                else "None beside `block_length`"
-            )
-            raise ValueError(f"`stride_length` must be {most}, got {stride_length}.")
-        check_settings(temperature, top_p, counts | {"num_inference_steps": num_inference_steps})
+        counts |= {"stride_length": stride_length, "num_inference_steps": num_inference_steps}
+        check_settings(temperature, top_p, counts, guidance_scale)
+        check_late_tokens(late_tokens, self.scheduler.config.unmasking_order)
+        if stride_length is not None:
+            check_stride(stride_length, block_length, self._window())
         drawing = self._plan(prompt, gen_length, use_chat_template, generator, stride_length is not None)
         canvas, sample = drawing.canvas, drawing.canvas.ids
         length = self.config.block_length if block_length is None else block_length
@@ -238,8 +232,7 @@ class MaskedTextPipeline(TextPipeline):
         return window
 
     def _hidden(self, sample: Tensor, block: Tensor) -> Tensor:
-        hidden: Tensor = (sample == self.tokenizer.mask_token_id) & block
-        return hidden
+        return (sample == int(self.tokenizer.mask_token_id)) & block
 
     def _reader(
         self,

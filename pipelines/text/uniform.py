@@ -177,8 +177,8 @@ class UniformTextPipeline(TextPipeline):
             top_k: draw from the k likeliest tokens only.
             class_labels: of a model of classes (UDLM's `cond`), one for all texts or one each; None: no class.
             guidance_scale: classifier-free guidance, `logits = u + guidance_scale * (c - u)` of the model's own
-                prediction, u without the class; 1 is none. (UDLM's `gamma` mixes the posteriors of a step instead, which
-                is another law but for 0 and 1.)
+                prediction, u without the class; 1 is none. (UDLM's `gamma` mixes the posteriors of a step instead,
+                which is another law but for 0 and 1.)
             noise_removal: the last step, `"ancestral"`, drawn as the others, or `"greedy"`, the likeliest tokens of the
                 model's own prediction (Duo).
             use_chat_template: take every prompt for the turn of a user and put it into the chat template of the

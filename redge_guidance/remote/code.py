@@ -49,7 +49,7 @@ class RemoteCode:
             raise ValueError(self._explain(name, error)) from error
         except Exception as error:
             raise ValueError(
-                f"{name}.py of the checkpoint cannot be run: {type(error).__name__}: {error}; see the checkpoint's card."
+                f"{name}.py of the checkpoint cannot be run: {type(error).__name__}: {error}; see the model's card."
             ) from error
         if module is None or not hasattr(module, kind):
             raise ValueError(f"`auto_map` names {reference}, and {self.folder} has no such class; complete the files.")

@@ -90,9 +90,10 @@ def load_model(
     files = weight_files(folder, weights_only)
     if attn_implementation is not None:
         config._attn_implementation = attn_implementation
-    model = _build(kind, config, dtype)
+    with _BUILDING:  # two threads would each take what the other changes for what there was
+        model = _build(kind, config, dtype)
+        load_weights(model, files, dtype)
     device = None if device_map is None or isinstance(device_map, dict) or device_map in ("auto",) else device_map
-    load_weights(model, files, dtype)
     if device is not None:
         model.to(device)
     elif device_map is not None:
@@ -115,11 +116,6 @@ def _build(kind: Any, config: Any, dtype: torch.dtype) -> Any:
     """The model with parameters that have no memory yet, and buffers that have their values."""
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise ValueError(f"`dtype` must be a floating-point torch.dtype, such as torch.bfloat16, got {dtype!r}.")
-    with _BUILDING:  # two threads would each take what the other changes for what there was
-        return _built(kind, config, dtype)
-
-
-def _built(kind: Any, config: Any, dtype: torch.dtype) -> Any:
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:

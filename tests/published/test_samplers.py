@@ -326,6 +326,32 @@ def test_blocks_are_counted_from_the_first_token_of_a_row():
         aligned_blocks(free, text, 3, 4, leading_token=False)
 
 
+def test_strides_are_for_models_that_see_the_whole(tmp_path):
+    pipe = load(tmp_path, "blocks")
+    with pytest.raises(ValueError, match="`stride_length` needs a model .* that sees all of them"):
+        pipe(PROMPT, gen_length=100, stride_length=4)
+    pipe.scheduler = MaskedDiffusionScheduler(unmasking_order="random")
+    with pytest.raises(ValueError, match="`late_tokens` needs an `unmasking_order` by confidence, got 'random'"):
+        pipe(PROMPT, gen_length=4, late_tokens=[EOS])
+
+
+def test_an_end_that_is_filled_in_ends_nothing(tmp_path):
+    pipe = load(tmp_path, "blocks")
+    hidden = []
+    pipe.callback = None
+
+    def callback(pipe, step, t, tensors):
+        sample = tensors["sample"].clone()
+        sample[0, 1] = EOS  # whatever the model says: the first hole is an end
+        hidden.append((sample == MASK).sum().item())
+        return {"sample": sample}
+
+    found = pipe("a [MASK] b c d [MASK] e [MASK]", temperature=0.0, callback_on_step_end=callback)
+    assert hidden[0] == 2
+    assert (found.sequences == MASK).sum() == 0
+    assert pipe.nll("", prompts="a").item() == 0
+
+
 def test_a_canvas_ends_with_a_block(tmp_path):
     pipe = load(tmp_path, "blocks")
     assert pipe.canvas([PROMPT], gen_length=2).ids.shape[1] == 8
