@@ -142,7 +142,7 @@ def scored_rows(
         start, ids = encode(tokenizer, text, "texts", allow_mask=False, needs_start=shifted)
         if prompt is None:
             taken = len(start + ids)
-            ids += [end] * (max(length, taken + (taken != longest)) - taken)
+            ids += [end] * (max(length, taken + (longest is None or taken < longest)) - taken)
         else:
             start, given = encode(tokenizer, prompt, "prompts", allow_mask=False, needs_start=shifted)
             start = start + given
