@@ -48,12 +48,6 @@ def forbid(logits: Tensor, suppress_tokens: Sequence[int], reserved: Sequence[in
     return logits.index_fill(-1, torch.tensor(suppressed, dtype=torch.long, device=logits.device), -torch.inf)
 
 
-def check_late_tokens(late_tokens: Sequence[int] | None, order: str) -> None:
-    """A ValueError where they would be ignored, in an order that is not by confidence."""
-    if late_tokens and order not in ("confidence", "maskgit_plus", "entropy", "topk_margin"):
-        raise ValueError(f"`late_tokens` needs an `unmasking_order` by confidence, got {order!r}; leave them out.")
-
-
 def check_generators(generator: Generators, batch: int) -> None:
     """A ValueError if `generator` is a list, and not one of a different torch.Generator for each of `batch` samples."""
     if generator is None or isinstance(generator, torch.Generator):

@@ -182,6 +182,8 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
                 f'`ranks` must be {tuple(sample.shape)} for the order "halton", which is one of grids, got {found}; '
                 "take another `unmasking_order` where there is no grid, as in texts."
             )
+        if late_tokens and self.config.unmasking_order not in _BY_CONFIDENCE:
+            raise ValueError(f"`late_tokens` needs an order by confidence, got {self.config.unmasking_order!r}.")
         t = float(timestep)
         s = max(self.config.eps, t - (1 - self.config.eps) / self.num_inference_steps)
         free = torch.ones_like(sample, dtype=torch.bool) if free is None else free

@@ -16,7 +16,15 @@ from redge_guidance.pipelines.drawing import Canvas, Drawer, Drawing
 from redge_guidance.pipelines.sampling import Generators, check_generators, check_settings, forbid
 from redge_guidance.pipelines.text.calling import clean_logits
 from redge_guidance.pipelines.text.families import FAMILIES, ModelFamily, with_config
-from redge_guidance.pipelines.text.loading import check_model, is_pipeline, load_language_model, longest, read_config
+from redge_guidance.pipelines.text.loading import (
+    check_length,
+    check_model,
+    is_pipeline,
+    load_language_model,
+    longest,
+    pipeline_options,
+    read_config,
+)
 from redge_guidance.pipelines.text.prompts import as_texts, lay_out, scored_rows
 from redge_guidance.remote import REMOTE
 from redge_guidance.text import reserved_token_ids, text_mask
@@ -68,8 +76,7 @@ class TextPipeline(Drawer, DiffusionPipeline):
 
         A model may be any masked language model of transformers, or one of a family that comes with code of its own,
         for transformers 4 or 5: LLaDA, Dream, MDLM, BD3-LM, SDAR, Fast-dLLM v2, LLaDA2, UDLM and Duo are told by their
-        config, others by `family`. A model of a known family gets its
-        authors' own sampler. It is called once, to see that it is what it was taken for.
+        config, others by `family`. It gets its authors' own sampler, and is called once, to see what it is.
 
         Args:
             name: embedded checkpoint, folder, or hub id.
@@ -103,9 +110,9 @@ class TextPipeline(Drawer, DiffusionPipeline):
                 if kind is TextPipeline:
                     raise ValueError(f"`{name}` is for {stored}, which makes no texts; call {stored}.from_pretrained.")
                 _check_kind(name, cls, kind)
-                if trust_remote_code:
-                    kwargs["trust_remote_code"] = True
-                return kind._load(path, dtype=dtype, **kwargs)
+                fixed = {"family": family, "mask_token_id": mask_token_id, "weights_only": weights_only or None}
+                more = pipeline_options(name, tokenizer, trust_remote_code, fixed)
+                return kind._load(path, dtype=dtype, **more, **kwargs)
             config, how = read_config(path, family, trust_remote_code, kwargs)
             _check_kind(name, cls, _kind_of(how))
             options = (dtype, tokenizer, trust_remote_code, weights_only, kwargs)
@@ -184,7 +191,7 @@ class TextPipeline(Drawer, DiffusionPipeline):
         rows = scored_rows(self.tokenizer, texts, prompts, *settings)
         total = torch.zeros(len(texts))
         for length, start in sorted({(len(ids), start) for ids, start in rows}):
-            self._check_length(length)
+            check_length(self.model, length)
             if length <= start:
                 continue  # nothing of an empty text is to be predicted
             members = [i for i, (ids, first) in enumerate(rows) if (len(ids), first) == (length, start)]
@@ -253,7 +260,7 @@ class TextPipeline(Drawer, DiffusionPipeline):
         settings = (self.config.length, gen_length, use_chat_template)
         canvas = lay_out(self.tokenizer, self._family, prompts, *settings).to(self._execution_device)
         if not any_length:
-            self._check_length(canvas.ids.shape[1])
+            check_length(self.model, canvas.ids.shape[1])
         return canvas
 
     def _plan(
@@ -277,14 +284,6 @@ class TextPipeline(Drawer, DiffusionPipeline):
         rows = [row[keep].tolist() for row, keep in zip(sequences, mask, strict=True)]
         texts: list[str] = self.tokenizer.batch_decode(rows, skip_special_tokens=True) if rows else []
         return TextPipelineOutput(sequences=sequences, texts=texts) if return_dict else (sequences, texts)
-
-    def _check_length(self, length: int) -> None:
-        most = longest(self.model)
-        if most is not None and length > most:
-            raise ValueError(
-                f"the text needs {length} token positions and the model has {most}; "
-                "shorten `prompt`, or lower `gen_length`."
-            )
 
 
 def _kind_of(how: ModelFamily) -> Any:

@@ -185,6 +185,15 @@ def _embedded(model: Any) -> int:
         return 0
 
 
+def pipeline_options(name: Any, tokenizer: Any, trust_remote_code: bool, fixed: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of `from_pretrained` that a pipeline folder can follow; a ValueError if one of `fixed` is set."""
+    for argument, value in fixed.items():
+        if value is not None:
+            raise ValueError(f"`{argument}` cannot be used with the pipeline `{name}`, which says it itself.")
+    options = {"tokenizer": tokenizer, "trust_remote_code": trust_remote_code or None}
+    return {option: value for option, value in options.items() if value is not None}
+
+
 def is_pipeline(path: str, remote: dict[str, Any]) -> bool:
     """Whether a folder or a hub repository holds a pipeline rather than a single model."""
     if os.path.isdir(path):
@@ -194,6 +203,16 @@ def is_pipeline(path: str, remote: dict[str, Any]) -> bool:
     except EntryNotFoundError:  # not in the repository; or no network and not in the cache
         return False
     return True
+
+
+def check_length(model: Any, length: int) -> None:
+    """A ValueError if a text of `length` tokens is longer than the model."""
+    most = longest(model)
+    if most is not None and length > most:
+        raise ValueError(
+            f"the text needs {length} token positions and the model has {most}; shorten `prompt`, or lower `gen_length` "
+            "(of `nll`: shorten `texts`)."
+        )
 
 
 def longest(model: Any) -> int | None:

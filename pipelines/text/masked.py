@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from redge_guidance.pipelines.drawing import Canvas
-from redge_guidance.pipelines.sampling import AfterStep, Callback, Generators, check_late_tokens, check_settings
+from redge_guidance.pipelines.sampling import AfterStep, Callback, Generators, check_settings
 from redge_guidance.pipelines.scheduler import MaskedDiffusionScheduler
 from redge_guidance.pipelines.text.base import TextPipeline, TextPipelineOutput
 from redge_guidance.pipelines.text.blocks import (
@@ -153,7 +153,6 @@ class MaskedTextPipeline(TextPipeline):
         counts = {"top_k": top_k, "gen_length": gen_length, "block_length": block_length}
         counts |= {"stride_length": stride_length, "num_inference_steps": num_inference_steps}
         check_settings(temperature, top_p, counts, guidance_scale)
-        check_late_tokens(late_tokens, self.scheduler.config.unmasking_order)
         if stride_length is not None:
             check_stride(stride_length, block_length, self._window())
         drawing = self._plan(prompt, gen_length, use_chat_template, generator, stride_length is not None)
@@ -190,7 +189,7 @@ class MaskedTextPipeline(TextPipeline):
                         done += 1
                         progress_bar.update()
                 if size is not None:
-                    sample = self._ended(sample, canvas, suppress_tokens)
+                    sample = self._ended(sample, canvas)
         return self._output(sample, canvas, return_dict)
 
     def _blocks(
@@ -264,7 +263,7 @@ class MaskedTextPipeline(TextPipeline):
 
         return read
 
-    def _ended(self, sample: Tensor, canvas: Canvas, suppress_tokens: list[int] | None) -> Tensor:
+    def _ended(self, sample: Tensor, canvas: Canvas) -> Tensor:
         """Rows that have come to their end, with the end-of-text token in what is still hidden."""
         end: Any = end_token_id(self.tokenizer)
         holes = (canvas.free & fixed_before(~canvas.free & canvas.attention_mask)).any(-1, keepdim=True)

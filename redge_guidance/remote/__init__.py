@@ -5,8 +5,7 @@ that nothing is patched for anybody else, and its weights are loaded here, by na
 computed.
 """
 
-from redge_guidance.remote.code import REMOTE
-from redge_guidance.remote.legacy import LegacyCache
+from redge_guidance.remote.legacy import REMOTE, LegacyCache
 from redge_guidance.remote.loading import is_remote, load_config, load_model
 from redge_guidance.remote.weights import weight_files
 

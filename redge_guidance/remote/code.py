@@ -11,9 +11,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from redge_guidance.remote.legacy import REMOTE
 from redge_guidance.remote.views import view_of
-
-REMOTE = "redge_guidance_remote_"  # how the name of a package of such code begins
 
 
 class RemoteCode:

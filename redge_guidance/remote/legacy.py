@@ -8,6 +8,8 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
+REMOTE = "redge_guidance_remote_"  # how the name of a package of a checkpoint's code begins
+
 
 class LegacyConfig(PretrainedConfig):
     """A config with the fields that every config had in transformers 4, and whatever else the file says.
@@ -81,12 +83,7 @@ class LegacyModel(PreTrainedModel):
 
 def _methods(model: PreTrainedModel) -> set[str]:
     """Names that the classes of the checkpoint define themselves."""
-    return {
-        name
-        for kind in type(model).__mro__
-        if kind.__module__.startswith("redge_guidance_remote")
-        for name in vars(kind)
-    }
+    return {name for kind in type(model).__mro__ if kind.__module__.startswith(REMOTE) for name in vars(kind)}
 
 
 class LegacyCache(DynamicCache):

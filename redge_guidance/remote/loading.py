@@ -45,7 +45,7 @@ def load_config(path: str, trust_remote_code: bool | None = None, **hub: Any) ->
             f"`{path}` comes with Python code of its own; read it, and pass `trust_remote_code=True` to run it."
         )
     if reference is None or not trust_remote_code:
-        return AutoConfig.from_pretrained(path, **hub)
+        return AutoConfig.from_pretrained(path, trust_remote_code=False, **hub)  # None asks on the terminal
     kind = _code(path, reference, hub).find(reference.rpartition("--")[2])
     with _without_advice():
         return kind.from_dict(raw)

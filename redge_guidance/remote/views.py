@@ -38,11 +38,8 @@ _ORIGINALS = [transformers.PreTrainedModel, transformers.PretrainedConfig, ROPE_
 _ORIGINALS += [auto_docstring]
 _GONE: dict[str, Any] = {
     "LossKwargs": _NoKwargs,
-    "KwargsForCausalLM": _NoKwargs,
     "SlidingWindowCache": StaticCache,
     "is_torch_fx_available": _not_available,
-    "is_flash_attn_greater_or_equal_2_10": _not_available,
-    "is_torch_fx_proxy": lambda value: False,
 }
 
 

@@ -84,6 +84,8 @@ def load_weights(model: Any, files: Sequence[Path], dtype: torch.dtype) -> None:
             here = wanted[name]
             if here.shape != tensor.shape:
                 wrong.append(f"{name} {list(tensor.shape)} for {list(here.shape)}")
+            if here.is_floating_point() and not tensor.is_floating_point():
+                wrong.append(f"{name} as {tensor.dtype}, which needs more than its weights to be read")
             is_parameter = isinstance(here, torch.nn.Parameter)
             state[name] = tensor.to(dtype if is_parameter and tensor.is_floating_point() else here.dtype)
     if not (unknown or wrong):

@@ -192,7 +192,9 @@ def test_what_is_asked_of_a_hub(tmp_path, monkeypatch):
 
 def test_a_config_of_transformers_own_is_of_the_revision_asked_for(tmp_path, monkeypatch):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
-    monkeypatch.setattr("redge_guidance.remote.loading.AutoConfig.from_pretrained", lambda path, **hub: hub)
+    monkeypatch.setattr(
+        "redge_guidance.remote.loading.AutoConfig.from_pretrained", lambda path, trust_remote_code, **hub: hub
+    )
     assert load_config(str(tmp_path), revision="new", token="t") == {"revision": "new", "token": "t"}
 
 
@@ -625,3 +627,27 @@ def test_code_that_does_not_run_is_named(tmp_path):
     (tmp_path / "neighbour_of_plain.py").write_text("import torch as own\n")
     file.write_text(f"from neighbour_of_plain import own\n{text}")
     load(tmp_path)
+
+
+def test_quantised_numbers_are_no_weights(tmp_path):
+    folder = write(tmp_path, "plain")
+    state = load_file(folder / "model.safetensors")
+    state["model.wte.weight"] = state["model.wte.weight"].to(torch.int8)
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"it has model.wte.weight as torch.int8, which needs more than its weights"):
+        load(folder)
+
+
+def test_what_a_pipeline_folder_says_itself():
+    for argument in ({"family": "llada"}, {"mask_token_id": 3}, {"weights_only": True}):
+        with pytest.raises(ValueError, match=f"`{next(iter(argument))}` cannot be used with the pipeline `built"):
+            TextPipeline.from_pretrained("builtin:tatoeba-masked", **argument)
+    other = TextPipeline.from_pretrained("builtin:tatoeba-masked").tokenizer
+    assert TextPipeline.from_pretrained("builtin:tatoeba-masked", tokenizer=other).tokenizer is other
+
+
+def test_a_config_of_an_unknown_type_asks_nobody(tmp_path, monkeypatch):
+    folder = write(tmp_path, "plain", model_type="other", auto_map={"AutoConfig": "configuration_plain.PlainConfig"})
+    monkeypatch.setattr("builtins.input", lambda *args: pytest.fail("asked on the terminal"))
+    with pytest.raises((ValueError, OSError)):
+        TextPipeline.from_pretrained(folder)

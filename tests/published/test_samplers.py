@@ -331,7 +331,7 @@ def test_strides_are_for_models_that_see_the_whole(tmp_path):
     with pytest.raises(ValueError, match="`stride_length` needs a model .* that sees all of them"):
         pipe(PROMPT, gen_length=100, stride_length=4)
     pipe.scheduler = MaskedDiffusionScheduler(unmasking_order="random")
-    with pytest.raises(ValueError, match="`late_tokens` needs an `unmasking_order` by confidence, got 'random'"):
+    with pytest.raises(ValueError, match="`late_tokens` needs an order by confidence, got 'random'"):
         pipe(PROMPT, gen_length=4, late_tokens=[EOS])
 
 
