@@ -210,8 +210,8 @@ def check_length(model: Any, length: int) -> None:
     most = longest(model)
     if most is not None and length > most:
         raise ValueError(
-            f"the text needs {length} token positions and the model has {most}; shorten `prompt`, or lower `gen_length` "
-            "(of `nll`: shorten `texts`)."
+            f"the text needs {length} token positions and the model has {most}; shorten `prompt`, or lower `gen_length`"
+            " (of `nll`: shorten `texts`)."
         )
 
 
