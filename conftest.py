@@ -10,9 +10,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 import redge_guidance
 from redge_guidance import estimators, hosts, pipelines, rewards, samples
+
+# The same examples in every run, and as long as they take; a longer search: `--hypothesis-profile=long`.
+ONE_SHOT = {"database": None, "deadline": None, "suppress_health_check": list(HealthCheck)}
+settings.register_profile("short", derandomize=True, max_examples=50, **ONE_SHOT)
+settings.register_profile("long", max_examples=2000, **ONE_SHOT)
+settings.load_profile("short")
 
 ROOT = Path(__file__).parent.resolve()
 
