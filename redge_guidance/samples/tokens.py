@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -168,6 +168,16 @@ class RelaxedTokens:
             if value is not None:
                 object.__setattr__(other, name, value.to(device))
         return other
+
+    def rows(self, which: Tensor) -> "RelaxedTokens":
+        """Some of the sequences, `which` `(n,)` int64 in ascending order; figures go to the notes of all."""
+        chosen = torch.zeros(len(self), dtype=torch.bool, device=self.ids.device).index_fill_(0, which, True)
+        rows = chosen[:, None].expand_as(self.free)[self.free]
+        values: dict[str, Any] = {name: getattr(self, name) for name in _TENSORS}
+        of_rows = {name: values[name][rows] for name in ("weights", "support") if values[name] is not None}
+        of_batch = {name: value[which] for name, value in values.items() if value is not None and name not in of_rows}
+        prompts = None if self.prompts is None else [self.prompts[k] for k in which.tolist()]
+        return replace(self, **of_rows, **of_batch, prompts=prompts, draws=1)
 
     def _decode(self, positions: Tensor) -> list[str]:
         if self.tokenizer is None:

@@ -18,30 +18,91 @@ _UNKNOWN = "\ufffd"  # what a decoder writes for bytes that are no character
 
 
 def same_tokens(generator: Any, model: Any) -> Tensor | None:
-    """Ids of `model` for the ids of `generator`, where both cut every text alike; None where they do not.
+    """Ids of `model` for the ids of `generator`, where both are one tokenizer; None where they are not.
 
-    They do where normalizer, pre-tokenizer and merges are equal and every token of the generator that is not special
-    is one of the model's, maybe under another id. Special tokens may differ.
+    They are where normalizer, pre-tokenizer and the vocabulary with its merges or scores are equal, whatever the ids.
+    Special tokens may differ, and the model may have further tokens that were added to its vocabulary.
 
     Returns:
         `(largest id of the generator + 1,)` int64, -1 for a special token that the model does not have.
     """
+    special = _special(generator) | _special(model)
+    if generator is not model and _cuts(generator, special) != _cuts(model, special):
+        return None
     ours, theirs = generator.get_vocab(), model.get_vocab()
-    special = set(generator.all_special_tokens)
-    if any(token not in theirs for token in ours if token not in special) or _cuts(generator) != _cuts(model):
+    if any(token not in theirs for token in ours if token not in special):
         return None
     ids = torch.full((max(ours.values()) + 1,), -1)
     ids[torch.tensor(list(ours.values()))] = torch.tensor([theirs.get(token, -1) for token in ours])
     return ids
 
 
-def _cuts(tokenizer: Any) -> Any:
-    """What decides, beside the vocabulary, how a text is cut into tokens."""
+def _cuts(tokenizer: Any, special: set[str]) -> Any:
+    """What decides how a text is cut into tokens, whatever their ids and without those that were added."""
     if not getattr(tokenizer, "is_fast", False):
-        return type(tokenizer)
+        settings = {key: repr(value) for key, value in tokenizer.init_kwargs.items() if key not in _NOT_OF_CUTTING}
+        settings = {key: value for key, value in settings.items() if not key.endswith(("_token", "_tokens", "_file"))}
+        pieces = getattr(getattr(tokenizer, "sp_model", None), "serialized_model_proto", lambda: None)()
+        return [type(tokenizer), set(tokenizer.get_vocab()) - special, settings, pieces]
     state = json.loads(tokenizer.backend_tokenizer.to_str())
-    model = {key: value for key, value in state["model"].items() if key != "vocab"}
-    return [state["normalizer"], state["pre_tokenizer"], model]
+    model = {key: value for key, value in state["model"].items() if key not in ("unk_id", "unk_token")}
+    vocabulary = model.pop("vocab", {})
+    scores = vocabulary.items() if isinstance(vocabulary, dict) else vocabulary  # Unigram's are pairs
+    scored = {token: None if isinstance(vocabulary, dict) else score for token, score in scores}
+    merges = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in model.pop("merges", None) or ()]
+    known = {token: score for token, score in scored.items() if token not in special}
+    return [state["normalizer"], state["pre_tokenizer"], model, known, merges]
+
+
+def _special(tokenizer: Any) -> set[str]:
+    added = getattr(tokenizer, "added_tokens_decoder", {}).values()
+    return {*tokenizer.all_special_tokens, *(str(token) for token in added if token.special)}
+
+
+# what a slow tokenizer is made of that has no part in how it cuts
+_NOT_OF_CUTTING = {
+    "name_or_path", "model_max_length", "padding_side", "truncation_side", "chat_template", "added_tokens_decoder",
+    "special_tokens_map_file", "tokenizer_class", "processor_class", "backend", "is_local", "local_files_only",
+    "auto_map", "clean_up_tokenization_spaces", "extra_special_tokens", "model_input_names", "pad_to_multiple_of",
+}  # fmt: skip
+
+
+Cut = tuple[list[int], list[tuple[int, int]], list[int]]
+
+
+def tokens_of(tokenizer: Any, texts: list[str], special_tokens: bool = False) -> list[Cut]:
+    """For each text its ids, the characters of the text that each stands for, and 1 for tokens that were added.
+
+    A tokenizer that does not tell characters (`is_fast` False) is asked for what each token decodes to, which is looked
+    for in the text, one after the other; what is not found has an empty span.
+    """
+    if not texts:
+        return []
+    if getattr(tokenizer, "is_fast", False):
+        more = {"return_offsets_mapping": True, "return_special_tokens_mask": special_tokens}
+        cut = tokenizer(texts, add_special_tokens=special_tokens, **more)
+        added = cut.special_tokens_mask if special_tokens else [[0] * len(ids) for ids in cut.input_ids]
+        return list(zip(cut.input_ids, cut.offset_mapping, added, strict=True))
+    result: list[Cut] = []
+    for text in texts:
+        bare = tokenizer(text, add_special_tokens=False).input_ids
+        ids = tokenizer(text, add_special_tokens=special_tokens).input_ids
+        first = next((k for k in range(len(ids)) if ids[k : k + len(bare)] == bare), 0)
+        spans = [(0, 0)] * first + _found(tokenizer, bare, text)
+        spans += [(0, 0)] * (len(ids) - len(spans))
+        result.append((ids, spans, [int(not first <= k < first + len(bare)) for k in range(len(ids))]))
+    return result
+
+
+def _found(tokenizer: Any, ids: list[int], text: str) -> list[tuple[int, int]]:
+    spans, cursor = [], 0
+    for i in ids:
+        surface = tokenizer.decode([i]).strip()
+        begin = text.find(surface, cursor) if surface else -1
+        if begin >= 0:
+            cursor = begin + len(surface)
+        spans.append((begin, cursor) if begin >= 0 else (cursor, cursor))
+    return spans
 
 
 def token_texts(tokenizer: Any) -> list[str]:
@@ -140,12 +201,11 @@ class Pieces:
         # inside a word there is no telling which; elsewhere the letter in front says that the text goes on
         leads = ["" if not text or text[0].isalnum() else "a" for text in texts]
         whole = [lead + text for lead, text in zip(leads, texts, strict=True)]
-        cut = model(whole, add_special_tokens=False, return_offsets_mapping=True)
         rows = [
             []
             if not text or _UNKNOWN in text
             else [i for i, (_, end) in zip(ids, spans, strict=True) if end > len(lead)]
-            for text, lead, ids, spans in zip(texts, leads, cut.input_ids, cut.offset_mapping, strict=True)
+            for text, lead, (ids, spans, _) in zip(texts, leads, tokens_of(model, whole), strict=True)
         ]
         offsets = torch.tensor([0, *map(len, rows)]).cumsum(0)
         return cls(torch.tensor([i for row in rows for i in row], dtype=torch.long), offsets)

@@ -1,19 +1,16 @@
 """Relaxed texts for a model that cuts them into other tokens."""
 
-import warnings
-from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from redge_guidance.rewards.reading.alignment import Pieces, character_spans, overlap, token_texts
-from redge_guidance.rewards.reading.framing import Frame, Row
+from redge_guidance.rewards.reading.framing import Row
 from redge_guidance.rewards.reading.reading import ModelInput, Reading, end_positions
 from redge_guidance.samples.tokens import RelaxedTokens
 from redge_guidance.text import end_token_id
-
-LOW_COVERAGE = 0.5
 
 
 class CarriedReader:
@@ -31,24 +28,34 @@ class CarriedReader:
         pieces = Pieces.of(generator, model.framer.tokenizer, self._texts)
         self._table = pieces.embeddings(model.embedding.weight)
         self._firsts = pieces.first().to(model.device)
-        self._warned = False
 
-    def __call__(self, tokens: RelaxedTokens, frames: Sequence[Frame], answer: bool) -> Reading:
-        """As `Reader.__call__`."""
-        positions = tokens.text_positions(answer)
+    def __call__(
+        self, tokens: RelaxedTokens, positions: Tensor, texts: list[str], rows: list[Row], after: int | None
+    ) -> tuple[Reading, Tensor]:
+        """What the model is shown, and which of the generated positions have a gradient, `(batch, positions)` bool.
+
+        Args:
+            tokens: relaxed texts.
+            positions: `(batch, positions)` bool, those of `tokens` that the texts are decoded from.
+            texts, rows: decoded, and tokenized in their frames.
+            after: the token that the frames go on with after a text; None: nothing.
+        """
         written = [row[mask].tolist() for row, mask in zip(tokens.ids, positions, strict=True)]
-        texts = self._generator.batch_decode(written, skip_special_tokens=True)
-        rows = self._model.framer.tokenize(texts, frames)
-        ids, mask, text = self._model.padded(rows)
+        finished = self._model.padded(rows)
         spans = self._generated_spans(tokens, positions, written, texts)
-        shares = overlap(_spread(rows, mask), spans).to(self._model.device)
-        table = self._table_with_end(frames[0])
-        carried = torch.einsum("bji,bid->bjd", shares.to(table.dtype), tokens.embed(table))
-        embeddings = self._model.embedding.weight[ids] + (carried - carried.detach())
-        self._note_coverage(tokens, (shares > 0).any(1), positions)
-        return Reading(
-            embeddings * self._model.scale, mask, ids, text, tokens, _source(shares), self._firsts, exact=False
+        shares = overlap(_spread(rows, finished.mask), spans).to(self._model.device)
+        self._end_with(after)
+        carried = torch.einsum("bji,bid->bjd", shares.to(self._table.dtype), tokens.embed(self._table))
+        embeddings = self._model.embedding.weight[finished.ids] + (carried - carried.detach())
+        reading = replace(
+            finished,
+            embeddings=embeddings * self._model.scale,
+            tokens=tokens,
+            source=_source(shares),
+            first=self._firsts,
+            exact=False,
         )
+        return reading, (shares > 0).any(1)
 
     def _generated_spans(
         self, tokens: RelaxedTokens, positions: Tensor, written: list[list[int]], texts: list[str]
@@ -61,24 +68,11 @@ class CarriedReader:
         is_end = end_positions(tokens, self._end).cpu()
         return torch.where(is_end[..., None], at_end, spans)  # as wide as the token after the text
 
-    def _table_with_end(self, frame: Frame) -> Tensor:
-        """Row v: the mean embedding of the pieces of token v; the end of the text is what the frame goes on with."""
-        after = self._model.framer.around(frame).after
-        if self._end is not None and after:
-            self._table[self._end] = self._model.embedding.weight[after[0]]
-        return self._table
-
-    def _note_coverage(self, tokens: RelaxedTokens, covered: Tensor, positions: Tensor) -> None:
-        generated = positions & tokens.free
-        coverage = (covered & generated).sum() / generated.sum().clamp(min=1)
-        tokens.notes["coverage"] = coverage.where(generated.any(), torch.ones_like(coverage))
-        if not self._warned and float(tokens.notes["coverage"]) < LOW_COVERAGE:
-            self._warned = True
-            warnings.warn(
-                f"only {float(tokens.notes['coverage']):.0%} of the generated tokens get a gradient: the rest has no "
-                "characters in the text that the reward reads, or was cut off. Is the tokenizer the generator's?",
-                stacklevel=2,
-            )
+    def _end_with(self, after: int | None) -> None:
+        """The generator's end of a text is worth the token that the frame goes on with."""
+        if self._end is not None and after is not None:
+            self._table[self._end] = self._model.embedding.weight[after]
+            self._firsts[self._end] = after
 
 
 def _source(shares: Tensor) -> Tensor:

@@ -6,20 +6,35 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from redge_guidance.rewards.reading.framing import Frame
+from redge_guidance.rewards.reading.framing import Around, Frame
 from redge_guidance.rewards.reading.reading import ModelInput, Reading, end_positions
 from redge_guidance.samples.tokens import RelaxedTokens
 from redge_guidance.text import end_token_id
 
 
-class _Layout(NamedTuple):
+class Layout(NamedTuple):
     """Where each token of the input comes from, all `(batch, length)`."""
 
     mask: Tensor  # no padding
     in_text: Tensor
+    after: Tensor  # the first of the frame after the text
     in_end: Tensor  # the first of the frame after the text, where that is the generator's own end of the text
     generated: Tensor  # the position in the generator's text, of those two
     of_frame: Tensor  # the number in the frame, of all others; -1 for what stands in for a row without any token
+
+
+class Laid(NamedTuple):
+    """Framed texts in the generator's own tokens, `ids` `(batch, length)`, and what they are taken from."""
+
+    layout: Layout
+    extra: Tensor
+    index: Tensor
+    ids: Tensor
+
+    def rows(self) -> list[tuple[list[int], int]]:
+        """Of each text its ids, in their frame, and how many of them are its own."""
+        counts = self.layout.in_text.sum(-1).tolist()
+        return [(row[mask].tolist(), n) for row, mask, n in zip(self.ids, self.layout.mask, counts, strict=True)]
 
 
 class DirectReader:
@@ -36,42 +51,45 @@ class DirectReader:
         self._end = end_token_id(generator)
         self._table = self._embeddings()
 
-    def fits(self, tokens: RelaxedTokens, frames: Sequence[Frame], answer: bool) -> bool:
-        """Whether the generator's tokens are those that the model's tokenizer would make of the framed text."""
-        if any(self._model.framer.around(frame).merges for frame in set(frames)):
-            return False
-        if not any(frame.strips for frame in frames):
-            return True
-        return all(text == text.strip() for text in tokens.finished(answer))
+    def lay(self, tokens: RelaxedTokens, positions: Tensor, frames: Sequence[Frame]) -> "Laid":
+        """The tokens of the framed texts: those of the frames, and the generator's own.
 
-    def __call__(self, tokens: RelaxedTokens, frames: Sequence[Frame], answer: bool) -> Reading:
-        """As `Reader.__call__`."""
+        Args:
+            tokens: relaxed texts, with frames, one each.
+            positions: `(batch, positions)` bool, those of `tokens` that are shown.
+        """
         device, framer = self._model.device, self._model.framer
         kinds = list(dict.fromkeys(frames))
         kind = torch.tensor([kinds.index(frame) for frame in frames], device=device)
-        around = [framer.around(frame)[:2] for frame in kinds]
+        around = [framer.around(frame) for frame in kinds]
         lengths = torch.tensor([[len(before), len(after)] for before, after in around], device=device)[kind]
-        text, ends = self._text(tokens, answer, lengths.sum(-1)), self._ends(tokens, around, kind)
+        text, ends = self._text(positions, lengths.sum(-1)), self._ends(tokens, around, kind)
         layout = self._layout(text, ends, lengths)
 
         # what tokens are taken from: the frames one after the other, what stands in for nothing, the generator's rows
         of_frames = [i for before, after in around for i in (*before, *after)]
-        extra = torch.tensor([*of_frames, framer.stand_in()], device=device)
+        extra = torch.tensor([*of_frames, framer.stand_in(), self._model.padding_id], device=device)
         begins = torch.tensor([0, *(len(b) + len(a) for b, a in around)], device=device).cumsum(0)[:-1][kind]
-        of_frame = (begins[:, None] + layout.of_frame).where(layout.of_frame >= 0, len(extra) - 1)
+        of_frame = (begins[:, None] + layout.of_frame).where(layout.of_frame >= 0, len(of_frames))
         row = torch.arange(len(tokens), device=device)[:, None] * tokens.ids.shape[1]
         is_generated = layout.in_text | layout.in_end
-        index = torch.where(is_generated, len(extra) + row + layout.generated, of_frame.clamp(0, len(extra) - 1))
-        index = index.masked_fill(~layout.mask, 0)
+        index = torch.where(is_generated, len(extra) + row + layout.generated, of_frame.clamp(0, len(of_frames)))
+        index = index.masked_fill(~layout.mask, len(extra) - 1)
+        ids = torch.cat([extra, self._same[tokens.ids].clamp(min=0).flatten()])[index]
+        return Laid(layout, extra, index, ids)
 
+    def __call__(self, tokens: RelaxedTokens, positions: Tensor, frames: Sequence[Frame]) -> Reading:
+        """What the model is shown; the arguments are those of `lay`."""
+        layout, extra, index, ids = self.lay(tokens, positions, frames)
         relaxed = tokens.embed(self._table)
         table = torch.cat([self._model.embedding.weight[extra], relaxed.flatten(0, 1)])
         embeddings = torch.nn.functional.embedding(index, table) * self._model.scale
-        ids = torch.cat([extra, self._same[tokens.ids].clamp(min=0).flatten()])[index]
-        source = torch.where(layout.in_text, layout.generated, -1)
-        return Reading(embeddings, layout.mask, ids, layout.in_text, tokens, source, self._same)
+        source = torch.where(layout.in_text | layout.in_end, layout.generated, -1)
+        return Reading(
+            ids, layout.mask, layout.in_text, layout.after, embeddings, tokens, source, self._same, exact=True
+        )
 
-    def _layout(self, text: Tensor, ends: Tensor, lengths: Tensor) -> _Layout:
+    def _layout(self, text: Tensor, ends: Tensor, lengths: Tensor) -> Layout:
         """Every row: tokens of the frame, of the text, of the frame; padding beside them.
 
         Args:
@@ -89,11 +107,12 @@ class DirectReader:
         in_end = (slot == before + count) & (ends >= 0)[:, None]
         generated = torch.where(in_end, ends.clamp(min=0)[:, None], generated)
         of_frame = torch.where(slot < before, slot, slot - count).where(before + count + after > 0, -1)
-        return _Layout((slot >= 0) & (slot < total), in_text, in_end, generated, of_frame)
+        mask = (slot >= 0) & (slot < total)
+        return Layout(mask, in_text, (slot == before + count) & mask, in_end, generated, of_frame)
 
-    def _text(self, tokens: RelaxedTokens, answer: bool, frame: Tensor) -> Tensor:
+    def _text(self, text: Tensor, frame: Tensor) -> Tensor:
         """Positions of the text, cut to what the model can take beside a frame of that many tokens."""
-        text, framer = tokens.text_positions(answer), self._model.framer
+        framer = self._model.framer
         if framer.max_length is None:
             return text
         room = (framer.max_length - frame).clamp(min=0)[:, None]
@@ -103,7 +122,7 @@ class DirectReader:
             framer.warn_of_length()
         return text & (rank > count - room if framer.tokenizer.truncation_side == "left" else rank <= room)
 
-    def _ends(self, tokens: RelaxedTokens, around: list[tuple[list[int], list[int]]], kind: Tensor) -> Tensor:
+    def _ends(self, tokens: RelaxedTokens, around: Sequence[Around], kind: Tensor) -> Tensor:
         """Where each text's own end token is, if the frame goes on with just that; -1 elsewhere; `(batch,)`."""
         if self._end is None:
             return torch.full_like(kind, -1)

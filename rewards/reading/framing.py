@@ -1,25 +1,61 @@
 """Texts in what a model is shown around them, in tokens."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from redge_guidance.positions import longest
+from redge_guidance.rewards.reading.alignment import tokens_of
 from redge_guidance.text import end_token_id
 
 
-class Frame(NamedTuple):
+class Written(NamedTuple):
+    """A text in its frame: `framed[begin:end]` is `text[lead : lead + end - begin]`, what the frame shows of it."""
+
+    framed: str
+    begin: int
+    end: int
+    lead: int
+
+    def shows(self, text: str) -> bool:
+        """Whether the frame has all of the text, white space at its ends aside."""
+        return self.framed[self.begin : self.end].strip() == text.strip()
+
+
+@dataclass(frozen=True)
+class Frame:
     """What a model is shown around a text.
 
     Attributes:
         prefix, suffix: strings, as a chat template writes them.
         special_tokens: whether the tokenizer adds its own special tokens around all of it.
-        strips: whether white space at both ends of the text is left out, as some templates do.
+        template: what writes a text between `prefix` and `suffix`, some of it left out, as templates do that strip
+            white space; None: the text as it is.
+        first, last: tokens that stand in front of all and behind, whether or not the tokenizer puts them there; None:
+            its own.
     """
 
     prefix: str = ""
     suffix: str = ""
     special_tokens: bool = True
-    strips: bool = False
+    template: Callable[[str], str] | None = None
+    first: int | None = None
+    last: int | None = None
+
+    def write(self, text: str) -> Written:
+        """The text in its frame; `begin == end` where the template shows nothing of it, or another text."""
+        if self.template is None:
+            begin = len(self.prefix)
+            return Written(self.prefix + text + self.suffix, begin, begin + len(text), 0)
+        framed = self.template(text)
+        begin = _common(framed, self.prefix)
+        end = max(begin, len(framed) - _common(framed[::-1], self.suffix[::-1]))
+        shown = framed[begin:end]
+        if begin < len(self.prefix) or end > len(framed) - len(self.suffix):  # the template drops the turn
+            shown, end = "", begin
+        lead = text.find(shown)
+        return Written(framed, begin, end, lead) if lead >= 0 else Written(framed, begin, begin, 0)
 
 
 class Row(NamedTuple):
@@ -32,11 +68,10 @@ class Row(NamedTuple):
 
 
 class Around(NamedTuple):
-    """A frame in tokens; `merges` where its ends make other tokens of the text than the text alone has."""
+    """A frame in tokens."""
 
     before: list[int]
     after: list[int]
-    merges: bool
 
 
 class Framer:
@@ -46,21 +81,17 @@ class Framer:
     one, of which tokenizer and frame make no token at all, becomes an end-of-text token, or token 0.
 
     Args:
-        model: its config is asked for the longest input.
+        model: asked for the longest input.
         tokenizer: the model's.
-        max_length: in tokens, with the frame; None: the smaller of what the tokenizer and the model's config say.
+        max_length: in tokens, with the frame; None: the smaller of what the tokenizer and the model say.
 
     Raises:
-        ValueError: a tokenizer that does not tell which characters a token stands for, or a `max_length` below 1.
+        ValueError: what is no tokenizer, or a `max_length` that is no whole number above 0.
     """
 
     def __init__(self, model: Any, tokenizer: Any, max_length: int | None = None):
-        if not getattr(tokenizer, "is_fast", False):
-            raise ValueError(
-                f"`tokenizer` must tell which characters a token stands for, got {type(tokenizer).__name__}, which "
-                "does not; load a fast one with AutoTokenizer, which needs `pip install sentencepiece tiktoken` to "
-                "convert some."
-            )
+        if not callable(tokenizer) or not hasattr(tokenizer, "all_special_ids"):
+            raise ValueError(f"`tokenizer` must be a tokenizer of transformers, got {type(tokenizer).__name__}.")
         if max_length is not None and max_length < 1:
             raise ValueError(f"`max_length` must be >= 1 or None, got {max_length}.")
         self.tokenizer = tokenizer
@@ -76,9 +107,7 @@ class Framer:
         """The frame in tokens."""
         if frame not in self._frames:
             (row,) = self._cut(["a"], [frame])
-            alone = self.tokenizer("a", add_special_tokens=False).input_ids
-            merges = row.ids[row.start : row.stop] != alone
-            self._frames[frame] = Around(row.ids[: row.start], row.ids[row.stop :], merges)
+            self._frames[frame] = Around(row.ids[: row.start], row.ids[row.stop :])
         return self._frames[frame]
 
     def tokenize(self, texts: list[str], frames: Sequence[Frame]) -> list[Row]:
@@ -92,14 +121,10 @@ class Framer:
         rows: list[Row | None] = [None] * len(texts)
         for special in {frame.special_tokens for frame in frames}:
             which = [k for k, frame in enumerate(frames) if frame.special_tokens == special]
-            bodies = [texts[k].strip() if frames[k].strips else texts[k] for k in which]
-            framed = [frames[k].prefix + body + frames[k].suffix for k, body in zip(which, bodies, strict=True)]
-            cut = self.tokenizer(
-                framed, add_special_tokens=special, return_offsets_mapping=True, return_special_tokens_mask=special
-            )
-            for n, k in enumerate(which):
-                added = cut.special_tokens_mask[n] if special else [0] * len(cut.input_ids[n])
-                rows[k] = _row(cut.input_ids[n], cut.offset_mapping[n], added, frames[k], bodies[n], texts[k])
+            written = [frames[k].write(texts[k]) for k in which]
+            cut = tokens_of(self.tokenizer, [one.framed for one in written], special)
+            for k, one, (ids, spans, added) in zip(which, written, cut, strict=True):
+                rows[k] = _ended(_row(ids, spans, added, one, texts[k]), frames[k], len(texts[k]))
         return rows  # type: ignore[return-value]
 
     def _shortened(self, row: Row) -> Row:
@@ -121,10 +146,9 @@ class Framer:
             )
 
 
-def _row(ids: list[int], offsets: list[tuple[int, int]], added: list[int], frame: Frame, body: str, text: str) -> Row:
-    """Spans are of `text`, of which `body` is what the frame shows; the token after it has the place after the text."""
-    lead = len(text) - len(text.lstrip()) if frame.strips else 0
-    begin, end = len(frame.prefix), len(frame.prefix) + len(body)
+def _row(ids: list[int], offsets: list[tuple[int, int]], added: list[int], written: Written, text: str) -> Row:
+    """Spans are of `text`; the token after it has the place after the text."""
+    begin, end = written.begin, written.end
     inside = [
         k for k, (first, last) in enumerate(offsets) if not added[k] and first < end and last > begin and last > first
     ]
@@ -138,9 +162,20 @@ def _row(ids: list[int], offsets: list[tuple[int, int]], added: list[int], frame
         if not start <= k < stop or last <= first:
             spans.append((len(text), len(text) + 1) if k == stop else (0, 0))
             continue
-        blank = len(body[first:last]) - len(body[first:last].lstrip())  # a space in front belongs to no letter
+        shown = written.framed[begin:end][first:last]
+        blank = len(shown) - len(shown.lstrip())  # a space in front belongs to no letter
         first += blank if blank < last - first else 0
-        spans.append((first + lead, last + lead))
+        spans.append((first + written.lead, last + written.lead))
+    return Row(ids, start, stop, spans)
+
+
+def _ended(row: Row, frame: Frame, length: int) -> Row:
+    """With the tokens that the frame wants in front and behind."""
+    ids, start, stop, spans = row
+    if frame.first is not None and (not start or ids[0] != frame.first):
+        ids, spans, start, stop = [frame.first, *ids], [(0, 0), *spans], start + 1, stop + 1
+    if frame.last is not None and (stop == len(ids) or ids[-1] != frame.last):
+        ids, spans = [*ids, frame.last], [*spans, (length, length + 1) if stop == len(ids) else (0, 0)]
     return Row(ids, start, stop, spans)
 
 
@@ -150,7 +185,12 @@ def _leading(added: list[int]) -> int:
     return count if count < len(added) else max(len(added) - 1, min(len(added), 1))
 
 
+def _common(a: str, b: str) -> int:
+    """How many characters both begin with."""
+    return next((k for k, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
 def _longest(model: Any, tokenizer: Any) -> int | None:
-    limits = [getattr(tokenizer, "model_max_length", None), getattr(model.config, "max_position_embeddings", None)]
+    limits = [getattr(tokenizer, "model_max_length", None), longest(model)]
     known = [int(limit) for limit in limits if limit is not None and 0 < limit < 10**9]
     return min(known, default=None)

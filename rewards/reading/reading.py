@@ -15,28 +15,32 @@ class Reading:
     """A batch of texts in their frames, as a model's input.
 
     Attributes:
-        embeddings: `(batch, length, dim)`, of the hard tokens, or of relaxed ones; gradients go through them.
-        mask: `(batch, length)` bool, False on padding.
         ids: `(batch, length)` int64, the hard tokens.
+        mask: `(batch, length)` bool, False on padding.
         text: `(batch, length)` bool, the tokens that are the text's and not the frame's.
+        end: `(batch, length)` bool, the token of the frame after the text, one a row at most.
+        embeddings: `(batch, length, dim)`, what takes the place of the embeddings of `ids`; gradients go through them.
+            None: nothing does, the texts are finished.
         tokens: the relaxed texts; None for finished ones, which need nothing of what follows.
         source: `(batch, length)` int64, the generated position that a token is, or -1.
         first: `(vocabulary of the generator,)` int64, the model's (first) token for one of the generator's, or -1.
         exact: whether the model's tokens are the generator's, one by one.
     """
 
-    embeddings: Tensor
-    mask: Tensor
     ids: Tensor
+    mask: Tensor
     text: Tensor
+    end: Tensor
+    embeddings: Tensor | None = None
     tokens: RelaxedTokens | None = None
     source: Tensor | None = None
     first: Tensor | None = None
     exact: bool = True
 
-    def showing(self, embeddings: Tensor) -> "Reading":
-        """The same with other embeddings, such as with some of them masked."""
-        return replace(self, embeddings=embeddings)
+    def hiding(self, hidden: Tensor, token_id: int, embedding: Tensor) -> "Reading":
+        """The same with another token, of that `(dim,)` embedding, where `hidden` `(batch, length)` is."""
+        shown = None if self.embeddings is None else torch.where(hidden[..., None], embedding, self.embeddings)
+        return replace(self, ids=self.ids.masked_fill(hidden, token_id), embeddings=shown)
 
     def pick(self, log_probs: Tensor) -> Tensor:
         """`log_probs[..., ids]`, `(batch, length, vocabulary)` to `(batch, length)`, with the gradient of the tokens.
@@ -63,21 +67,23 @@ class Reading:
         return picked.masked_scatter(relaxed, mean)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class ModelInput:
-    """What there is to know of a model that is shown embeddings.
+    """What there is to know of how a model reads.
 
     Attributes:
         framer: tokenizes for it.
         embedding: its input embedding, a look-up in `embedding.weight` times `scale`.
         padding_side: of the batch, `"left"` or `"right"`.
         scale: see `embedding`.
+        padding_id: the token that fills up rows.
     """
 
     framer: Framer
     embedding: Any
     padding_side: str
     scale: float
+    padding_id: int
 
     @property
     def device(self) -> torch.device:
@@ -89,15 +95,16 @@ class ModelInput:
         slot = torch.arange(int(lengths.max()), device=lengths.device).expand(len(lengths), -1)
         return slot - (slot.shape[1] - lengths[:, None]) if self.padding_side == "left" else slot
 
-    def padded(self, rows: list[Row]) -> tuple[Tensor, Tensor, Tensor]:
-        """Ids, mask and the text's part of it, each `(batch, length)`."""
+    def padded(self, rows: list[Row]) -> Reading:
+        """Finished texts."""
         lengths = torch.tensor([len(row.ids) for row in rows])
         slot = self.slots(lengths)
         mask = (slot >= 0) & (slot < lengths[:, None])
-        ids = torch.zeros_like(slot).masked_scatter(mask, torch.tensor([i for row in rows for i in row.ids]))
-        start = torch.tensor([row.start for row in rows])[:, None]
-        text = (slot >= start) & (slot < torch.tensor([row.stop for row in rows])[:, None])
-        return ids.to(self.device), mask.to(self.device), text.to(self.device)
+        ids = torch.full_like(slot, self.padding_id)
+        ids = ids.masked_scatter(mask, torch.tensor([i for row in rows for i in row.ids]))
+        start, stop = torch.tensor([[row.start, row.stop] for row in rows])[..., None].unbind(1)
+        text, end = (slot >= start) & (slot < stop), (slot == stop) & mask
+        return Reading(*(one.to(self.device) for one in (ids, mask, text, end)))
 
 
 def end_positions(tokens: RelaxedTokens, end: int | None) -> Tensor:

@@ -1,6 +1,5 @@
 """What rewards made of a Hugging Face model of texts have in common."""
 
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -43,8 +42,6 @@ class TextModelReward(LoadedReward, Reward):
         if padding_side is None:
             padding_side = "left" if _reads_last_token(model) else "right"
         self.reader = Reader(model, tokenizer, padding_side, max_length)
-        takes = inspect.signature(model.forward).parameters
-        self._positions = padding_side == "left" and "position_ids" in takes
 
     @classmethod
     def processors(cls, path: str, hub: dict[str, Any]) -> list[Any]:
@@ -69,7 +66,12 @@ class TextModelReward(LoadedReward, Reward):
         device, here = sample.ids.device, self.reader.device
         sample = sample if device == here else sample.to(here)
         frames = self.frames(len(sample), sample.draws, sample.prompts)
-        return self.value(self.reader(sample, frames, self.answer_only)).to(device)
+        parts = self.reader(sample, frames, self.answer_only)
+        values = [self.value(reading) for _, reading in parts]
+        if len(parts) == 1:
+            return values[0].to(device)
+        order = torch.cat([rows for rows, _ in parts]).argsort()
+        return torch.cat(values)[order].to(device)
 
     @torch.no_grad()
     def score(self, samples: list[str], prompts: Sequence[str] | None = None, batch_size: int = 32) -> Tensor:
@@ -82,11 +84,9 @@ class TextModelReward(LoadedReward, Reward):
             values[chosen] = self.value(reading).float().cpu()
         return values
 
-    def forward(self, reading: Reading) -> Any:
-        """The model's output."""
-        mask = reading.mask.long()
-        more = {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)} if self._positions else {}
-        return self.model(inputs_embeds=reading.embeddings, attention_mask=mask, **more)
+    def forward(self, reading: Reading) -> Tensor:
+        """The model's logits, score or hidden states: `(batch, ...)`, or `(batch, length, ...)` of every token."""
+        return self.reader.outputs(reading)
 
 
 def _reads_last_token(model: Any) -> bool:
@@ -94,10 +94,6 @@ def _reads_last_token(model: Any) -> bool:
     return isinstance(getattr(model, "score", None), torch.nn.Module)
 
 
-def outputs_of(output: Any) -> Tensor:
-    """`(batch, outputs)`: the logits of a classifier, or the score of a reward model that calls it so."""
-    found = getattr(output, "logits", None)
-    found = getattr(output, "score", None) if found is None else found
-    if not isinstance(found, Tensor):
-        raise ValueError(f"`model` must return `logits` or `score`, got {type(output).__name__} without either.")
+def outputs_of(found: Tensor) -> Tensor:
+    """`(batch, outputs)` float32, of a classifier, or of a reward model that has one score a text, `(batch,)`."""
     return (found[:, None] if found.ndim == 1 else found).float()

@@ -1,5 +1,6 @@
 """A preference model as a reward: how good an answer is to a prompt."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -14,6 +15,7 @@ from redge_guidance.rewards.text.model_reward import TextModelReward, outputs_of
 Conversation = str | Sequence[dict[str, str]]
 
 _ANSWER = "\ue000answer\ue001"  # private characters: in nobody's prompt
+_PROBES = ("Yes, it is.", ' \n Is <it> so? & "why" \n ')
 
 
 class TextPreferenceReward(TextModelReward):
@@ -101,15 +103,21 @@ class TextPreferenceReward(TextModelReward):
         turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(turn) for turn in prompt]
         if self._system is not None:
             turns = [{"role": "system", "content": self._system}, *turns]
-        rendered = self._render(turns, f" {_ANSWER} ")
+        rendered = self._render(turns, _ANSWER)
         prefix, _, suffix = rendered.partition(_ANSWER)
         if _ANSWER not in rendered or _ANSWER in suffix:
             raise ValueError(
                 "`chat_template` must write the assistant's last turn once, and does not; is it the template of a "
                 "reward model?"
             )
-        strips = not (prefix.endswith(" ") and suffix.startswith(" "))
-        return Frame(prefix, suffix, False, True) if strips else Frame(prefix[:-1], suffix[1:], False, False)
+        frame = Frame(prefix, suffix, special_tokens=False, template=functools.partial(self._render, turns))
+        for probe in _PROBES:
+            if not frame.write(probe).shows(probe):
+                raise ValueError(
+                    f"`chat_template` must write the assistant's last turn as it is, white space around it aside, and "
+                    f"writes {frame.write(probe).framed!r} for {probe!r}; pass one that does."
+                )
+        return frame
 
     def _render(self, turns: list[dict[str, str]], answer: str) -> str:
         try:

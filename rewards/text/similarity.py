@@ -82,7 +82,7 @@ class SentenceSimilarityReward(TextModelReward):
         return [self._frame] * count
 
     def _embed(self, reading: Reading) -> Tensor:
-        states, mask = self.forward(reading)[0].float(), reading.mask
+        states, mask = self.forward(reading).float(), reading.mask
         if self.pooling == "mean":
             pooled = (states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
         else:

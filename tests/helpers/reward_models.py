@@ -64,10 +64,9 @@ class Linear(torch.nn.Module):
     def get_input_embeddings(self):
         return self.embedding
 
-    def forward(self, inputs_embeds, attention_mask):
-        return SequenceClassifierOutput(
-            logits=((inputs_embeds * attention_mask[..., None]).sum(1) @ self.head)[:, None]
-        )
+    def forward(self, input_ids, attention_mask):
+        embeddings = self.embedding(input_ids) * attention_mask[..., None]
+        return SequenceClassifierOutput(logits=(embeddings.sum(1) @ self.head)[:, None])
 
 
 def relaxed(tokenizer, texts, prompts=None, draws=1, length=None):

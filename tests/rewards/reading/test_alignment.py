@@ -62,7 +62,7 @@ def test_shares_add_up():
 def test_same_tokens_whatever_their_numbers():
     assert same_tokens(word_tokenizer(), word_tokenizer()).tolist() == list(range(len(WORDS)))
     more = word_tokenizer([*WORDS, "f"])
-    assert same_tokens(word_tokenizer(), more).tolist() == list(range(len(WORDS)))
+    assert same_tokens(word_tokenizer(), more) is None  # which is cut elsewhere
     assert same_tokens(more, word_tokenizer()) is None  # f could not be read
     turned = word_tokenizer([*WORDS[:3], *reversed(WORDS[3:])])
     assert same_tokens(word_tokenizer(), turned).tolist() == [0, 1, 2, 7, 6, 5, 4, 3]
