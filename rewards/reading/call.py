@@ -42,7 +42,10 @@ class ModelCall:
             try:
                 self._find_out()
             except Exception as error:  # whatever the model raises
-                raise ValueError(f"`model` {type(model).__name__} cannot be read as a reward: {error}") from error
+                pad = getattr(getattr(model, "config", None), "pad_token_id", 0)
+                hint = " Its config names no `pad_token_id`, which some models need." if pad is None else ""
+                what = str(error).partition("\n")[0]
+                raise ValueError(f"`model` {type(model).__name__} cannot be read as a reward: {what}{hint}") from error
 
     def __call__(self, reading: Reading) -> Tensor:
         """`(batch, ...)`, or `(batch, length, ...)` where the model has an output for each token."""
@@ -89,9 +92,18 @@ class ModelCall:
             if found[side] != "apart":
                 break
         read.padding_side, self._padding = side, found[side]
+        self._check_types()
         self._check(read.padded(rows))
         for row in rows:
             self._check(read.padded([row]))
+
+    def _check_types(self) -> None:
+        """An error if the model's tokenizer tells it of types of tokens, which nobody does here."""
+        types = self._read.framer.tokenizer("a").get("token_type_ids", []) if "token_type_ids" in self._takes else []
+        if any(types):
+            raise ValueError(
+                f"its tokenizer tells it `token_type_ids` other than 0, {list(types)}, which nobody does here."
+            )
 
     def _check(self, finished: Reading) -> None:
         """An error if embeddings give something else than the ids that they are of."""
@@ -114,8 +126,11 @@ def _examples(read: ModelInput) -> list[Row]:
 
 def _part(reading: Reading, rows: Tensor, columns: slice) -> Reading:
     fields = ("ids", "mask", "text", "end", "embeddings")
-    values = {name: getattr(reading, name) for name in fields}
-    return Reading(**{name: None if value is None else value[rows][:, columns] for name, value in values.items()})
+    parts: dict[str, Any] = {}
+    for name in fields:
+        value = getattr(reading, name)
+        parts[name] = None if value is None else value[rows][:, columns]
+    return Reading(**parts)
 
 
 def _main(output: Any) -> Tensor:
@@ -136,7 +151,7 @@ def _without_padding_token(model: Any) -> Iterator[None]:
 
     Classifiers on decoders look for the last token that is no padding by its id, and refuse batches without one.
     """
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
     if config is None or getattr(config, "pad_token_id", 0) is not None:
         yield

@@ -28,7 +28,7 @@ class Laid(NamedTuple):
 
     layout: Layout
     extra: Tensor
-    index: Tensor
+    places: Tensor
     ids: Tensor
 
     def rows(self) -> list[tuple[list[int], int]]:

@@ -104,7 +104,8 @@ class ModelInput:
         ids = ids.masked_scatter(mask, torch.tensor([i for row in rows for i in row.ids]))
         start, stop = torch.tensor([[row.start, row.stop] for row in rows])[..., None].unbind(1)
         text, end = (slot >= start) & (slot < stop), (slot == stop) & mask
-        return Reading(*(one.to(self.device) for one in (ids, mask, text, end)))
+        ids, mask, text, end = (one.to(self.device) for one in (ids, mask, text, end))
+        return Reading(ids, mask, text, end)
 
 
 def end_positions(tokens: RelaxedTokens, end: int | None) -> Tensor:

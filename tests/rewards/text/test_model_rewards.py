@@ -333,7 +333,7 @@ def test_an_empty_text_is_not_the_most_fluent():
         assert (reward.score(["", "a"]) < -0.5).all()
     no_end = word_tokenizer()
     no_end.eos_token = no_end.sep_token = no_end.bos_token = no_end.cls_token = None
-    with pytest.raises(ValueError, match="`tokenizer` must have a token that ends texts, got none; set its `eos_token`"):
+    with pytest.raises(ValueError, match="must have a token that ends texts, got none; set its `eos_token`"):
         FluencyReward(causal_lm(no_end), no_end)
 
 
