@@ -21,11 +21,11 @@ from redge_guidance.pipelines.text.loading import (
     check_model,
     is_pipeline,
     load_language_model,
-    longest,
     pipeline_options,
     read_config,
 )
 from redge_guidance.pipelines.text.prompts import as_texts, lay_out, scored_rows
+from redge_guidance.positions import longest
 from redge_guidance.remote import REMOTE
 from redge_guidance.text import reserved_token_ids, text_mask
 

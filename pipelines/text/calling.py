@@ -2,15 +2,19 @@
 
 import inspect
 import warnings
-from collections.abc import Callable, Mapping
+import weakref
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from redge_guidance.pipelines.text.block_cache import Finished
 from redge_guidance.pipelines.text.families import ModelFamily
-from redge_guidance.remote import LegacyCache
+from redge_guidance.positions import find_padding, positions_of
 
+# how a model takes padding, as far as it was found out
+_PADDING: MutableMapping[Any, str] = weakref.WeakKeyDictionary()
 _SMALLEST_ALPHA = 1e-3  # sigma = -log alpha is infinite when nothing is left
 
 
@@ -24,7 +28,8 @@ def clean_logits(
 ) -> Tensor:
     """Logits `(batch, length, vocabulary)` of the clean tokens, each at its own position.
 
-    Positions are counted from the first token that is not padding, and padding does not change what a row gets.
+    Padding does not change what a row gets. How a model takes it is found out when padding comes first: with its own
+    positions, with positions that are passed, or not at all, so that rows of one length are read at a time.
 
     Args:
         model: called by the arguments that its `forward` takes.
@@ -35,8 +40,11 @@ def clean_logits(
         inputs: further arguments of `forward`, `(batch, ...)`.
     """
     more = dict(inputs or {})
-    if family.attention in ("2d", "4d") or (family.attention == "none" and attention_mask.all()):
+    if attention_mask.all() or (family.attention in ("2d", "4d") and model in _PADDING and _PADDING[model] != "apart"):
         return _call(model, family, ids, attention_mask, alpha, more)
+    if family.attention in ("2d", "4d") and model not in _PADDING:
+        _PADDING[model] = _find_padding(model, family, ids, attention_mask, alpha, more)
+        return clean_logits(model, family, ids, attention_mask, alpha, inputs)
 
     def whole(rows: Tensor, part: Tensor) -> Tensor:
         own = {name: value[rows] for name, value in more.items()}
@@ -60,7 +68,7 @@ class BlockReader:
     def __init__(self, model: Any, family: ModelFamily, use_cache: bool = True):
         assert family.block_size is not None
         self._model, self._family, self._size = model, family, family.block_size
-        self._caches: dict[int, _Read] = {}
+        self._caches: dict[int, Finished] = {}
         self._uses_cache = use_cache and "past_key_values" in _accepted(model)
 
     def __call__(self, ids: Tensor, attention_mask: Tensor, alpha: Tensor, block: Tensor) -> Tensor:
@@ -86,7 +94,7 @@ class BlockReader:
         """Logits `(batch, end - start, vocabulary)` of the tokens there."""
         read = None
         if self._uses_cache and start:
-            read = self._caches.setdefault(ids.shape[1], _Read())
+            read = self._caches.setdefault(ids.shape[1], Finished())
             self._catch_up(read, ids[:, :start], alpha)
             read = read if self._uses_cache else None
         first = 0 if read is None else start
@@ -96,7 +104,7 @@ class BlockReader:
             logits = torch.cat([before, logits[:, :-1]], 1)
         return logits[:, start - first :]
 
-    def _catch_up(self, read: "_Read", ids: Tensor, alpha: Tensor) -> None:
+    def _catch_up(self, read: Finished, ids: Tensor, alpha: Tensor) -> None:
         if read.ids is not None and not torch.equal(read.ids, ids[:, : read.ids.shape[1]]):
             read.clear()  # somebody changed what was finished
         done = 0 if read.ids is None else read.ids.shape[1]
@@ -143,32 +151,6 @@ class WindowReader:
         return _by_padding(ids, attention_mask, within)
 
 
-class _Read:
-    """What a cache holds: the ids that were read, and the logits at the last of them."""
-
-    def __init__(self) -> None:
-        self.clear()
-
-    def clear(self) -> None:
-        self.cache = _BlockCache()
-        self.ids: Tensor | None = None
-        self.last: Tensor | None = None
-
-
-class _BlockCache(LegacyCache):
-    """Keys and values of finished blocks; those of a block in the making are seen and forgotten."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.storing = False
-
-    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
-        if self.storing:
-            return super().update(key_states, value_states, layer_idx, *args, **kwargs)
-        keys, values = self[layer_idx]
-        return torch.cat([keys, key_states], -2), torch.cat([values, value_states], -2)
-
-
 def _by_padding(ids: Tensor, attention_mask: Tensor, call: Callable[[Tensor, Tensor], Tensor | None]) -> Tensor:
     """`call(rows, ids)` for all rows of equal padding, without it; 0 where nothing was called."""
     padding = (~attention_mask).sum(-1)
@@ -204,17 +186,59 @@ def _call(
     if family.is_block:
         logits = _call_block(model, family, ids, alpha, 0, None)
         return _shifted(logits, attention_mask) if family.shift_logits else logits
-    inputs: dict[str, Any] = dict(more or {})
-    accepted = _accepted(model)
-    if family.attention != "none" and "attention_mask" in accepted:
-        inputs["attention_mask"] = _square(attention_mask) if family.attention == "4d" else attention_mask.long()
-    if "position_ids" in accepted:
-        inputs["position_ids"] = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
-    logits = _forward(model, family, ids, alpha, inputs)
+    logits = _call_padded(model, family, ids, attention_mask, alpha, more, _PADDING.get(model) == "positions")
     return _shifted(logits, attention_mask) if family.shift_logits else logits
 
 
-def _call_block(model: Any, family: ModelFamily, ids: Tensor, alpha: Tensor, start: int, read: _Read | None) -> Tensor:
+def _call_padded(
+    model: Any,
+    family: ModelFamily,
+    ids: Tensor,
+    attention_mask: Tensor,
+    alpha: Tensor,
+    more: Mapping[str, Tensor] | None,
+    with_positions: bool,
+) -> Tensor:
+    """Unshifted logits; what is called padding is what the model takes for it, whatever stands there in `ids`."""
+    inputs: dict[str, Any] = dict(more or {})
+    padding, accepted = getattr(getattr(model, "config", None), "pad_token_id", None), _accepted(model)
+    if isinstance(padding, int) and padding >= 0 and not attention_mask.all():
+        ids = ids.where(attention_mask, padding)
+    if family.attention != "none" and "attention_mask" in accepted:
+        inputs["attention_mask"] = _square(attention_mask) if family.attention == "4d" else attention_mask.long()
+    if with_positions and not attention_mask.all():
+        inputs["position_ids"] = positions_of(attention_mask)
+    return _forward(model, family, ids, alpha, inputs)
+
+
+def _find_padding(
+    model: Any,
+    family: ModelFamily,
+    ids: Tensor,
+    attention_mask: Tensor,
+    alpha: Tensor,
+    more: Mapping[str, Tensor],
+) -> str:
+    """As `find_padding`, by the rows with the most and the least padding.
+
+    Raises:
+        ValueError: the output of a row depends on other rows.
+    """
+    amount = (~attention_mask).sum(-1)
+    rows = torch.stack([amount.argmax(), amount.argmin()])
+
+    def call(ids: Tensor, mask: Tensor, positions: Tensor | None) -> Tensor:
+        own = rows[:1].expand(len(ids))  # the same time and class for all
+        few = {name: value[own] for name, value in more.items()}
+        return _call_padded(model, family, ids, mask, alpha[own], few, positions is not None)
+
+    takes_positions = "position_ids" in _accepted(model)
+    return find_padding(call, ids[rows], attention_mask[rows], takes_positions)
+
+
+def _call_block(
+    model: Any, family: ModelFamily, ids: Tensor, alpha: Tensor, start: int, read: Finished | None
+) -> Tensor:
     """Logits of `ids`, the tokens from `start` on, unshifted; those before are in the cache of `read`."""
     accepted, size = _accepted(model), family.block_size
     assert size is not None

@@ -14,6 +14,7 @@ from transformers import MODEL_FOR_MASKED_LM_MAPPING, AutoModelForMaskedLM, Auto
 from redge_guidance.hub import loading, resolve
 from redge_guidance.pipelines.text.calling import clean_logits
 from redge_guidance.pipelines.text.families import ModelFamily, family_of, prepare_config
+from redge_guidance.positions import longest
 from redge_guidance.remote import is_remote, load_config, load_model, weight_files
 
 _HUB = ("revision", "token", "cache_dir")
@@ -213,12 +214,3 @@ def check_length(model: Any, length: int) -> None:
             f"the text needs {length} token positions and the model has {most}; shorten `prompt`, or lower `gen_length`"
             " (of `nll`: shorten `texts`)."
         )
-
-
-def longest(model: Any) -> int | None:
-    """Most token positions that the model's config admits; None where it does not say."""
-    for name in ("max_position_embeddings", "max_sequence_length", "n_positions", "model_length"):
-        found = getattr(getattr(model, "config", None), name, None)
-        if isinstance(found, int) and found > 0:
-            return found
-    return None

@@ -22,8 +22,8 @@ from redge_guidance.pipelines.text.blocks import (
 )
 from redge_guidance.pipelines.text.calling import BlockReader, WindowReader
 from redge_guidance.pipelines.text.families import ModelFamily, set_mask_token
-from redge_guidance.pipelines.text.loading import longest
 from redge_guidance.pipelines.text.prompts import check_tokenizer
+from redge_guidance.positions import longest
 from redge_guidance.text import end_token_id, fixed_before
 
 

@@ -24,6 +24,8 @@ class TinyModel(PreTrainedModel):
         self.post_init()
 
     def forward(self, input_ids, attention_mask=None, position_ids=None):
+        if position_ids is None:
+            position_ids = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
         x = self.embed(input_ids) + torch.sin(position_ids[..., None] * torch.arange(1, 17) / 4)
         forbidden = None if attention_mask is None else ~attention_mask[:, 0]
         x = x + self.attend(x, x, x, attn_mask=forbidden, need_weights=False)[0]
