@@ -78,16 +78,24 @@ class DirectReader:
         ids = torch.cat([extra, self._same[tokens.ids].clamp(min=0).flatten()])[index]
         return Laid(layout, extra, index, ids)
 
-    def __call__(self, tokens: RelaxedTokens, positions: Tensor, frames: Sequence[Frame]) -> Reading:
-        """What the model is shown; the arguments are those of `lay`."""
-        layout, extra, index, ids = self.lay(tokens, positions, frames)
-        relaxed = tokens.embed(self._table)
-        table = torch.cat([self._model.embedding.weight[extra], relaxed.flatten(0, 1)])
-        embeddings = torch.nn.functional.embedding(index, table) * self._model.scale
+    def __call__(self, tokens: RelaxedTokens, laid: "Laid", rows: Tensor) -> Reading:
+        """What the model is shown of some of the texts.
+
+        Args:
+            tokens, laid: of all of them.
+            rows: `(n,)` int64, which.
+        """
+        relaxed = tokens.embed(self._table)  # of all: draws of one text share what is looked up
+        table = torch.cat([self._model.embedding.weight[laid.extra], relaxed.flatten(0, 1)])
+        columns = slice(None)
+        if len(rows) < len(tokens):
+            tokens, width = tokens.rows(rows), int(laid.layout.mask[rows].sum(-1).max())
+            columns = slice(-width, None) if self._model.padding_side == "left" else slice(width)
+        layout = Layout(*(field[rows][:, columns] for field in laid.layout))
+        embeddings = torch.nn.functional.embedding(laid.places[rows][:, columns], table) * self._model.scale
+        ids = laid.ids[rows][:, columns]
         source = torch.where(layout.in_text | layout.in_end, layout.generated, -1)
-        return Reading(
-            ids, layout.mask, layout.in_text, layout.after, embeddings, tokens, source, self._same, exact=True
-        )
+        return Reading(ids, layout.mask, layout.in_text, layout.after, embeddings, tokens, source, self._same)
 
     def _layout(self, text: Tensor, ends: Tensor, lengths: Tensor) -> Layout:
         """Every row: tokens of the frame, of the text, of the frame; padding beside them.

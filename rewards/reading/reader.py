@@ -92,10 +92,7 @@ class Reader:
         positions = tokens.text_positions(answer)
         texts = tokens.finished(answer)
         rows = self._input.framer.tokenize(texts, frames)
-        direct = self._read_directly(tokens, positions, frames, rows)
-        parts = []
-        if direct:
-            parts.append(self._part(direct, tokens, positions, frames))
+        parts, direct = self._read_directly(tokens, positions, frames, rows)
         groups: dict[int | None, list[int]] = {}
         for k in sorted(set(range(len(rows))) - set(direct)):
             after = self._input.framer.around(frames[k]).after
@@ -116,22 +113,17 @@ class Reader:
 
     def _read_directly(
         self, tokens: RelaxedTokens, positions: Tensor, frames: Sequence[Frame], rows: list[Row]
-    ) -> list[int]:
-        """Numbers of the texts whose generated tokens are those that the model's tokenizer makes of them."""
+    ) -> tuple[list[tuple[Tensor, Reading]], list[int]]:
+        """The part of texts whose generated tokens are those that the model's tokenizer makes of them, and which."""
         if not self.shortcut or self._direct is None:
-            return []
-        laid = self._direct.lay(tokens, positions, frames).rows()
+            return [], []
+        laid = self._direct.lay(tokens, positions, frames)
         own = [(row.ids, row.stop - row.start) for row in rows]
-        return [k for k, (mine, theirs) in enumerate(zip(laid, own, strict=True)) if mine == theirs]
-
-    def _part(
-        self, members: list[int], tokens: RelaxedTokens, positions: Tensor, frames: Sequence[Frame]
-    ) -> tuple[Tensor, Reading]:
-        assert self._direct is not None
+        members = [k for k, (mine, theirs) in enumerate(zip(laid.rows(), own, strict=True)) if mine == theirs]
+        if not members:
+            return [], []
         where = torch.tensor(members, device=tokens.ids.device)
-        if len(members) == len(tokens):
-            return where, self._direct(tokens, positions, frames)
-        return where, self._direct(tokens.rows(where), positions[where], [frames[k] for k in members])
+        return [(where, self._direct(tokens, laid, where))], members
 
     def _note_coverage(self, tokens: RelaxedTokens, covered: Tensor, positions: Tensor) -> None:
         generated = positions & tokens.free
