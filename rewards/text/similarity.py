@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from transformers import AutoModel
+from transformers import MODEL_FOR_TEXT_ENCODING_MAPPING, AutoConfig, AutoModel, AutoModelForTextEncoding
 from transformers.utils import cached_file
 
 from redge_guidance.hub import resolve
@@ -68,6 +68,12 @@ class SentenceSimilarityReward(TextModelReward):
         """
         settings = _sentence_settings(resolve(name))
         return super().from_pretrained(name, *args, **{**settings, **kwargs})
+
+    @classmethod
+    def model_class(cls, path: str, hub: dict[str, Any]) -> Any:
+        """The encoder alone of a model that has a decoder too (T5)."""
+        config = AutoConfig.from_pretrained(path, **hub)
+        return AutoModelForTextEncoding if type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING else AutoModel
 
     @torch.no_grad()
     def embed(self, texts: list[str], batch_size: int = 32) -> Tensor:

@@ -183,14 +183,19 @@ def _gpt2(words):
     return GPT2LMHeadModel(config).eval()
 
 
-def test_sentences_by_the_encoder_of_t5():
-    from transformers import T5Config, T5EncoderModel
+@pytest.mark.parametrize("whole", [True, False])
+def test_sentences_by_the_encoder_of_t5(whole, tmp_path):
+    from transformers import T5Config, T5EncoderModel, T5Model
 
     words = tokenizer("unigram")
     torch.manual_seed(0)
     sizes = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 2, "num_heads": 2}
-    encoder = T5EncoderModel(T5Config(vocab_size=len(words), **sizes)).eval()
-    reward = SentenceSimilarityReward(encoder, words, "the river")
+    config = T5Config(vocab_size=len(words), pad_token_id=words.pad_token_id, **sizes)
+    (T5Model if whole else T5EncoderModel)(config).save_pretrained(tmp_path)
+    words.save_pretrained(tmp_path)
+    reward = SentenceSimilarityReward.from_pretrained(tmp_path, "the river")
+    encoder = reward.model
+    assert isinstance(encoder, T5EncoderModel)
 
     def embed(text):
         with torch.no_grad():
