@@ -1,11 +1,17 @@
 """What is handed to a scheduler is float32, whatever the model computes in: half precision swallows small tilts."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from diffusers import DiscreteDDIMScheduler
+from transformers import GenerationConfig
 
 from redge_guidance import GuidanceConfig
-from tests.helpers.hosts import amused, gemma, llada2, masked, masked_image
+from redge_guidance.hosts.callables import DreamLogitsHook, GuidanceLogitsProcessor
+from redge_guidance.updates import kl
+from tests.helpers.hosts import MASK, RESERVED, WORDS, amused, gemma, llada2, masked, masked_image, seeded
+from tests.helpers.tiny import word_tokenizer
 from tests.helpers.watching import guided, log_p, outputs_of
 
 TABLE = torch.linspace(0, 0.01, 12)  # less than bfloat16 can tell apart near 2
@@ -46,3 +52,74 @@ def test_small_tilts_of_half_precision_logits_reach_the_scheduler(make):
 
 
 JUMP_TABLE = torch.ones(8, 1)
+
+
+def jump(table):
+    """An update to `softmax(log p + table)`, whatever the reward."""
+
+    class Jump:
+        def __call__(self, log_p, ascent, project):
+            log_q = log_p[:]
+            ascent.used(ascent.gradients(log_q)[0].value)
+            return project((log_q + table[: log_q.shape[1]]).log_softmax(-1))
+
+    return Jump()
+
+
+def constant(sample):
+    return sample.embed(torch.ones(len(WORDS), 1)).sum((1, 2))
+
+
+def high_logits(dtype, scale=1.0):
+    """`(2, 4, V)` near 24, where bfloat16 is 0.125 apart."""
+    return (24 + scale * torch.randn(2, 4, len(WORDS), generator=seeded(1))).to(dtype)
+
+
+def handed_over(kind, logits, config, temperature=1.0):
+    """By the logits processor of transformers, and by Dream's hook, for a canvas that is free as a whole."""
+    if kind == "processor":
+        settings = {"max_denoising_steps": 2, "t_min": temperature, "t_max": temperature}
+        model = SimpleNamespace(generation_config=GenerationConfig())
+        guidance = GuidanceLogitsProcessor(model, word_tokenizer(), constant, config, **settings)
+        return guidance(torch.zeros(2, 0, dtype=torch.long), logits, cur_step=2)
+    hook = DreamLogitsHook(word_tokenizer(), constant, config, steps=2, temperature=temperature)
+    return hook(0, torch.full((2, 4), MASK), logits)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", ["processor", "hook"])
+def test_callables_hand_on_small_tilts(kind, dtype):
+    logits = high_logits(dtype)
+    config = GuidanceConfig(update=jump(TABLE), estimator="straight_through", num_draws=1, support=None)
+    found = handed_over(kind, logits, config)
+    assert found.dtype == torch.float32
+    expected = logits.float() + TABLE[: len(WORDS)]
+    expected[..., RESERVED] = -torch.inf
+    torch.testing.assert_close(found.softmax(-1), expected.softmax(-1), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", ["processor", "hook"])
+def test_the_budget_holds_for_what_is_handed_over(kind, dtype):
+    logits = high_logits(dtype, scale=3.0)
+    tilt = 4 * torch.randn(len(WORDS), generator=seeded(2))
+    config = GuidanceConfig(update=jump(tilt), estimator="straight_through", num_draws=1, support=4, kl_budget=0.05)
+    q = handed_over(kind, logits, config).double().log_softmax(-1)
+    p = logits.double()
+    p[..., RESERVED] = -torch.inf
+    spent = kl(q, p.log_softmax(-1)).mean(-1)
+    assert (spent <= 0.05 * (1 + 1e-4)).all()
+    assert (spent > 0.04).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("temperature", [1e3, 1e6])
+@pytest.mark.parametrize("kind", ["processor", "hook"])
+def test_high_temperatures_stay_finite(kind, temperature, dtype):
+    config = GuidanceConfig(update=jump(100 * TABLE), estimator="straight_through", num_draws=1, support=None)
+    logits = high_logits(dtype)
+    found = handed_over(kind, logits, config, temperature)
+    allowed = [i for i in range(len(WORDS)) if i not in RESERVED]
+    assert found[..., allowed].isfinite().all()
+    expected = (logits.float() / temperature + 100 * TABLE[: len(WORDS)])[..., allowed].softmax(-1)
+    torch.testing.assert_close((found / temperature)[..., allowed].softmax(-1), expected, atol=1e-5, rtol=1e-4)
