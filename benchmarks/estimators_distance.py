@@ -1,0 +1,115 @@
+"""How far samples of the diffusion estimators are from softmax(logits): the worst total variation over many logits.
+
+The distribution of a hard sample is the mean of the soft one over the noise, `q = E[D(x_{t_1}, t_1)]`; its distance is
+`1/2 sum_v |q_v - softmax(logits)_v|`. Every setting is tried on logits of many sizes and shapes with few draws of the
+noise; the shapes that came out worst are then measured again, with new noise and more of it. Categories with one and
+the same logit have one probability, and are averaged. `noise` is how much the figure is too large by the noise that is
+left, about: `1/2 sum_v sqrt(2 / pi) standard error of q_v`. `reindge` draws the samples of `redge`.
+
+    python benchmarks/estimators_distance.py
+"""
+
+import argparse
+import itertools
+import math
+
+import torch
+from report import environment, save
+from torch import Tensor
+
+from redge_guidance.estimators import ReDGE, ReDGECov
+
+KINDS = {"redge": ReDGE, "redge_cov": ReDGECov}
+SIZES = (2, 3, 5, 10, 20, 50, 100, 300, 1000)
+STEPS = (2, 3, 4, 8, 16)
+T1 = (0.1, 0.2, 0.3, 0.5, 0.7, 0.9)
+AGAIN = 4  # shapes that are measured again
+
+
+def shapes(size: int) -> dict[str, Tensor]:
+    """Logits `(size,)` by name: flat, peaked, a few large, two levels with a tail, ramps, and random."""
+    found = {"flat": torch.zeros(size)}
+    for share in (0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 0.85, 0.95, 0.99):
+        for large in sorted({1, 2, 5, size // 4, size // 2} & set(range(1, size))):  # share of them together
+            odds = share * (size - large) / ((1 - share) * large)
+            logits = torch.zeros(size)
+            logits[:large] = math.log(odds)
+            found[f"{large} of {size} with {share}"] = logits
+    for power in (0.5, 1.0, 2.0):
+        found[f"Zipf {power}"] = -power * torch.arange(1, size + 1).float().log()
+    for scale, seed in itertools.product((0.5, 1.0, 2.0, 4.0), range(2)):
+        noise = torch.randn(size, generator=torch.Generator().manual_seed(seed))
+        found[f"normal times {scale}, seed {seed}"] = scale * noise
+    return found
+
+
+def distance(estimator: ReDGE, logits: Tensor, numbers: int, seed: int) -> tuple[float, float]:
+    """Total variation from softmax(logits), and what the noise adds to it; of `numbers` logits' worth of draws."""
+    generator = torch.Generator().manual_seed(seed)
+    draws = max(256, numbers // len(logits))
+    total, squares = torch.zeros(2, len(logits), dtype=torch.float64)
+    done = 0
+    while done < draws:
+        count = min(draws - done, max(1, 2**18 // len(logits)))
+        noise = torch.randn(count, len(logits), generator=generator)
+        soft = estimator.soft(logits.expand(count, -1).contiguous(), noise).double()
+        total += soft.sum(0)
+        squares += soft.square().sum(0)
+        done += count
+    q = total / draws
+    variance = (squares / draws - q.square()).clamp(min=0) / draws
+    _, level, members = logits.unique(return_inverse=True, return_counts=True)
+    means = torch.zeros(len(members), dtype=torch.float64).index_add_(0, level, q) / members
+    errors = torch.zeros(len(members), dtype=torch.float64).index_add_(0, level, variance).sqrt()
+    pi = logits.double().softmax(-1)
+    left = math.sqrt(2 / math.pi) * errors.sum() / 2
+    return (means[level] - pi).abs().sum().item() / 2, left.item()
+
+
+def worst(kind: str, num_steps: int, t1: float, few: int, many: int) -> list[dict[str, object]]:
+    """The shapes of the largest distance, by size of the distance."""
+    estimator = KINDS[kind](num_steps, t1)
+    tried = []
+    for size in SIZES:
+        for name, logits in shapes(size).items():
+            found, noise = distance(estimator, logits, few, seed=0)
+            tried.append((found - noise, size, name, logits))
+    tried.sort(key=lambda one: -one[0])
+    rows = []
+    for _, size, name, logits in tried[:AGAIN]:
+        found, noise = distance(estimator, logits, many, seed=1)
+        rows.append({"K": size, "logits": name, "total_variation": found, "noise": noise})
+    return sorted(rows, key=lambda row: -float(str(row["total_variation"])))
+
+
+def table(results: list[dict]) -> str:
+    lines = ["| estimator, num_steps | " + " | ".join(f"t1 = {t1}" for t1 in T1) + " |", "|---" * (len(T1) + 1) + "|"]
+    for kind, num_steps in itertools.product(KINDS, STEPS):
+        cells = []
+        for t1 in T1:
+            (row,) = (r for r in results if (r["estimator"], r["num_steps"], r["t1"]) == (kind, num_steps, t1))
+            cells.append(f"{row['worst'][0]['total_variation']:.4f}")
+        lines.append(f"| {kind}, {num_steps} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--few", type=int, default=2**18, help="logits' worth of noise in the search")
+    parser.add_argument("--many", type=int, default=2**24, help="and for what is reported")
+    parser.add_argument("--output", default="benchmarks/results/estimators_distance.json")
+    args = parser.parse_args()
+    results = []
+    for kind, num_steps, t1 in itertools.product(KINDS, STEPS, T1):
+        rows = worst(kind, num_steps, t1, args.few, args.many)
+        results.append({"estimator": kind, "num_steps": num_steps, "t1": t1, "worst": rows})
+        first = rows[0]
+        shown = f"{first['total_variation']:.4f} (noise {first['noise']:.4f}), K={first['K']}, {first['logits']}"
+        print(f"{kind} num_steps={num_steps} t1={t1}: {shown}", flush=True)
+    settings = {"few": args.few, "many": args.many, "sizes": SIZES, "seeds": {"search": 0, "reported": 1}}
+    save(args.output, environment() | {"settings": settings, "results": results})
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()
