@@ -20,7 +20,7 @@ from redge_guidance.pipelines.image.order import grid_order
 from redge_guidance.pipelines.image.vq_tokens import codebook_of, to_pixels, to_tokens
 from redge_guidance.pipelines.sampling import AfterStep, Callback, Generators, check_generators, check_settings
 from redge_guidance.pipelines.scheduler import MaskedDiffusionScheduler
-from redge_guidance.pipelines.schedules import for_each_step
+from redge_guidance.pipelines.schedules import classifier_free, for_each_step
 
 
 @dataclass
@@ -227,8 +227,7 @@ class MaskedImagePipeline(Drawer, DiffusionPipeline):
             for step, t in enumerate(self.progress_bar(self.scheduler.timesteps)):
                 logits = self._logits(sample, condition)
                 if scales[step] != 1:
-                    unconditional = self._logits(sample, nothing)
-                    logits = unconditional + scales[step] * (logits - unconditional)
+                    logits = classifier_free(logits, self._logits(sample, nothing), scales[step])
                 sample, _ = self.scheduler.step(
                     logits,
                     t,

@@ -10,6 +10,7 @@ from torch import Tensor
 from redge_guidance.pipelines.drawing import Canvas
 from redge_guidance.pipelines.sampling import AfterStep, Callback, Generators, check_settings
 from redge_guidance.pipelines.scheduler import MaskedDiffusionScheduler
+from redge_guidance.pipelines.schedules import classifier_free
 from redge_guidance.pipelines.text.base import TextPipeline, TextPipelineOutput
 from redge_guidance.pipelines.text.blocks import (
     aligned_blocks,
@@ -258,7 +259,7 @@ class MaskedTextPipeline(TextPipeline):
             if guidance_scale != 1 and canvas.prompt.any():
                 without = sample.masked_fill(canvas.prompt, self.tokenizer.mask_token_id)
                 other = unconditional(without, canvas.attention_mask, level, block)
-                logits = other + guidance_scale * (logits - other)
+                logits = classifier_free(logits, other, guidance_scale)
             return self._without_suppressed(logits, suppress_tokens)
 
         return read

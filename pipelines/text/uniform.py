@@ -17,6 +17,7 @@ from redge_guidance.pipelines.sampling import (
     logit_warpers,
     random_tokens,
 )
+from redge_guidance.pipelines.schedules import classifier_free
 from redge_guidance.pipelines.text.base import TextPipeline, TextPipelineOutput
 from redge_guidance.pipelines.text.families import ModelFamily, set_mask_token
 from redge_guidance.pipelines.text.posterior import denoiser_logits, elbo_rate, leave_one_out_logits
@@ -69,7 +70,7 @@ class Classes:
         if self.guidance_scale == 1:
             return conditional
         without = call({"cond": self.nothing})
-        return without + self.guidance_scale * (conditional - without)
+        return classifier_free(conditional, without, self.guidance_scale)
 
 
 NO_CLASSES = Classes(None, None, 1.0)
