@@ -80,7 +80,8 @@ def uniform(free: Tensor, generator: Generators) -> Tensor:
 def random_tokens(free: Tensor, vocabulary: int, generator: Generators) -> Tensor:
     """Tokens drawn uniformly below `vocabulary`, `(batch, length)` int64; by row as in `uniform`."""
     if generator is None or isinstance(generator, torch.Generator):
-        return torch.randint(vocabulary, free.shape, generator=generator, device=free.device)
+        device = free.device if generator is None else generator.device
+        return torch.randint(vocabulary, free.shape, generator=generator, device=device).to(free.device)
     counts = free.sum(-1).tolist()
     drawn = [
         torch.randint(vocabulary, (n,), generator=g, device=g.device) for n, g in zip(counts, generator, strict=True)

@@ -113,6 +113,7 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
         self.num_inference_steps: int | None = None
         self.timesteps: Tensor = torch.empty(0)
         self.num_tokens: int | None = None
+        self._times: list[float] = []  # `timesteps` before they were rounded
 
     def set_timesteps(
         self, num_inference_steps: int, device: str | torch.device | None = None, num_tokens: int | None = None
@@ -121,16 +122,17 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
 
         Args:
             num_inference_steps: n.
-            device: of `timesteps`.
+            device: of `timesteps`, float64 on the CPU and float32 elsewhere, since not every device has float64.
             num_tokens: draw in every step its share of so many tokens, even where fewer are hidden, as where a block is
                 partly given (SDAR); None: of those that are hidden.
         """
         if num_inference_steps < 1:
             raise ValueError(f"`num_inference_steps` must be >= 1, got {num_inference_steps}.")
         self.num_inference_steps, self.num_tokens = num_inference_steps, num_tokens
-        self.timesteps = torch.arange(num_inference_steps, 0, -1, dtype=torch.float64, device=device)
-        self.timesteps *= (1 - self.config.eps) / num_inference_steps
-        self.timesteps += self.config.eps
+        times = torch.arange(num_inference_steps, 0, -1, dtype=torch.float64, device="cpu")
+        times = times * ((1 - self.config.eps) / num_inference_steps) + self.config.eps
+        self._times = times.tolist()
+        self.timesteps = times if torch.device(device or "cpu").type == "cpu" else times.float().to(device)
 
     def alpha(self, t: float) -> float:
         """Probability that a token is visible at time t in [0, 1]."""
@@ -184,7 +186,7 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
             )
         if late_tokens and self.config.unmasking_order not in _BY_CONFIDENCE:
             raise ValueError(f"`late_tokens` needs an order by confidence, got {self.config.unmasking_order!r}.")
-        t = float(timestep)
+        t = self._exact(float(timestep))
         s = max(self.config.eps, t - (1 - self.config.eps) / self.num_inference_steps)
         free = torch.ones_like(sample, dtype=torch.bool) if free is None else free
         hidden = (sample == mask_token_id) & free
@@ -254,7 +256,7 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
 
         `confidence`: the highest are revealed first, in the orders that have scores of their own.
         """
-        order, steps = self.config.unmasking_order, len(self.timesteps)
+        order, steps = self.config.unmasking_order, len(self._times)
         step, noise_level = round((1 - t) * steps / (1 - self.config.eps)), t
         if self.config.counting == "floor_from_zero":
             noise_level = 1 - step / (steps - 1)
@@ -275,9 +277,14 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
             again &= (confidence.exp() if order == "confidence" else confidence) <= self.config.confidence_threshold
         return again
 
+    def _exact(self, t: float) -> float:
+        """The time of the step whose timestep is t, before it was rounded to float32; another time as it is."""
+        nearest = min(self._times, key=lambda time: abs(time - t))
+        return nearest if abs(nearest - t) < 1e-6 else t
+
     def _still_hidden(self, hidden: Tensor, free: Tensor, step: int) -> Tensor:
         """How many tokens of each row `(batch, 1)` the schedule leaves hidden after a step."""
-        times = [*self.timesteps.tolist(), self.config.eps]
+        times = [*self._times, self.config.eps]
         count = hidden.sum(-1, keepdim=True)
         if not self.config.counting.startswith("share"):
             total = free.sum(-1, keepdim=True)

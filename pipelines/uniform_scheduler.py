@@ -116,6 +116,13 @@ class UniformDiffusionScheduler(DiscreteDDIMScheduler):
         """As the base class; `attention_mask` as in `step`."""
 
         def draw(logits: Tensor, tokens: Tensor, source: torch.Generator | None) -> Any:
+            if logits.device.type == "mps":  # a sweep is computed in float64
+                if source is not None:
+                    raise ValueError(
+                        f"`generator` must be on the CPU for corrector steps on {logits.device}, which has no float64, "
+                        f"got one on {source.device}; make it with `torch.Generator()`."
+                    )
+                logits, tokens = logits.cpu(), tokens.cpu()
             return super(UniformDiffusionScheduler, self).step_correct(logits, timestep, tokens, generator=source)
 
         return _row_by_row(draw, "prev_sample", model_output, sample, attention_mask, generator, return_dict)
@@ -138,6 +145,19 @@ def _psi(name: str) -> tuple[str, float]:
     return mode, value
 
 
+def where_drawn(
+    draw: Callable[[Tensor, Tensor, torch.Generator | None], Any],
+    logits: Tensor,
+    sample: Tensor,
+    generator: torch.Generator | None,
+) -> Any:
+    """`draw(logits, sample, generator)` on the device of the generator, with its output on that of the logits."""
+    source = logits.device if generator is None else generator.device
+    output = draw(logits.to(source), sample.to(source), generator)
+    fields = (output.prev_sample, output.sampled_tokens, output.sampled_probs)
+    return DiscreteDDIMSchedulerOutput(*(field.to(logits.device) for field in fields), logits)
+
+
 def _row_by_row(
     draw: Callable[[Tensor, Tensor, torch.Generator | None], Any],
     drawn: str,
@@ -149,13 +169,13 @@ def _row_by_row(
 ) -> Any:
     """`draw(logits, sample, generator)`, or for each row of its own, padding left out; `drawn` names its tokens."""
     if generator is None or isinstance(generator, torch.Generator):
-        output = draw(logits, sample, generator)
+        output = where_drawn(draw, logits, sample, generator)
         return output if return_dict else output.to_tuple()
     text = torch.ones_like(sample, dtype=torch.bool) if attention_mask is None else attention_mask
     prev_sample, tokens = sample.clone(), sample.clone()
     for row, source in enumerate(generator):
         where = text[row]
-        output = draw(logits[row, where][None], sample[row, where][None], source)
+        output = where_drawn(draw, logits[row, where][None], sample[row, where][None], source)
         prev_sample[row, where], tokens[row, where] = output.prev_sample[0], getattr(output, drawn)[0]
     log_probs = logits.gather(-1, tokens[..., None])[..., 0] - logits.logsumexp(-1)
     output = DiscreteDDIMSchedulerOutput(prev_sample, tokens, log_probs.exp(), logits)

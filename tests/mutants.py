@@ -202,8 +202,8 @@ MUTANTS = [
     ),
     Mutant(
         "pipelines/image/masked.py",
-        "unconditional = self._logits(sample, nothing)",
-        "unconditional = self._logits(canvas.ids, nothing)",
+        "self._logits(sample, nothing)",
+        "self._logits(canvas.ids, nothing)",
         PIPES,
     ),
     Mutant(
@@ -217,10 +217,16 @@ MUTANTS = [
     ),
     Mutant("pipelines/scheduler.py", "total = free.sum(-1", "total = torch.ones_like(free).sum(-1", HALTON),
     Mutant("pipelines/scheduler.py", "noise_level = 1 - step / (steps - 1)", "noise_level = t", HALTON),
+    Mutant(
+        "pipelines/schedules.py",
+        "conditional.isneginf() | unconditional.isneginf()",
+        "conditional.isneginf()",
+        f"{ROOM}classifier_free.py",
+    ),
     Mutant("pipelines/schedules.py", ".clamp(min=step + 1)", ".clamp(min=1)", HALTON),
     Mutant("pipelines/image/order.py", "torch.arange(1, rows", "torch.arange(0, rows", HALTON),
     Mutant("pipelines/image/order.py", 'roll=config.get("roll", False)', "roll=False", HALTON),
-    Mutant("pipelines/image/masked.py", "scales[step] * (logits", "scales[-1] * (logits", HALTON),
+    Mutant("pipelines/image/masked.py", "nothing), scales[step])", "nothing), scales[-1])", HALTON),
     Mutant("redge_guidance/hosts/masked_image.py", "ranks.copy_(ranks[rows])", "pass", f"{ROOM}following.py"),
     Mutant(
         "pipelines/sampling.py",

@@ -184,8 +184,8 @@ class UniformTextPipeline(TextPipeline):
                 model's own prediction (Duo).
             use_chat_template: take every prompt for the turn of a user and put it into the chat template of the
                 tokenizer; mask tokens in it are then an error.
-            generator: source of all randomness, on the device of the pipeline; the same generator gives the same texts.
-                A list of one a prompt makes every text independent of the others.
+            generator: source of all randomness, on the device of the pipeline or on the CPU; the same generator gives
+                the same texts. A list of one a prompt makes every text independent of the others.
             return_dict: return an output object instead of `(sequences, texts)`.
             callback_on_step_end: called as `callback(pipe, step, timestep, {name: tensor})`; may return a dict with a
                 new `sample`.

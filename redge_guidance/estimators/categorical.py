@@ -26,7 +26,7 @@ def straight_through(logits: Tensor, hard: bool = True, generator: torch.Generat
 
     Raises:
         ValueError: logits that are integers, NaN, +inf, without categories or with a row of -inf only; a generator on
-            another device.
+            another device than theirs and the CPU.
 
     Source: Bengio et al., arXiv 1308.3432; equal to `redge(logits, num_steps=1)`.
 
@@ -60,12 +60,13 @@ def gumbel_softmax(
 ) -> Tensor:
     """Draw `argmax(logits + g)`, g standard Gumbel, with the gradient of `softmax((logits + g) / tau)`.
 
-    The draw is exact whatever tau. A low tau is less biased and noisier. `torch.nn.functional.gumbel_softmax` with a
+    The draw is exact whatever tau, since it is made before the division. A low tau is less biased and noisier; one
+    beyond the normal numbers of the dtype counts as the nearest of them. `torch.nn.functional.gumbel_softmax` with a
     generator, hard by default, and with half its memory. Costs two softmaxes and the slowest noise, and keeps one
     number a logit.
 
     Args:
-        tau: temperature, > 0. The others as in `straight_through`; `hard=False` is the relaxed sample.
+        tau: temperature, > 0 and finite. The others as in `straight_through`; `hard=False` is the relaxed sample.
 
     Returns:
         `(..., K)` of the dtype of `logits`.
@@ -155,14 +156,26 @@ class GumbelSoftmax(Pathwise):
         return "exponential"  # g = -log E
 
     def soft(self, logits: Tensor, noise: Tensor | None) -> Tensor:
-        assert noise is not None
-        return ((logits - noise.log()) / self.tau).softmax(-1)
+        perturbed = _perturbed(logits, noise)
+        # 0 for the largest, so that no temperature overflows there
+        return perturbed.sub_(perturbed.amax(-1, keepdim=True)).div_(self._divisor(logits.dtype)).softmax(-1)
 
-    def draw(self, soft: Tensor, uniform: Tensor) -> Tensor:
-        return soft.argmax(-1, keepdim=True)
+    def category(self, logits: Tensor, noise: Tensor | None, soft: Tensor, uniform: Tensor) -> Tensor:
+        return _perturbed(logits, noise).argmax(-1, keepdim=True)  # division by a large tau would round it away
 
     def vjp(self, logits: Tensor, noise: Tensor | None, drawn: Tensor | None, grad: Tensor) -> Tensor:
-        return softmax_vjp(self.soft(logits, noise), grad) / self.tau
+        largest = torch.finfo(torch.bfloat16).max  # finite in float32 too
+        return softmax_vjp(self.soft(logits, noise), grad).div_(self._divisor(logits.dtype)).clamp_(-largest, largest)
+
+    def _divisor(self, dtype: torch.dtype) -> float:
+        """tau within the normal numbers of `dtype`."""
+        return min(max(self.tau, torch.finfo(dtype).tiny), torch.finfo(dtype).max)
+
+
+def _perturbed(logits: Tensor, noise: Tensor | None) -> Tensor:
+    """`logits + g`, g standard Gumbel, of exponential `noise`; a new tensor."""
+    assert noise is not None
+    return logits - noise.log()
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ def redge(
 
     Raises:
         ValueError: logits that are integers, NaN, +inf, without categories or with a row of -inf only; settings out of
-            range; a generator on another device.
+            range; a generator on another device than theirs and the CPU.
 
     Source: arXiv 2601.00781, section 3.
 
