@@ -48,7 +48,7 @@ def visible_tokens(counting: str, schedule: str, step: int, num_steps: int, tota
 
 def for_each_step(name: str, value: float | Sequence[float], num_steps: int) -> list[float]:
     """`value` for each of `num_steps` steps, or its values, as many; a ValueError, with `name`, if they are not."""
-    if not isinstance(value, Sequence):
+    if isinstance(value, float | int):
         return [value] * num_steps
     if len(value) != num_steps:
         raise ValueError(

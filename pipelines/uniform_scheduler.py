@@ -12,6 +12,7 @@ from diffusers.schedulers.scheduling_discrete_ddim import DiscreteDDIMSchedulerO
 from diffusers.schedulers.scheduling_utils import SchedulerMixin as SchedulerMixin
 from torch import Tensor
 
+from redge_guidance.checks import real_number, whole_number
 from redge_guidance.pipelines.sampling import Generators
 
 _PSI = ("constant", "constant-remdm", "max-capped", "max-rescale")
@@ -50,9 +51,13 @@ class UniformDiffusionScheduler(DiscreteDDIMScheduler):
         corrector_selection_tau: float = 1.0,
         psi: str = "pure-posterior",
     ):
-        super().__init__(
-            num_inference_steps, corrector_steps, corrector_k, corrector_selection, corrector_selection_tau
+        steps = whole_number("num_inference_steps", num_inference_steps, 1)
+        sweeps, positions = (
+            whole_number("corrector_steps", corrector_steps, 0),
+            whole_number("corrector_k", corrector_k, 1),
         )
+        tau = real_number("corrector_selection_tau", corrector_selection_tau)
+        super().__init__(steps, sweeps, positions, corrector_selection, tau)
         self._mode, self._eta = _psi(psi)
 
     def kappa(self, step_index: int) -> float:

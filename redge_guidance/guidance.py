@@ -6,6 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from redge_guidance.checks import as_whole
 from redge_guidance.config import GuidanceConfig
 from redge_guidance.draws import Draws, Noise
 from redge_guidance.gradients import RewardGradients, routes
@@ -48,9 +49,12 @@ class Guidance:
         self.config = GuidanceConfig() if config is None else config
         if not isinstance(self.config, GuidanceConfig):
             raise ValueError(f"`config` must be a GuidanceConfig, got {type(config).__name__}.")
+        number = as_whole(seed)
+        if number is None:
+            raise ValueError(f"`seed` must be an integer, got {seed!r}.")
         routes(reward, self.config)
         self.trace = Trace()
-        self._reward, self._seed, self._index = reward, seed, 0
+        self._reward, self._seed, self._index = reward, number, 0
 
     def begin(self) -> None:
         """A call of the sampler begins: its steps are counted from 0."""

@@ -119,7 +119,7 @@ MUTANTS = [
     ),
     Mutant(
         "redge_guidance/hosts/masked_text.py",
-        'temperature=arguments.get("temperature") or 1.0',
+        'temperature=float(arguments.get("temperature") or 1.0)',
         "temperature=1.0",
         STEPS,
     ),
@@ -148,7 +148,7 @@ MUTANTS = [
     Mutant("redge_guidance/hosts/amused.py", ", width=width)", ")", UNIFIED),
     Mutant(
         "redge_guidance/hosts/masked_image.py",
-        'temperature=arguments.get("temperature") or 1.0',
+        'temperature=float(arguments.get("temperature") or 1.0)',
         "temperature=1.0",
         SETTINGS,
     ),
@@ -211,7 +211,7 @@ MUTANTS = [
     ),
     Mutant(
         "pipelines/uniform_scheduler.py",
-        "draw(logits[row, where][None], sample[row, where][None], source)",
+        "where_drawn(draw, logits[row, where][None], sample[row, where][None], source)",
         "draw(logits[row, where][None], sample[row, where][None], generator[0])",
         RANDOM,
     ),

@@ -8,13 +8,14 @@ import torch
 from diffusers import DiscreteDDIMScheduler
 from torch import Tensor
 
+from redge_guidance.checks import as_whole, is_sequence
 from redge_guidance.pipelines.drawing import Canvas
 from redge_guidance.pipelines.sampling import (
     AfterStep,
     Callback,
     Generators,
-    check_settings,
     logit_warpers,
+    plain_settings,
     random_tokens,
 )
 from redge_guidance.pipelines.schedules import classifier_free
@@ -44,17 +45,16 @@ class Classes:
     guidance_scale: float
 
     @classmethod
-    def of(
-        cls, model: Any, class_labels: int | list[int] | None, guidance_scale: float, batch: int, device: Any
-    ) -> "Classes":
+    def of(cls, model: Any, class_labels: Any, guidance_scale: float, batch: int, device: Any) -> "Classes":
         """The classes that were asked for, checked; a ValueError if the model or the batch has no such ones."""
         number = getattr(getattr(model, "config", None), "cfg_num_classes", None) or 0
         if class_labels is None:
             if guidance_scale != 1:
                 raise ValueError(f"`guidance_scale` needs `class_labels`, got {guidance_scale} and None.")
             return NO_CLASSES
-        labels = [class_labels] * batch if isinstance(class_labels, int) else list(class_labels)
-        if number < 1 or len(labels) != batch or not all(0 <= label < number for label in labels):
+        asked: Any = class_labels if is_sequence(class_labels) else [class_labels] * batch
+        labels = [as_whole(label) for label in asked]
+        if len(labels) != batch or not all(label is not None and 0 <= label < number for label in labels):
             raise ValueError(
                 f"`class_labels` must be one, or one for each of {batch} texts, of the {max(number, 0)} classes of the "
                 f"model, counted from 0; got {class_labels}."
@@ -198,7 +198,8 @@ class UniformTextPipeline(TextPipeline):
         top_p = self.config.top_p if top_p is None else top_p
         after_step = AfterStep(self, callback_on_step_end, callback_on_step_end_tensor_inputs)
         counts = {"top_k": top_k, "gen_length": gen_length, "num_inference_steps": num_inference_steps}
-        check_settings(temperature, top_p, counts)
+        plain = plain_settings(temperature, top_p, counts, guidance_scale)
+        temperature, top_p, guidance_scale, top_k, gen_length, num_inference_steps = plain
         if noise_removal not in NOISE_REMOVALS:
             raise ValueError(f"`noise_removal` must be one of {', '.join(NOISE_REMOVALS)}, got {noise_removal!r}.")
         drawing = self._plan(prompt, gen_length, use_chat_template, generator)

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from redge_guidance.checks import as_real
 from redge_guidance.estimators.base import Pathwise, reinmax_vjp, softmax_vjp
 
 
@@ -148,8 +149,10 @@ class GumbelSoftmax(Pathwise):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.tau, float | int) or not 0 < self.tau < math.inf:
+        tau = as_real(self.tau)
+        if tau is None or not 0 < tau < math.inf:
             raise ValueError(f"`tau` must be > 0, got {self.tau!r}; 1.0 is the default.")
+        object.__setattr__(self, "tau", tau)
 
     @property
     def noise(self) -> Literal["exponential"]:
@@ -187,8 +190,10 @@ class EntropyMix(Pathwise):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.weight is not None and not (isinstance(self.weight, float | int) and 0 <= self.weight <= 1):
+        weight = as_real(self.weight)
+        if self.weight is not None and (weight is None or not 0 <= weight <= 1):
             raise ValueError(f"`weight` must lie in [0, 1] or be None for the entropy, got {self.weight!r}.")
+        object.__setattr__(self, "weight", weight)
 
     @property
     def one_hot(self) -> bool:

@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from redge_guidance.checks import as_real, whole_number
 from redge_guidance.estimators.base import Pathwise, reinmax_vjp, softmax_vjp
 
 _LOWEST_VARIANCE = 0.1  # of the matched noise of redge_cov
@@ -120,14 +121,13 @@ class ReDGE(Pathwise):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        n, t1 = self.num_steps, self.t1
-        if not isinstance(n, int) or isinstance(n, bool) or n < 1:
-            raise ValueError(f"`num_steps` must be an integer >= 1, got {n!r}; 4 is the default.")
-        t1 = (1.0 if n == 1 else 0.7) if t1 is None else t1
-        if not isinstance(t1, float | int) or isinstance(t1, bool) or not 0 < t1 <= 1:
-            raise ValueError(f"`t1` must lie in (0, 1], got {t1!r}; 0.7 is the default, 1 is straight-through.")
+        n = whole_number("num_steps", self.num_steps, 1, "4 is the default")
+        t1 = (1.0 if n == 1 else 0.7) if self.t1 is None else as_real(self.t1)
+        if t1 is None or not 0 < t1 <= 1:
+            raise ValueError(f"`t1` must lie in (0, 1], got {self.t1!r}; 0.7 is the default, 1 is straight-through.")
         if n == 1 and t1 < 1:
             raise ValueError(f"`t1` must be 1 when `num_steps=1`, got {t1!r}; leave it out, or take more steps.")
+        object.__setattr__(self, "num_steps", n)
         object.__setattr__(self, "t1", float(t1))
 
     @property

@@ -55,8 +55,8 @@ def check_logits(logits: Tensor, generator: torch.Generator | None) -> None:
         raise ValueError(f"`logits` must be (..., K) with K >= 1 categories, got shape {tuple(logits.shape)}.")
     if generator is not None and generator.device.type not in (logits.device.type, "cpu"):
         raise ValueError(
-            f"`generator` must be on the device of the logits, {logits.device}, or on the CPU, got {generator.device}; "
-            f"make it with `torch.Generator({logits.device.type!r})`."
+            f"`generator` must be on the device of the logits, {logits.device}, got {generator.device}; make it with "
+            f"`torch.Generator({logits.device.type!r})`, or on the CPU with `torch.Generator()`."
         )
 
 

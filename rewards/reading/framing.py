@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from redge_guidance.checks import as_whole
 from redge_guidance.text import end_token_id
 
 
@@ -61,10 +62,11 @@ class Framer:
                 "does not; load a fast one with AutoTokenizer, which needs `pip install sentencepiece tiktoken` to "
                 "convert some."
             )
-        if max_length is not None and max_length < 1:
-            raise ValueError(f"`max_length` must be >= 1 or None, got {max_length}.")
+        longest = as_whole(max_length)
+        if max_length is not None and (longest is None or longest < 1):
+            raise ValueError(f"`max_length` must be >= 1 or None, got {max_length!r}.")
         self.tokenizer = tokenizer
-        self.max_length = _longest(model, tokenizer) if max_length is None else max_length
+        self.max_length = _longest(model, tokenizer) if longest is None else longest
         self._frames: dict[Frame, Around] = {}
         self._warned = False
 

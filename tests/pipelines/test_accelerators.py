@@ -1,4 +1,4 @@
-"""On accelerators: no float64, and generators on the CPU. The meta device, and a mode that refuses, stand in for one."""
+"""On accelerators: no float64, and generators on the CPU. The meta device stands in for one."""
 
 from types import SimpleNamespace
 
