@@ -139,7 +139,7 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
 
     def alpha(self, t: float) -> float:
         """Probability that a token is visible at time t in [0, 1]."""
-        return visible_share(self.config.schedule, torch.tensor(1 - t, dtype=torch.float64)).item()
+        return visible_share(self.config.schedule, torch.tensor(1 - t, dtype=torch.float64, device="cpu")).item()
 
     def step(
         self,
