@@ -3,8 +3,9 @@
 The distribution of a hard sample is the mean of the soft one over the noise, `q = E[D(x_{t_1}, t_1)]`; its distance is
 `1/2 sum_v |q_v - softmax(logits)_v|`. Every setting is tried on logits of many sizes and shapes with few draws of the
 noise; the worst is changed at random where that makes it worse still; and what came out worst is measured again, with
-new noise and more of it. Categories with one and the same logit have one probability, and are averaged. `noise` is what the figure would be of exact samples, by the
-noise that is left: `1/2 sum_v sqrt(2 / pi) standard error of q_v`. `reindge` draws the samples of `redge`.
+new noise and more of it. Categories with one and the same logit have one probability, and are averaged. `noise` is what
+the figure would be of exact samples, by the noise that is left: `1/2 sum_v sqrt(2 / pi) standard error of q_v`.
+`reindge` draws the samples of `redge`.
 
     python benchmarks/estimators_distance.py
 """
