@@ -143,7 +143,12 @@ MUTANTS = [
         f"{STEPS} {KINDS}",
     ),
     Mutant("redge_guidance/hosts/amused.py", "if self._is_last and not is_image", "if False", UNIFIED),
-    Mutant("redge_guidance/hosts/amused.py", 'arguments["model_output"].copy_(output)', "pass", UNIFIED),
+    Mutant(
+        "redge_guidance/hosts/amused.py",
+        'arguments["model_output"].copy_(keeping_the_first(output, arguments["model_output"].dtype))',
+        "pass",
+        UNIFIED,
+    ),
     Mutant("redge_guidance/hosts/amused.py", "step.logits.copy_(step.logits[rows])", "pass", UNIFIED),
     Mutant("redge_guidance/hosts/amused.py", ", width=width)", ")", UNIFIED),
     Mutant(

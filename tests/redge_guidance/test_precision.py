@@ -5,13 +5,19 @@ from types import SimpleNamespace
 import pytest
 import torch
 from diffusers import DiscreteDDIMScheduler
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import GenerationConfig
 
 from redge_guidance import GuidanceConfig
+from redge_guidance.guidance import Guidance
+from redge_guidance.hosts.attachment import Attachment
+from redge_guidance.hosts.base import keeping_the_first
 from redge_guidance.hosts.callables import DreamLogitsHook, GuidanceLogitsProcessor
 from redge_guidance.updates import kl
-from tests.helpers.hosts import MASK, RESERVED, WORDS, amused, gemma, llada2, masked, masked_image, seeded
+from tests.helpers.hosts import MASK, RESERVED, WORDS, amused, gemma, llada2, masked, masked_image, seeded, unified
 from tests.helpers.tiny import word_tokenizer
+from tests.helpers.unified import UnifiedPipeline
 from tests.helpers.watching import guided, log_p, outputs_of
 
 TABLE = torch.linspace(0, 0.01, 12)  # less than bfloat16 can tell apart near 2
@@ -123,3 +129,37 @@ def test_high_temperatures_stay_finite(kind, temperature, dtype):
     assert found[..., allowed].isfinite().all()
     expected = (logits.float() / temperature + 100 * TABLE[: len(WORDS)])[..., allowed].softmax(-1)
     torch.testing.assert_close((found / temperature)[..., allowed].softmax(-1), expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@given(seed=st.integers(0, 10**6), level=st.sampled_from([0.0, 24.0, -300.0, 6e4]))
+def test_rounding_keeps_the_likeliest_token(dtype, seed, level):
+    logits = level + 0.01 * torch.randn(20, 9, generator=seeded(seed))
+    narrow = keeping_the_first(logits, dtype)
+    assert narrow.dtype == dtype
+    assert torch.equal(narrow.argmax(-1), logits.argmax(-1))
+    changed = narrow != logits.to(dtype)
+    assert (changed.sum(-1) <= 1).all()
+
+
+def test_texts_that_are_read_off_half_precision_logits_have_the_tokens_of_q():
+    """Of Muddit, in the last step, by `argmax`."""
+    pipe, run = unified(UnifiedPipeline, image=torch.rand(2, 3, 8, 8, generator=seeded()).bfloat16())
+    pipe.to(torch.bfloat16)
+    pipe.transformer.register_forward_hook(lambda module, args, output: (output[0], 24 + 0.01 * output[1]))
+    config = GuidanceConfig(update=jump(TABLE), estimator="straight_through", num_draws=1, support=None)
+    guidance, read = Guidance(constant, config), []
+
+    def move(step):
+        read.append((step, guidance(step)))
+        return read[-1][1]
+
+    attachment = Attachment(pipe, move=move)
+    try:
+        run()
+    finally:
+        attachment.remove()
+    step, logits = read[-1]
+    assert step.images is None
+    assert step.logits.dtype == torch.bfloat16
+    assert torch.equal(step.logits[step.free].argmax(-1), logits.argmax(-1))
