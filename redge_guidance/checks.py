@@ -64,6 +64,18 @@ def real_number(name: str, value: Any) -> float:
     return found
 
 
+def plain(value: Any) -> Any:
+    """A number as a plain one, an array or a tensor as a list of them, anything else as it is.
+
+    >>> plain(Decimal("0.5")), plain("a"), plain((1, 2))
+    (0.5, 'a', (1, 2))
+    """
+    number = as_real(value)
+    if number is not None:
+        return number
+    return value.tolist() if is_sequence(value) and hasattr(value, "tolist") else value
+
+
 def is_sequence(value: Any) -> bool:
     """Whether there may be several numbers in `value`: a list, an array or a tensor with a dimension, no string."""
     if isinstance(value, str | bytes) or not isinstance(value, Iterable):

@@ -190,3 +190,13 @@ def test_rewards(whole):
         for total in (factor * words, words * factor):
             assert [term.weight for term in total.terms] == [0.5]
             assert type(total.terms[0].weight) is float
+
+
+@whole_kinds
+def test_settings_of_pipelines_are_written_to_a_file(whole, tmp_path):
+    for pipe in (tiny_pipeline(whole(6)), tiny_uniform(whole(6)), tiny_image_pipeline()):
+        pipe.register_to_config(temperature=np.array([1.0, 0.5]), num_inference_steps=whole(3), top_p=Fraction(1, 2))
+        pipe.save_config(tmp_path)
+        stored = pipe.load_config(tmp_path)
+        assert (stored["temperature"], stored["num_inference_steps"], stored["top_p"]) == ([1.0, 0.5], 3, 0.5)
+        assert stored.get("length", 6) == 6
