@@ -31,8 +31,10 @@ def redge(
 
     Use it where the reward is far from linear in the sample: its gradient is taken at a sample that has nearly
     decided, not at the mean. It costs `2 num_steps` softmaxes and keeps one number a logit, however many the steps.
-    The samples follow softmax(logits) up to a total variation of 0.001 at the defaults, 0.006 at `t1 = 0.5`, 0.04 at
-    0.3 and 0.12 at 0.1; with 16 steps it is 0.015 at 0.1 (worst seen for K = 2, 10, 50).
+    The samples follow softmax(logits) up to a total variation of 0.001 at the defaults, 0.006 at `t1 = 0.5`, 0.041 at
+    0.3 and 0.18 at 0.1. With 16 steps it is 0.011 at 0.1; with 2 steps 0.001 at 0.7, 0.016 at 0.5, 0.12 at 0.3 and
+    0.54 at 0.1 (the worst that `benchmarks/estimators_distance.py` finds over flat, peaked and random logits, K from
+    2 to 300).
 
     Args:
         logits: `(..., K)`, unnormalised log-probabilities in nats; -inf is a category of probability zero.
@@ -97,9 +99,9 @@ def redge_cov(
 
     with the DDIM steps of `redge`. The gradient includes that of pi and v.
 
-    Its samples follow softmax(logits) less closely than those of `redge`: up to a total variation of 0.008 at the
-    defaults, 0.06 at `t1 = 0.5`, 0.12 at 0.3, 0.17 at 0.1; with 16 steps it is 0.03 at 0.1. It keeps as little as
-    `redge` and costs more.
+    Its samples follow softmax(logits) less closely than those of `redge`: up to a total variation of 0.009 at the
+    defaults, 0.062 at `t1 = 0.5`, 0.17 at 0.3, 0.23 at 0.1; with 16 steps it is 0.033 at 0.1, and with 2 steps 0.025 at
+    0.7, 0.19 at 0.5, 0.6 at 0.3 and 0.86 at 0.1, found as for `redge`. It keeps as little as `redge` and costs more.
 
     Args, returns, raises: as `redge`.
 

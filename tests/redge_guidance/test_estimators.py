@@ -312,6 +312,25 @@ def test_samples_follow_softmax(estimator, categories):
     assert (frequency - logits.softmax(-1)).abs().sum() / 2 < 0.01
 
 
+STATED = [  # what the docstrings say, and probabilities that come close to it
+    (ReDGE(4, 0.5), 0.006, [0.7, 0.15, 0.15]),
+    (ReDGE(4, 0.3), 0.041, [0.7, *[0.075] * 4]),
+    (ReDGE(2, 0.3), 0.12, [0.7, 0.15, 0.15]),
+    (ReDGECov(4, 0.7), 0.009, [0.8, 0.1, 0.1]),
+    (ReDGECov(4, 0.5), 0.062, [0.6, *[0.4 / 9] * 9]),
+    (ReDGECov(2, 0.5), 0.19, [0.5, *[0.5 / 9] * 9]),
+]
+
+
+@pytest.mark.parametrize(("estimator", "stated", "pi"), STATED)
+def test_distance_from_softmax_is_the_stated_one(estimator, stated, pi):
+    logits = torch.tensor(pi).log()
+    noise = torch.randn(2**18, len(pi), generator=seeded(7))
+    q = estimator.soft(logits.expand(2**18, -1).contiguous(), noise).double().mean(0)
+    distance = (q - logits.double().softmax(-1)).abs().sum() / 2
+    assert 0.8 * stated < distance < stated + 0.001
+
+
 @every
 def test_gradient_does_not_see_a_constant_shift(estimator):
     logits, slope = rows_of(8, 5)
