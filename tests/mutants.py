@@ -174,6 +174,24 @@ MUTANTS = [
         "torch.ones_like(ids).bool()",
         f"{ROOM}hosts.py {ROOM}callables.py",
     ),
+    Mutant(
+        "redge_guidance/estimators/categorical.py",
+        "_perturbed(logits, noise).argmax(-1, keepdim=True)",
+        "soft.argmax(-1, keepdim=True)",
+        f"{ROOM}estimators.py",
+    ),
+    Mutant(
+        "redge_guidance/estimators/sampling.py",
+        "return torch.rand(0, device=logits.device) if",
+        "return None if",
+        f"{ROOM}estimators.py",
+    ),
+    Mutant(
+        "redge_guidance/updates.py",
+        "softshrink(slope / unit, 1.0)",
+        "softshrink(slope / unit, 0.0)",
+        f"{ROOM}updates.py",
+    ),
     Mutant("redge_guidance/gradients.py", "resolution=1 / self._count", "resolution=0.0", FIGURES),
     Mutant(
         "redge_guidance/gradients.py",
