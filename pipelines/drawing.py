@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from redge_guidance.checks import plain
 from redge_guidance.text import fixed_before
 
 
@@ -81,6 +82,10 @@ class Drawer:
     def drawing(self) -> Drawing | None:
         """The call in progress, in this thread the innermost one; None between calls."""
         return next((drawing for pipe, drawing in reversed(_DRAWINGS.get()) if pipe is self), None)
+
+    def register_to_config(self, **settings: Any) -> None:
+        """As in diffusers; numbers are kept as plain ones, so that they can be written to a file."""
+        super().register_to_config(**{name: plain(value) for name, value in settings.items()})  # type: ignore[misc]
 
     @contextmanager
     def _draw(self, drawing: Drawing) -> Iterator[None]:

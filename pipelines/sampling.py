@@ -8,41 +8,67 @@ import torch
 from torch import Tensor
 from transformers import TopKLogitsWarper, TopPLogitsWarper
 
+from redge_guidance.checks import as_real, as_whole, is_sequence, real_number
+
 Callback = Callable[[Any, int, Any, dict[str, Any]], dict[str, Any] | None]
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
-def check_settings(
-    temperature: float | Sequence[float],
-    top_p: float | None,
-    counts: dict[str, int | None],
-    guidance_scale: float = 1.0,
-) -> None:
-    """A ValueError if one of these, `counts` by name, is out of range; None is in range."""
-    if not math.isfinite(guidance_scale):
-        raise ValueError(f"`guidance_scale` must be finite, got {guidance_scale}.")
-    for one in temperature if isinstance(temperature, Sequence) else [temperature]:
-        if not 0 <= one < float("inf"):
-            raise ValueError(f"`temperature` must be >= 0, got {one}; 0 is greedy.")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(f"`top_p` must lie in (0, 1], got {top_p}.")
-    for name, value in counts.items():
-        if value is not None and (not isinstance(value, int) or value < 1):
-            raise ValueError(f"`{name}` must be {'>= 1' if isinstance(value, int) else 'a whole number'}, got {value}.")
+def plain_settings(temperature: Any, top_p: Any, counts: dict[str, Any], guidance_scale: Any = 1.0) -> tuple[Any, ...]:
+    """`(temperature, top_p, guidance_scale, *counts.values())` as plain numbers, None where it is.
+
+    Temperature and scale may be one number or one for each step, then lists.
+
+    Raises:
+        ValueError: one of these, `counts` by name, is out of range.
+    """
+    nucleus = as_real(top_p)
+    if top_p is not None and (nucleus is None or not 0 < nucleus <= 1):
+        raise ValueError(f"`top_p` must lie in (0, 1], got {top_p!r}.")
+    temperature = _of_every_step(
+        "temperature", temperature, lambda one: 0 <= one < math.inf, "must be >= 0", "; 0 is greedy"
+    )
+    guidance_scale = _of_every_step("guidance_scale", guidance_scale, math.isfinite, "must be finite")
+    plain = (None if value is None else plain_count(name, value) for name, value in counts.items())
+    return temperature, nucleus, guidance_scale, *plain
 
 
-def check_token_ids(name: str, ids: Sequence[int], vocabulary: int) -> None:
-    """A ValueError if one of `ids` is no id below `vocabulary`."""
-    wrong = [i for i in ids if not isinstance(i, int) or not 0 <= i < vocabulary]
-    if wrong:
-        raise ValueError(f"`{name}` must be token ids below {vocabulary}, got {wrong[0]!r}.")
+def plain_count(name: str, value: Any, lowest: int = 1) -> int:
+    """`value` as a plain integer; a ValueError, with `name`, if it is none, or below `lowest`."""
+    found = as_whole(value)
+    if found is None:
+        raise ValueError(f"`{name}` must be a whole number, got {value!r}.")
+    if found < lowest:
+        raise ValueError(f"`{name}` must be >= {lowest}, got {value!r}.")
+    return found
+
+
+def _of_every_step(name: str, value: Any, fits: Callable[[float], bool], wanted: str, hint: str = "") -> Any:
+    """One number that `fits`, or a list of them; a ValueError, with `name`, if one does not."""
+    numbers = []
+    for one in value if is_sequence(value) else [value]:
+        number = as_real(one)
+        if number is None or not fits(number):
+            raise ValueError(f"`{name}` {wanted}, got {one!r}{hint}.")
+        numbers.append(number)
+    return numbers if is_sequence(value) else numbers[0]
+
+
+def plain_token_ids(name: str, ids: Any, vocabulary: int) -> list[int]:
+    """`ids`, one or several, as plain integers; a ValueError, with `name`, if one is no id below `vocabulary`."""
+    found = []
+    for one in ids if is_sequence(ids) else [ids]:
+        token = as_whole(one)
+        if token is None or not 0 <= token < vocabulary:
+            raise ValueError(f"`{name}` must be token ids below {vocabulary}, got {one!r}.")
+        found.append(token)
+    return found
 
 
 def forbid(logits: Tensor, suppress_tokens: Sequence[int], reserved: Sequence[int]) -> Tensor:
     """Logits `(..., vocabulary)`, -inf at these ids; a ValueError if there are no such ids, or none is left."""
     vocabulary = logits.shape[-1]
-    check_token_ids("suppress_tokens", suppress_tokens, vocabulary)
-    suppressed = sorted({*suppress_tokens, *reserved})
+    suppressed = sorted({*plain_token_ids("suppress_tokens", suppress_tokens, vocabulary), *reserved})
     if len(suppressed) >= vocabulary:
         raise ValueError(f"`suppress_tokens` must leave a token, got all {vocabulary}.")
     return logits.index_fill(-1, torch.tensor(suppressed, dtype=torch.long, device=logits.device), -torch.inf)
@@ -80,7 +106,8 @@ def uniform(free: Tensor, generator: Generators) -> Tensor:
 def random_tokens(free: Tensor, vocabulary: int, generator: Generators) -> Tensor:
     """Tokens drawn uniformly below `vocabulary`, `(batch, length)` int64; by row as in `uniform`."""
     if generator is None or isinstance(generator, torch.Generator):
-        return torch.randint(vocabulary, free.shape, generator=generator, device=free.device)
+        device = free.device if generator is None else generator.device
+        return torch.randint(vocabulary, free.shape, generator=generator, device=device).to(free.device)
     counts = free.sum(-1).tolist()
     drawn = [
         torch.randint(vocabulary, (n,), generator=g, device=g.device) for n, g in zip(counts, generator, strict=True)
@@ -114,9 +141,9 @@ def logit_warpers(top_k: int | None, top_p: float | None) -> list[Any]:
     """What leaves only the k likeliest tokens, and the likeliest of total probability p, in logits."""
     warpers: list[Any] = []
     if top_k is not None:
-        warpers.append(TopKLogitsWarper(top_k))
+        warpers.append(TopKLogitsWarper(plain_count("top_k", top_k)))
     if top_p is not None and top_p < 1:
-        warpers.append(TopPLogitsWarper(top_p))
+        warpers.append(TopPLogitsWarper(real_number("top_p", top_p)))
     return warpers
 
 

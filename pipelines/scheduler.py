@@ -1,6 +1,7 @@
 """The reverse process of masked diffusion: which tokens to draw, and when."""
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,12 +13,13 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
-from redge_guidance.pipelines.sampling import Generators, check_token_ids, kept_logits, multinomial, uniform
+from redge_guidance.checks import real_number
+from redge_guidance.pipelines.confidence import BY_CONFIDENCE, confidence_of
+from redge_guidance.pipelines.sampling import Generators, kept_logits, multinomial, plain_count, uniform
 from redge_guidance.pipelines.schedules import COUNTINGS, SCHEDULES, visible_share, visible_tokens
 from redge_guidance.pipelines.uniform_scheduler import UniformDiffusionScheduler as UniformDiffusionScheduler
 
-_BY_CONFIDENCE = ("confidence", "maskgit_plus", "entropy", "topk_margin")
-ORDERS = ("ancestral", "random", "left_to_right", *_BY_CONFIDENCE, "remasking", "halton")
+ORDERS = ("ancestral", "random", "left_to_right", *BY_CONFIDENCE, "remasking", "halton")
 
 
 @dataclass
@@ -97,14 +99,16 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
         _check_choice("unmasking_order", unmasking_order, ORDERS)
         _check_choice("schedule", schedule, SCHEDULES)
         _check_choice("counting", counting, COUNTINGS)
-        if choice_temperature < 0:
-            raise ValueError(f"`choice_temperature` must be >= 0, got {choice_temperature}.")
-        if not 0 <= remasking_strength <= 1:
-            raise ValueError(f"`remasking_strength` must lie in [0, 1], got {remasking_strength}.")
-        if random_steps < 0:
-            raise ValueError(f"`random_steps` must be >= 0, got {random_steps}.")
-        if not 0 <= eps < 1:
-            raise ValueError(f"`eps` must lie in [0, 1), got {eps}.")
+        if not 0 <= (noise := real_number("choice_temperature", choice_temperature)) < math.inf:
+            raise ValueError(f"`choice_temperature` must be >= 0, got {noise}.")
+        if not 0 <= (strength := real_number("remasking_strength", remasking_strength)) <= 1:
+            raise ValueError(f"`remasking_strength` must lie in [0, 1], got {strength}.")
+        if not 0 <= (last := real_number("eps", eps)) < 1:
+            raise ValueError(f"`eps` must lie in [0, 1), got {last}.")
+        first = plain_count("random_steps", random_steps, 0)
+        least = None if confidence_threshold is None else real_number("confidence_threshold", confidence_threshold)
+        self.register_to_config(choice_temperature=noise, remasking_strength=strength, random_steps=first)
+        self.register_to_config(eps=last, confidence_threshold=least)
         if confidence_threshold is not None and unmasking_order not in ("confidence", "maskgit_plus"):
             raise ValueError(
                 "`confidence_threshold` needs `unmasking_order` 'confidence' or 'maskgit_plus', which have a "
@@ -113,6 +117,7 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
         self.num_inference_steps: int | None = None
         self.timesteps: Tensor = torch.empty(0)
         self.num_tokens: int | None = None
+        self._times: list[float] = []  # `timesteps` before they were rounded
 
     def set_timesteps(
         self, num_inference_steps: int, device: str | torch.device | None = None, num_tokens: int | None = None
@@ -121,20 +126,20 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
 
         Args:
             num_inference_steps: n.
-            device: of `timesteps`.
+            device: of `timesteps`, float64 on the CPU and float32 elsewhere, since not every device has float64.
             num_tokens: draw in every step its share of so many tokens, even where fewer are hidden, as where a block is
                 partly given (SDAR); None: of those that are hidden.
         """
-        if num_inference_steps < 1:
-            raise ValueError(f"`num_inference_steps` must be >= 1, got {num_inference_steps}.")
-        self.num_inference_steps, self.num_tokens = num_inference_steps, num_tokens
-        self.timesteps = torch.arange(num_inference_steps, 0, -1, dtype=torch.float64, device=device)
-        self.timesteps *= (1 - self.config.eps) / num_inference_steps
-        self.timesteps += self.config.eps
+        steps = self.num_inference_steps = plain_count("num_inference_steps", num_inference_steps)
+        self.num_tokens = None if num_tokens is None else plain_count("num_tokens", num_tokens)
+        times = torch.arange(steps, 0, -1, dtype=torch.float64, device="cpu")
+        times = times * ((1 - self.config.eps) / steps) + self.config.eps
+        self._times = times.tolist()
+        self.timesteps = times if torch.device(device or "cpu").type == "cpu" else times.float().to(device)
 
     def alpha(self, t: float) -> float:
         """Probability that a token is visible at time t in [0, 1]."""
-        return visible_share(self.config.schedule, torch.tensor(1 - t, dtype=torch.float64)).item()
+        return visible_share(self.config.schedule, torch.tensor(1 - t, dtype=torch.float64, device="cpu")).item()
 
     def step(
         self,
@@ -182,9 +187,9 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
                 f'`ranks` must be {tuple(sample.shape)} for the order "halton", which is one of grids, got {found}; '
                 "take another `unmasking_order` where there is no grid, as in texts."
             )
-        if late_tokens and self.config.unmasking_order not in _BY_CONFIDENCE:
+        if late_tokens is not None and len(late_tokens) and self.config.unmasking_order not in BY_CONFIDENCE:
             raise ValueError(f"`late_tokens` needs an order by confidence, got {self.config.unmasking_order!r}.")
-        t = float(timestep)
+        t = self._exact(float(timestep))
         s = max(self.config.eps, t - (1 - self.config.eps) / self.num_inference_steps)
         free = torch.ones_like(sample, dtype=torch.bool) if free is None else free
         hidden = (sample == mask_token_id) & free
@@ -201,7 +206,7 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
         elif self.config.unmasking_order in ("ancestral", "remasking"):
             again = self._hidden_independently(hidden, free, t, s, generator)
         else:
-            confidence = self._confidence(logits, kept, tokens, late_tokens)
+            confidence = confidence_of(self.config.unmasking_order, logits, kept, tokens, late_tokens)
             scores = torch.zeros_like(hidden, dtype=logits.dtype).masked_scatter(hidden, confidence)
             if ranks is not None and self.config.unmasking_order == "halton":
                 scores = -ranks.to(scores)
@@ -229,24 +234,6 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
         number = uniform(free, generator)
         return (hidden & (number >= reveal)) | (~hidden & free & (number < sigma))
 
-    def _confidence(self, logits: Tensor, kept: Tensor, tokens: Tensor, late_tokens: Sequence[int] | None) -> Tensor:
-        """How sure the model is of `tokens`, `(n,)`: a log-probability, minus an entropy in nats, or a margin."""
-        order = self.config.unmasking_order
-        if order not in _BY_CONFIDENCE:
-            return torch.zeros(len(tokens), device=logits.device)
-        rows = logits if order == "confidence" else kept
-        if late_tokens:
-            check_token_ids("late_tokens", late_tokens, rows.shape[-1])
-            rows = rows.index_fill(-1, torch.tensor(list(late_tokens), device=rows.device), -torch.inf)
-        log_probs = rows.log_softmax(-1)
-        if order == "entropy":
-            return torch.neg(torch.special.entr(log_probs.exp()).sum(-1))
-        if order == "topk_margin":
-            first, second = log_probs.exp().topk(2, -1).values.unbind(-1)
-            return torch.sub(first, second)
-        chosen: Tensor = log_probs.gather(-1, tokens[:, None])[:, 0]
-        return chosen if order == "confidence" else torch.exp(chosen)
-
     def _hidden_by_rank(
         self, hidden: Tensor, free: Tensor, confidence: Tensor, t: float, s: float, generator: Generators
     ) -> Tensor:
@@ -254,7 +241,7 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
 
         `confidence`: the highest are revealed first, in the orders that have scores of their own.
         """
-        order, steps = self.config.unmasking_order, len(self.timesteps)
+        order, steps = self.config.unmasking_order, len(self._times)
         step, noise_level = round((1 - t) * steps / (1 - self.config.eps)), t
         if self.config.counting == "floor_from_zero":
             noise_level = 1 - step / (steps - 1)
@@ -263,7 +250,7 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
             scores = number
         elif order == "left_to_right":
             scores = -torch.arange(hidden.shape[-1], device=hidden.device, dtype=number.dtype).expand(hidden.shape)
-        elif order in _BY_CONFIDENCE and self.config.choice_temperature > 0:
+        elif order in BY_CONFIDENCE and self.config.choice_temperature > 0:
             strength = self.config.choice_temperature * (noise_level if order == "confidence" else 1.0)
             scores = scores - strength * torch.log(-torch.log(number))
         order_of = (
@@ -275,9 +262,14 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
             again &= (confidence.exp() if order == "confidence" else confidence) <= self.config.confidence_threshold
         return again
 
+    def _exact(self, t: float) -> float:
+        """The time of the step whose timestep is t, before it was rounded to float32; another time as it is."""
+        nearest = min(self._times, key=lambda time: abs(time - t))
+        return nearest if abs(nearest - t) < 1e-6 else t
+
     def _still_hidden(self, hidden: Tensor, free: Tensor, step: int) -> Tensor:
         """How many tokens of each row `(batch, 1)` the schedule leaves hidden after a step."""
-        times = [*self.timesteps.tolist(), self.config.eps]
+        times = [*self._times, self.config.eps]
         count = hidden.sum(-1, keepdim=True)
         if not self.config.counting.startswith("share"):
             total = free.sum(-1, keepdim=True)

@@ -1,4 +1,4 @@
-"""What changes from step to step: how many tokens are visible, and ramps of temperature and guidance."""
+"""What changes from step to step: how many tokens are visible, classifier-free guidance, and its and other ramps."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -48,7 +48,7 @@ def visible_tokens(counting: str, schedule: str, step: int, num_steps: int, tota
 
 def for_each_step(name: str, value: float | Sequence[float], num_steps: int) -> list[float]:
     """`value` for each of `num_steps` steps, or its values, as many; a ValueError, with `name`, if they are not."""
-    if not isinstance(value, Sequence):
+    if isinstance(value, float | int):
         return [value] * num_steps
     if len(value) != num_steps:
         raise ValueError(
@@ -56,6 +56,19 @@ def for_each_step(name: str, value: float | Sequence[float], num_steps: int) -> 
             "`num_inference_steps` of the call."
         )
     return list(value)
+
+
+def classifier_free(conditional: Tensor, unconditional: Tensor, guidance_scale: float) -> Tensor:
+    """Logits of classifier-free guidance, `u + guidance_scale * (c - u)`; all of one shape.
+
+    A token that either side forbids (-inf) is forbidden, whatever the scale.
+
+    >>> never = -torch.inf
+    >>> classifier_free(torch.tensor([2.0, never, 0.0]), torch.tensor([1.0, 0.0, never]), 3.0)
+    tensor([4., -inf, -inf])
+    """
+    forbidden = conditional.isneginf() | unconditional.isneginf()
+    return (unconditional + guidance_scale * (conditional - unconditional)).masked_fill_(forbidden, -torch.inf)
 
 
 def guidance_ramp(guidance_scale: float, num_steps: int) -> list[float]:

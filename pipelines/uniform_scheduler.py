@@ -12,6 +12,7 @@ from diffusers.schedulers.scheduling_discrete_ddim import DiscreteDDIMSchedulerO
 from diffusers.schedulers.scheduling_utils import SchedulerMixin as SchedulerMixin
 from torch import Tensor
 
+from redge_guidance.checks import real_number, whole_number
 from redge_guidance.pipelines.sampling import Generators
 
 _PSI = ("constant", "constant-remdm", "max-capped", "max-rescale")
@@ -50,9 +51,13 @@ class UniformDiffusionScheduler(DiscreteDDIMScheduler):
         corrector_selection_tau: float = 1.0,
         psi: str = "pure-posterior",
     ):
-        super().__init__(
-            num_inference_steps, corrector_steps, corrector_k, corrector_selection, corrector_selection_tau
+        steps = whole_number("num_inference_steps", num_inference_steps, 1)
+        sweeps, positions = (
+            whole_number("corrector_steps", corrector_steps, 0),
+            whole_number("corrector_k", corrector_k, 1),
         )
+        tau = real_number("corrector_selection_tau", corrector_selection_tau)
+        super().__init__(steps, sweeps, positions, corrector_selection, tau)
         self._mode, self._eta = _psi(psi)
 
     def kappa(self, step_index: int) -> float:
@@ -116,6 +121,13 @@ class UniformDiffusionScheduler(DiscreteDDIMScheduler):
         """As the base class; `attention_mask` as in `step`."""
 
         def draw(logits: Tensor, tokens: Tensor, source: torch.Generator | None) -> Any:
+            if logits.device.type == "mps":  # a sweep is computed in float64
+                if source is not None:
+                    raise ValueError(
+                        f"`generator` must be on the CPU for corrector steps on {logits.device}, which has no float64, "
+                        f"got one on {source.device}; make it with `torch.Generator()`."
+                    )
+                logits, tokens = logits.cpu(), tokens.cpu()
             return super(UniformDiffusionScheduler, self).step_correct(logits, timestep, tokens, generator=source)
 
         return _row_by_row(draw, "prev_sample", model_output, sample, attention_mask, generator, return_dict)
@@ -138,6 +150,19 @@ def _psi(name: str) -> tuple[str, float]:
     return mode, value
 
 
+def where_drawn(
+    draw: Callable[[Tensor, Tensor, torch.Generator | None], Any],
+    logits: Tensor,
+    sample: Tensor,
+    generator: torch.Generator | None,
+) -> Any:
+    """`draw(logits, sample, generator)` on the device of the generator, with its output on that of the logits."""
+    source = logits.device if generator is None else generator.device
+    output = draw(logits.to(source), sample.to(source), generator)
+    fields = (output.prev_sample, output.sampled_tokens, output.sampled_probs)
+    return DiscreteDDIMSchedulerOutput(*(field.to(logits.device) for field in fields), logits)
+
+
 def _row_by_row(
     draw: Callable[[Tensor, Tensor, torch.Generator | None], Any],
     drawn: str,
@@ -149,13 +174,13 @@ def _row_by_row(
 ) -> Any:
     """`draw(logits, sample, generator)`, or for each row of its own, padding left out; `drawn` names its tokens."""
     if generator is None or isinstance(generator, torch.Generator):
-        output = draw(logits, sample, generator)
+        output = where_drawn(draw, logits, sample, generator)
         return output if return_dict else output.to_tuple()
     text = torch.ones_like(sample, dtype=torch.bool) if attention_mask is None else attention_mask
     prev_sample, tokens = sample.clone(), sample.clone()
     for row, source in enumerate(generator):
         where = text[row]
-        output = draw(logits[row, where][None], sample[row, where][None], source)
+        output = where_drawn(draw, logits[row, where][None], sample[row, where][None], source)
         prev_sample[row, where], tokens[row, where] = output.prev_sample[0], getattr(output, drawn)[0]
     log_probs = logits.gather(-1, tokens[..., None])[..., 0] - logits.logsumexp(-1)
     output = DiscreteDDIMSchedulerOutput(prev_sample, tokens, log_probs.exp(), logits)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from typing import Any, Generic, TypeVar
 
+from redge_guidance.checks import as_real, whole_number
 from redge_guidance.estimators import ESTIMATORS, EntropyMix, Estimator
 from redge_guidance.updates import UPDATES, Natural, Update
 
@@ -52,7 +53,8 @@ class GuidanceConfig:
     """How strongly, where and by which computation a reward steers a sampler. The defaults are good defaults.
 
     At every denoising step guidance maximises, for each sequence, `scale * E_q[reward] - KL(q || p)` over factorised
-    distributions q of the free positions, p being the model's own prediction there.
+    distributions q of the free positions, p being the model's own prediction there. Numbers may be NumPy's, fractions
+    or tensors without dimension; they are kept as plain ones.
 
     Attributes:
         scale: nats of log-probability that one unit of reward is worth; 0 switches guidance off.
@@ -88,19 +90,22 @@ class GuidanceConfig:
     support: int | None = 128
 
     def __post_init__(self) -> None:
-        if not _is_number(self.scale) or not 0 <= self.scale < float("inf"):
+        scale, start, stop = (as_real(value) for value in (self.scale, self.start, self.stop))
+        if scale is None or not 0 <= scale < float("inf"):
             raise ValueError(f"`scale` must be a finite number >= 0, got {self.scale!r}; 0 switches guidance off.")
-        if not _is_number(self.start) or not _is_number(self.stop) or not 0 <= self.start < self.stop <= 1:
+        if start is None or stop is None or not 0 <= start < stop <= 1:
             raise ValueError(
                 f"`start` and `stop` must satisfy 0 <= start < stop <= 1, got start={self.start!r}, stop={self.stop!r};"
                 " they are shares of the denoising steps."
             )
-        if self.kl_budget is not None and not (_is_number(self.kl_budget) and self.kl_budget > 0):
+        budget = as_real(self.kl_budget)
+        if self.kl_budget is not None and (budget is None or not budget > 0):
             raise ValueError(f"`kl_budget` must be > 0 nats per free token or None, got {self.kl_budget!r}.")
-        support = 2 if self.support is None else self.support
-        for name, value, lowest in (("num_draws", self.num_draws, 1), ("support", support, 2)):
-            if not isinstance(value, int) or isinstance(value, bool) or value < lowest:
-                raise ValueError(f"`{name}` must be an integer >= {lowest}, got {value!r}.")
+        plain = {"scale": scale, "start": start, "stop": stop, "kl_budget": budget}
+        plain["num_draws"] = whole_number("num_draws", self.num_draws, 1)
+        plain["support"] = None if self.support is None else whole_number("support", self.support, 2)
+        for name, value in plain.items():
+            object.__setattr__(self, name, value)
         if self.estimator.needs == "values" and self.num_draws < 2:
             raise ValueError(
                 f"`num_draws` must be >= 2 for {type(self.estimator).__name__}, got {self.num_draws}; each draw is "
@@ -140,10 +145,6 @@ def _made(name: str, kind: Any, settings: dict[str, Any]) -> Any:
 
 def _names(cls: Any) -> list[str]:
     return [f.name for f in fields(cls)]
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _to_plain(value: Any, name: str) -> Any:

@@ -1,5 +1,6 @@
 """Reward gradients at a candidate q: by backpropagation through samples, or from the rewards of samples alone."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from redge_guidance.config import GuidanceConfig
 from redge_guidance.draws import Draws
 from redge_guidance.estimators import Estimator, ReinforceLOO, ScoreFunction
 from redge_guidance.evaluation import checked
+from redge_guidance.precision import Autocast
 from redge_guidance.reward import AnyReward, Sample, split
 from redge_guidance.trace import Figures
 from redge_guidance.updates import Gradient
@@ -27,14 +29,22 @@ class RewardGradients:
         config: its estimator, number of draws and scale count here.
         draws: of the step.
         figures: where rewards, gradients and notes go.
+        ambient: how the reward is computed; None: as it is where the gradients are asked for.
 
     Raises:
         ValueError: one draw for a reward without gradient. When called: a reward of the wrong shape, not finite, or
             without gradient.
     """
 
-    def __init__(self, reward: AnyReward, config: GuidanceConfig, draws: Draws, figures: Figures):
-        self.scale = config.scale
+    def __init__(
+        self,
+        reward: AnyReward,
+        config: GuidanceConfig,
+        draws: Draws,
+        figures: Figures,
+        ambient: Autocast | None = None,
+    ):
+        self.scale, self._ambient = config.scale, ambient
         self._draws, self._count, self._figures = draws, config.num_draws, figures
         self._parts = routes(reward, config)
         self._reward: Tensor = torch.zeros(())  # of every sequence, of the last draws
@@ -104,7 +114,8 @@ class RewardGradients:
 
     def _ask(self, reward: AnyReward, sample: Sample) -> Tensor:
         """Rewards `(draws * batch,)`, checked."""
-        rewards = checked(sample.evaluate(reward), len(sample), "reward")
+        with nullcontext() if self._ambient is None else self._ambient.in_force():
+            rewards = checked(sample.evaluate(reward), len(sample), "reward")
         self._figures.note(sample.notes, len(sample))
         return rewards
 

@@ -6,9 +6,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from redge_guidance.checks import as_whole
 from redge_guidance.config import GuidanceConfig
 from redge_guidance.draws import Draws, Noise
 from redge_guidance.gradients import RewardGradients, routes
+from redge_guidance.precision import Autocast
 from redge_guidance.prediction import Prediction, distances
 from redge_guidance.randomness import noise_of
 from redge_guidance.reward import AnyReward, named_tokens
@@ -47,9 +49,12 @@ class Guidance:
         self.config = GuidanceConfig() if config is None else config
         if not isinstance(self.config, GuidanceConfig):
             raise ValueError(f"`config` must be a GuidanceConfig, got {type(config).__name__}.")
+        number = as_whole(seed)
+        if number is None:
+            raise ValueError(f"`seed` must be an integer, got {seed!r}.")
         routes(reward, self.config)
         self.trace = Trace()
-        self._reward, self._seed, self._index = reward, seed, 0
+        self._reward, self._seed, self._index = reward, number, 0
 
     def begin(self) -> None:
         """A call of the sampler begins: its steps are counted from 0."""
@@ -82,7 +87,8 @@ def guided_logits(
     """Logits of the free positions, moved toward the reward, and the figures of the step.
 
     Guidance acts on `p = softmax(logits / temperature)`, what the host draws from. Within `config.support`, and on the
-    tokens that the reward names, it moves q; the probability of all other tokens stays what it was.
+    tokens that the reward names, it moves q; the probability of all other tokens stays what it was. Its own arithmetic
+    is float32, inside `torch.autocast` too, in which the reward alone is computed.
 
     Args:
         step: at least one position of it is free.
@@ -92,7 +98,8 @@ def guided_logits(
     Returns:
         `(free positions, vocabulary)` float32 logits, and a `StepTrace` without seconds.
     """
-    with torch.no_grad():
+    ambient = Autocast.here(step.logits.device)
+    with torch.no_grad(), Autocast.off(step.logits.device):
         named = [] if config.support is None else named_tokens(reward, step.tokenizer)
         model = Prediction(step, config.support, named)
         log_p: LogProbs = model
@@ -110,7 +117,7 @@ def guided_logits(
             budget = config.kl_budget * step.free.sum(-1).to(log_q.dtype)
             return project_to_budget(log_q, log_p, budget, draws.sequence, mass)
 
-        log_q = config.update(log_p, RewardGradients(reward, config, draws, figures), project)
+        log_q = config.update(log_p, RewardGradients(reward, config, draws, figures, ambient), project)
         trace = figures.step(step.progress, *distances(log_q, log_p, mass))
         logits = log_q.add_(log_z) if support is None else model.logits().scatter_(-1, support, log_q + log_z)
         if step.temperature != 1:

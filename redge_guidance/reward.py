@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from redge_guidance.checks import as_real
 from redge_guidance.evaluation import check_prompts, checked, name_of, of_pixels
 
 AnyReward = Callable[[Any], Tensor]
@@ -103,11 +104,13 @@ class Reward:
         return self * -1
 
     def __mul__(self, weight: float) -> "RewardSum":
-        if not isinstance(weight, int | float) or isinstance(weight, bool):
+        factor = as_real(weight)
+        if factor is None:
             raise TypeError(f"a reward can be multiplied by a number, got {type(weight).__name__}.")
-        return RewardSum([replace(term, weight=weight * term.weight) for term in _terms(self)])
+        return RewardSum([replace(term, weight=factor * term.weight) for term in _terms(self)])
 
     __rmul__ = __mul__
+    __array_ufunc__ = None  # so that a number of NumPy's leaves its product to `__rmul__`
 
 
 class ImageReward(Reward):

@@ -12,6 +12,8 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
+from redge_guidance.checks import real_number, whole_number
+
 # Numbers that are worked on at once where something is done row by row: on a CPU they stay in the cache, on an
 # accelerator they are enough to keep it busy.
 _CHUNK_ELEMENTS, _CHUNK_ELEMENTS_ACCELERATOR = 2**18, 2**24
@@ -104,8 +106,7 @@ class Natural:
     damping: float = 1e-3
 
     def __post_init__(self) -> None:
-        _check_positive_integer("num_updates", self.num_updates)
-        _check_numbers(step_size=self.step_size, damping=self.damping)
+        _make_plain(self, "step_size", "damping")
         if not 0 < self.step_size <= 1:
             raise ValueError(f"`step_size` must lie in (0, 1], got {self.step_size!r}; 1 jumps to the tilted p.")
         if not 0 <= self.damping < float("inf"):
@@ -130,6 +131,10 @@ class Natural:
 class Adam:
     """Adam on the logits of q, the rule of the ReDGE paper (arXiv 2601.00781, section 5).
 
+    Adam makes steps of one size of slopes of every size, also of rounding errors, which differ from batch to batch. A
+    slope of the objective by a logit of at most `1e-4 p + 1e-7`, where less than 1e-4 nats are to be gained, therefore
+    counts as 0, and a larger one as so much less: where the reward has no gradient q stays p.
+
     Attributes:
         num_updates: updates at every denoising step, each with fresh samples.
         learning_rate: nats that a logit moves in one update, about.
@@ -139,20 +144,21 @@ class Adam:
     learning_rate: float = 0.5
 
     def __post_init__(self) -> None:
-        _check_positive_integer("num_updates", self.num_updates)
-        _check_numbers(learning_rate=self.learning_rate)
+        _make_plain(self, "learning_rate")
         if not 0 < self.learning_rate < float("inf"):
             raise ValueError(f"`learning_rate` must be > 0, got {self.learning_rate!r}.")
 
     def __call__(self, log_p: LogProbs, ascent: Ascent, project: Callable[[Tensor], Tensor]) -> Tensor:
         log_p = log_p[:]
         logits = log_p.clone()
-        adam = torch.optim.Adam([logits], lr=self.learning_rate)
+        unit = log_p.exp().mul_(1e-4).add_(1e-7)  # constant, so that Adam does not notice it
+        adam = torch.optim.Adam([logits], lr=self.learning_rate, eps=1.0)  # eps of a unit: steps begin at 0
         for _ in range(self.num_updates):
             log_q = logits.log_softmax(-1)
             grad = _sum([part.at_logits(log_q) for part in ascent.gradients(log_q)])
             ascent.used(grad)
-            logits.grad = kl_gradient(log_q, log_p) - ascent.scale * grad
+            slope = kl_gradient(log_q, log_p) - ascent.scale * grad
+            logits.grad = torch.nn.functional.softshrink(slope / unit, 1.0)
             adam.step()
             logits.copy_(project(logits.log_softmax(-1)))
         return logits
@@ -231,16 +237,12 @@ def project_to_budget(log_q: Tensor, log_p: LogProbs, budget: Tensor, groups: Te
     return result
 
 
-def _check_numbers(**values: Any) -> None:
-    for name, value in values.items():
-        if not isinstance(value, int | float) or isinstance(value, bool):
-            raise ValueError(f"`{name}` must be a number, got {value!r}.")
+def _make_plain(update: Any, *names: str) -> None:
+    """Keep the number of updates and settings of these names as plain numbers; a ValueError where they are none."""
+    object.__setattr__(update, "num_updates", whole_number("num_updates", update.num_updates, 1))
+    for name in names:
+        object.__setattr__(update, name, real_number(name, getattr(update, name)))
 
 
 def _sum(parts: Sequence[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.stack(list(parts)).sum(0)
-
-
-def _check_positive_integer(name: str, value: Any) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"`{name}` must be an integer >= 1, got {value!r}.")

@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from redge_guidance.checks import as_real, as_whole
+
 
 class Label:
     """Log-probability of a label, the margin between two, or the output of a regression model.
@@ -27,13 +29,14 @@ class Label:
     """
 
     def __init__(self, config: Any, label: str | int | None, against: str | int | None, temperature: float):
-        self._temperature = temperature
         self._index = _label_index(config, label, "label")
         self._against = None if against is None else _label_index(config, against, "against")
         if self._against == self._index:
             raise ValueError(f"`against` must be another label than `label`, got {against!r} for both.")
-        if not temperature > 0:
+        number = as_real(temperature)
+        if number is None or not 0 < number < float("inf"):
             raise ValueError(f"`temperature` must be > 0, got {temperature!r}.")
+        self._temperature = number
         self._several = getattr(config, "problem_type", None) == "multi_label_classification"
         self._names = {int(i): str(name) for i, name in config.id2label.items()}
         self.name = self._names[self._index]
@@ -63,13 +66,14 @@ class Label:
 
 def _label_index(config: Any, label: str | int | None, argument: str) -> int:
     names = {int(i): str(name) for i, name in config.id2label.items()}
+    number = as_whole(label)
     if config.num_labels == 1:
-        if label not in (None, 0, names.get(0)):
+        if not (label is None or number == 0 or (isinstance(label, str) and label == names.get(0))):
             raise ValueError(f"`{argument}` must be None for a model with one output, got {label!r}.")
         return 0
     choices = ", ".join(f"{name} ({i})" for i, name in sorted(names.items()))
-    if isinstance(label, int) and not isinstance(label, bool) and label in names:
-        return label
+    if number is not None and number in names:
+        return number
     for i, name in names.items():
         if isinstance(label, str) and label.lower() in (name.lower(), str(i)):
             return i

@@ -1,10 +1,11 @@
 """What a transformer of image tokens is told: classes, or texts."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from redge_guidance.checks import as_whole, is_sequence
 
 
 def takes_text(transformer: Any) -> bool:
@@ -12,18 +13,22 @@ def takes_text(transformer: Any) -> bool:
     return "encoder_hidden_size" in transformer.config
 
 
-def labels_of(class_labels: int | Sequence[int] | None, num_classes: int) -> Tensor:
-    """Labels `(n,)` int64 of one class or several; `num_classes` where there is none.
+def labels_of(class_labels: Any, num_classes: int) -> Tensor:
+    """Labels `(n,)` int64 of one class or several, in a list, an array or a tensor; `num_classes` where there is none.
 
     Raises:
         ValueError: a label outside the classes, or an empty sequence.
     """
     if class_labels is None:
         return torch.tensor([num_classes])
-    labels = [class_labels] if isinstance(class_labels, int) else [int(label) for label in class_labels]
-    wrong = [label for label in labels if not 0 <= label < num_classes]
-    if wrong or not labels:
-        raise ValueError(f"`class_labels` must lie in [0, {num_classes}), got {wrong[0] if wrong else 'none'}.")
+    labels = []
+    for one in class_labels if is_sequence(class_labels) else [class_labels]:
+        label = as_whole(one)
+        if label is None or not 0 <= label < num_classes:
+            raise ValueError(f"`class_labels` must lie in [0, {num_classes}), got {one!r}.")
+        labels.append(label)
+    if not labels:
+        raise ValueError(f"`class_labels` must lie in [0, {num_classes}), got none.")
     return torch.tensor(labels)
 
 

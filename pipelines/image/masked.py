@@ -18,9 +18,9 @@ from redge_guidance.pipelines.image.conditions import Conditions, takes_text
 from redge_guidance.pipelines.image.halton import convert_transformer, convert_vq_model
 from redge_guidance.pipelines.image.order import grid_order
 from redge_guidance.pipelines.image.vq_tokens import codebook_of, to_pixels, to_tokens
-from redge_guidance.pipelines.sampling import AfterStep, Callback, Generators, check_generators, check_settings
+from redge_guidance.pipelines.sampling import AfterStep, Callback, Generators, check_generators, plain_settings
 from redge_guidance.pipelines.scheduler import MaskedDiffusionScheduler
-from redge_guidance.pipelines.schedules import for_each_step
+from redge_guidance.pipelines.schedules import classifier_free, for_each_step
 
 
 @dataclass
@@ -210,7 +210,8 @@ class MaskedImagePipeline(Drawer, DiffusionPipeline):
         guidance_scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
         after_step = AfterStep(self, callback_on_step_end, callback_on_step_end_tensor_inputs)
         counts = {"num_images_per_prompt": num_images_per_prompt, "num_inference_steps": steps, "top_k": top_k}
-        check_settings(temperature, top_p, counts)
+        plain = plain_settings(temperature, top_p, counts, guidance_scale)
+        temperature, top_p, guidance_scale, num_images_per_prompt, steps, top_k = plain
         self.scheduler.set_timesteps(steps, device=self._execution_device)
         temperatures = for_each_step("temperature", temperature, len(self.scheduler.timesteps))
         scales = for_each_step("guidance_scale", guidance_scale, len(self.scheduler.timesteps))
@@ -227,8 +228,7 @@ class MaskedImagePipeline(Drawer, DiffusionPipeline):
             for step, t in enumerate(self.progress_bar(self.scheduler.timesteps)):
                 logits = self._logits(sample, condition)
                 if scales[step] != 1:
-                    unconditional = self._logits(sample, nothing)
-                    logits = unconditional + scales[step] * (logits - unconditional)
+                    logits = classifier_free(logits, self._logits(sample, nothing), scales[step])
                 sample, _ = self.scheduler.step(
                     logits,
                     t,

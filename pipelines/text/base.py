@@ -13,7 +13,7 @@ from torch import Tensor
 
 from redge_guidance.hub import loading, resolve
 from redge_guidance.pipelines.drawing import Canvas, Drawer, Drawing
-from redge_guidance.pipelines.sampling import Generators, check_generators, check_settings, forbid
+from redge_guidance.pipelines.sampling import Generators, check_generators, forbid, plain_settings
 from redge_guidance.pipelines.text.calling import clean_logits
 from redge_guidance.pipelines.text.families import FAMILIES, ModelFamily, with_config
 from redge_guidance.pipelines.text.loading import (
@@ -185,7 +185,8 @@ class TextPipeline(Drawer, DiffusionPipeline):
             ValueError: a text with a reserved token or longer than the model, or not a prompt for each text.
         """
         texts = as_texts(texts, "texts")
-        check_settings(1.0, None, {"num_corruptions": num_corruptions, "batch_size": batch_size})
+        counts = {"num_corruptions": num_corruptions, "batch_size": batch_size}
+        *_, num_corruptions, batch_size = plain_settings(1.0, None, counts)
         generator = generator or torch.Generator().manual_seed(0)
         settings = (self._family.shift_logits, self.config.length, longest(self.model))
         rows = scored_rows(self.tokenizer, texts, prompts, *settings)
@@ -241,8 +242,8 @@ class TextPipeline(Drawer, DiffusionPipeline):
 
     def _without_suppressed(self, logits: Tensor, suppress_tokens: Sequence[int] | None = None) -> Tensor:
         """Logits `(..., vocabulary)` of tokens that may be generated, -inf for all others."""
-        asked = list(self.config.suppress_tokens or [] if suppress_tokens is None else suppress_tokens)
-        return forbid(logits, asked, reserved_token_ids(self.tokenizer, logits.shape[-1]))
+        asked = self.config.suppress_tokens if suppress_tokens is None else suppress_tokens
+        return forbid(logits, [] if asked is None else asked, reserved_token_ids(self.tokenizer, logits.shape[-1]))
 
     def canvas(
         self,

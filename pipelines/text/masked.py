@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from redge_guidance.pipelines.drawing import Canvas
-from redge_guidance.pipelines.sampling import AfterStep, Callback, Generators, check_settings
+from redge_guidance.pipelines.sampling import AfterStep, Callback, Generators, plain_settings
 from redge_guidance.pipelines.scheduler import MaskedDiffusionScheduler
+from redge_guidance.pipelines.schedules import classifier_free
 from redge_guidance.pipelines.text.base import TextPipeline, TextPipelineOutput
 from redge_guidance.pipelines.text.blocks import (
     aligned_blocks,
@@ -152,7 +153,8 @@ class MaskedTextPipeline(TextPipeline):
         after_step = AfterStep(self, callback_on_step_end, callback_on_step_end_tensor_inputs)
         counts = {"top_k": top_k, "gen_length": gen_length, "block_length": block_length}
         counts |= {"stride_length": stride_length, "num_inference_steps": num_inference_steps}
-        check_settings(temperature, top_p, counts, guidance_scale)
+        plain = plain_settings(temperature, top_p, counts, guidance_scale)
+        temperature, top_p, guidance_scale, top_k, gen_length, block_length, stride_length, num_inference_steps = plain
         if stride_length is not None:
             check_stride(stride_length, block_length, self._window())
         drawing = self._plan(prompt, gen_length, use_chat_template, generator, stride_length is not None)
@@ -161,8 +163,7 @@ class MaskedTextPipeline(TextPipeline):
         blocks, steps, size = self._blocks(canvas, length, stride_length, num_inference_steps, generator)
         settings: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
         read = self._reader(canvas, guidance_scale, suppress_tokens, stride_length, use_cache)
-        one_source = generator is None or isinstance(generator, torch.Generator)
-        done = 0
+        one_source, done = generator is None or isinstance(generator, torch.Generator), 0
         with self.progress_bar(total=sum(steps)) as progress_bar:
             for number, block in enumerate(blocks):
                 self.scheduler.set_timesteps(steps[number], device=sample.device, num_tokens=size)
@@ -258,7 +259,7 @@ class MaskedTextPipeline(TextPipeline):
             if guidance_scale != 1 and canvas.prompt.any():
                 without = sample.masked_fill(canvas.prompt, self.tokenizer.mask_token_id)
                 other = unconditional(without, canvas.attention_mask, level, block)
-                logits = other + guidance_scale * (logits - other)
+                logits = classifier_free(logits, other, guidance_scale)
             return self._without_suppressed(logits, suppress_tokens)
 
         return read
@@ -289,7 +290,7 @@ class MaskedTextPipeline(TextPipeline):
         return losses
 
     def _predicted(self, x_0: Tensor, masked: Tensor, alpha: Tensor) -> Tensor:
-        """Logits `(n, vocabulary)` float32 at the masked positions"""
+        """Logits `(n, vocabulary)` float32 at the masked positions."""
         x_t = x_0.masked_fill(masked, self.tokenizer.mask_token_id)
         everywhere = torch.ones_like(masked)
         if self._family.is_block:

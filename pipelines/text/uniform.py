@@ -8,15 +8,17 @@ import torch
 from diffusers import DiscreteDDIMScheduler
 from torch import Tensor
 
+from redge_guidance.checks import as_whole, is_sequence
 from redge_guidance.pipelines.drawing import Canvas
 from redge_guidance.pipelines.sampling import (
     AfterStep,
     Callback,
     Generators,
-    check_settings,
     logit_warpers,
+    plain_settings,
     random_tokens,
 )
+from redge_guidance.pipelines.schedules import classifier_free
 from redge_guidance.pipelines.text.base import TextPipeline, TextPipelineOutput
 from redge_guidance.pipelines.text.families import ModelFamily, set_mask_token
 from redge_guidance.pipelines.text.posterior import denoiser_logits, elbo_rate, leave_one_out_logits
@@ -43,17 +45,16 @@ class Classes:
     guidance_scale: float
 
     @classmethod
-    def of(
-        cls, model: Any, class_labels: int | list[int] | None, guidance_scale: float, batch: int, device: Any
-    ) -> "Classes":
+    def of(cls, model: Any, class_labels: Any, guidance_scale: float, batch: int, device: Any) -> "Classes":
         """The classes that were asked for, checked; a ValueError if the model or the batch has no such ones."""
         number = getattr(getattr(model, "config", None), "cfg_num_classes", None) or 0
         if class_labels is None:
             if guidance_scale != 1:
                 raise ValueError(f"`guidance_scale` needs `class_labels`, got {guidance_scale} and None.")
             return NO_CLASSES
-        labels = [class_labels] * batch if isinstance(class_labels, int) else list(class_labels)
-        if number < 1 or len(labels) != batch or not all(0 <= label < number for label in labels):
+        asked: Any = class_labels if is_sequence(class_labels) else [class_labels] * batch
+        labels = [as_whole(label) for label in asked]
+        if len(labels) != batch or not all(label is not None and 0 <= label < number for label in labels):
             raise ValueError(
                 f"`class_labels` must be one, or one for each of {batch} texts, of the {max(number, 0)} classes of the "
                 f"model, counted from 0; got {class_labels}."
@@ -69,7 +70,7 @@ class Classes:
         if self.guidance_scale == 1:
             return conditional
         without = call({"cond": self.nothing})
-        return without + self.guidance_scale * (conditional - without)
+        return classifier_free(conditional, without, self.guidance_scale)
 
 
 NO_CLASSES = Classes(None, None, 1.0)
@@ -183,8 +184,8 @@ class UniformTextPipeline(TextPipeline):
                 model's own prediction (Duo).
             use_chat_template: take every prompt for the turn of a user and put it into the chat template of the
                 tokenizer; mask tokens in it are then an error.
-            generator: source of all randomness, on the device of the pipeline; the same generator gives the same texts.
-                A list of one a prompt makes every text independent of the others.
+            generator: source of all randomness, on the device of the pipeline or on the CPU; the same generator gives
+                the same texts. A list of one a prompt makes every text independent of the others.
             return_dict: return an output object instead of `(sequences, texts)`.
             callback_on_step_end: called as `callback(pipe, step, timestep, {name: tensor})`; may return a dict with a
                 new `sample`.
@@ -197,7 +198,8 @@ class UniformTextPipeline(TextPipeline):
         top_p = self.config.top_p if top_p is None else top_p
         after_step = AfterStep(self, callback_on_step_end, callback_on_step_end_tensor_inputs)
         counts = {"top_k": top_k, "gen_length": gen_length, "num_inference_steps": num_inference_steps}
-        check_settings(temperature, top_p, counts)
+        plain = plain_settings(temperature, top_p, counts, guidance_scale)
+        temperature, top_p, guidance_scale, top_k, gen_length, num_inference_steps = plain
         if noise_removal not in NOISE_REMOVALS:
             raise ValueError(f"`noise_removal` must be one of {', '.join(NOISE_REMOVALS)}, got {noise_removal!r}.")
         drawing = self._plan(prompt, gen_length, use_chat_template, generator)

@@ -4,6 +4,9 @@ An estimator is a frozen dataclass of its settings, called as `(logits, generato
 are the categories. `Estimator` is the contract, `ESTIMATORS` finds one by its name. The function of that name has the
 call shape of `torch.nn.functional.gumbel_softmax`, `(logits, ..., hard=True, generator=None) -> sample`, and does the
 same. `reinforce_loo` needs no gradient of the reward and is the exception: it takes draws and their rewards.
+
+Inside `torch.func.vmap(..., randomness="different")` every index has draws of its own, of logits that are not mapped
+too.
 """
 
 from redge_guidance.estimators.base import Estimator, Pathwise, ScoreFunction

@@ -52,9 +52,9 @@ class Estimator(ABC):
 class Pathwise(Estimator):
     """An estimator with a gradient in closed form, written as mathematics on rows `(rows, K)` of float32 or float64.
 
-    `soft` maps logits and noise to a point of the simplex, `draw` picks a category there, `value` is what a hard
-    sample looks like, and `vjp` is the estimator's gradient. Subclasses override what differs from straight-through;
-    shapes, dtypes, chunks of rows and torch's transformations are seen to.
+    `soft` maps logits and noise to a point of the simplex, `draw` picks a category there (or `category` from all that
+    there is), `value` is what a hard sample looks like, and `vjp` is the estimator's gradient. Subclasses override what
+    differs from straight-through; shapes, dtypes, chunks of rows and torch's transformations are seen to.
     """
 
     def __call__(self, logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -78,6 +78,10 @@ class Pathwise(Estimator):
         total = cumulative[:, -1:]
         below_total = torch.nextafter(total, torch.zeros_like(total))
         return torch.searchsorted(cumulative, torch.minimum(uniform * total, below_total), right=True)
+
+    def category(self, logits: Tensor, noise: Tensor | None, soft: Tensor, uniform: Tensor) -> Tensor:
+        """`(rows, 1)` int64, the category of a hard sample, `soft` being `self.soft(logits, noise)`."""
+        return self.draw(soft, uniform)
 
     def value(self, soft: Tensor, drawn: Tensor) -> Tensor | None:
         """The hard sample `(rows, K)`; None for the one-hot of `drawn`, which is what `one_hot` has to say."""

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from redge_guidance.checks import as_real
 from redge_guidance.estimators.base import Pathwise, reinmax_vjp, softmax_vjp
 
 
@@ -26,7 +27,7 @@ def straight_through(logits: Tensor, hard: bool = True, generator: torch.Generat
 
     Raises:
         ValueError: logits that are integers, NaN, +inf, without categories or with a row of -inf only; a generator on
-            another device.
+            another device than theirs and the CPU.
 
     Source: Bengio et al., arXiv 1308.3432; equal to `redge(logits, num_steps=1)`.
 
@@ -60,12 +61,13 @@ def gumbel_softmax(
 ) -> Tensor:
     """Draw `argmax(logits + g)`, g standard Gumbel, with the gradient of `softmax((logits + g) / tau)`.
 
-    The draw is exact whatever tau. A low tau is less biased and noisier. `torch.nn.functional.gumbel_softmax` with a
+    The draw is exact whatever tau, since it is made before the division. A low tau is less biased and noisier; one
+    beyond the normal numbers of the dtype counts as the nearest of them. `torch.nn.functional.gumbel_softmax` with a
     generator, hard by default, and with half its memory. Costs two softmaxes and the slowest noise, and keeps one
     number a logit.
 
     Args:
-        tau: temperature, > 0. The others as in `straight_through`; `hard=False` is the relaxed sample.
+        tau: temperature, > 0 and finite. The others as in `straight_through`; `hard=False` is the relaxed sample.
 
     Returns:
         `(..., K)` of the dtype of `logits`.
@@ -147,22 +149,36 @@ class GumbelSoftmax(Pathwise):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.tau, float | int) or not 0 < self.tau < math.inf:
+        tau = as_real(self.tau)
+        if tau is None or not 0 < tau < math.inf:
             raise ValueError(f"`tau` must be > 0, got {self.tau!r}; 1.0 is the default.")
+        object.__setattr__(self, "tau", tau)
 
     @property
     def noise(self) -> Literal["exponential"]:
         return "exponential"  # g = -log E
 
     def soft(self, logits: Tensor, noise: Tensor | None) -> Tensor:
-        assert noise is not None
-        return ((logits - noise.log()) / self.tau).softmax(-1)
+        perturbed = _perturbed(logits, noise)
+        # 0 for the largest, so that no temperature overflows there
+        return perturbed.sub_(perturbed.amax(-1, keepdim=True)).div_(self._divisor(logits.dtype)).softmax(-1)
 
-    def draw(self, soft: Tensor, uniform: Tensor) -> Tensor:
-        return soft.argmax(-1, keepdim=True)
+    def category(self, logits: Tensor, noise: Tensor | None, soft: Tensor, uniform: Tensor) -> Tensor:
+        return _perturbed(logits, noise).argmax(-1, keepdim=True)  # division by a large tau would round it away
 
     def vjp(self, logits: Tensor, noise: Tensor | None, drawn: Tensor | None, grad: Tensor) -> Tensor:
-        return softmax_vjp(self.soft(logits, noise), grad) / self.tau
+        largest = torch.finfo(torch.bfloat16).max  # finite in float32 too
+        return softmax_vjp(self.soft(logits, noise), grad).div_(self._divisor(logits.dtype)).clamp_(-largest, largest)
+
+    def _divisor(self, dtype: torch.dtype) -> float:
+        """tau within the normal numbers of `dtype`."""
+        return min(max(self.tau, torch.finfo(dtype).tiny), torch.finfo(dtype).max)
+
+
+def _perturbed(logits: Tensor, noise: Tensor | None) -> Tensor:
+    """`logits + g`, g standard Gumbel, of exponential `noise`; a new tensor."""
+    assert noise is not None
+    return logits - noise.log()
 
 
 @dataclass(frozen=True)
@@ -174,8 +190,10 @@ class EntropyMix(Pathwise):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.weight is not None and not (isinstance(self.weight, float | int) and 0 <= self.weight <= 1):
+        weight = as_real(self.weight)
+        if self.weight is not None and (weight is None or not 0 <= weight <= 1):
             raise ValueError(f"`weight` must lie in [0, 1] or be None for the entropy, got {self.weight!r}.")
+        object.__setattr__(self, "weight", weight)
 
     @property
     def one_hot(self) -> bool:

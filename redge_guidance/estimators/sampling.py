@@ -25,7 +25,7 @@ class RowMathematics(Protocol):
 
     def soft(self, logits: Tensor, noise: Tensor | None) -> Tensor: ...
 
-    def draw(self, soft: Tensor, uniform: Tensor) -> Tensor: ...
+    def category(self, logits: Tensor, noise: Tensor | None, soft: Tensor, uniform: Tensor) -> Tensor: ...
 
     def value(self, soft: Tensor, drawn: Tensor) -> Tensor | None: ...
 
@@ -35,8 +35,16 @@ class RowMathematics(Protocol):
 def sample(estimator: RowMathematics, logits: Tensor, generator: torch.Generator | None) -> Tensor:
     """Draw from `logits` `(..., K)` by `estimator`; the differentiable sample has the shape and dtype of the logits."""
     check_logits(logits, generator)
-    drawn: Tensor = _Sample.apply(logits, estimator, generator)[0]
+    drawn: Tensor = _Sample.apply(logits, _where_mapped(estimator, logits), estimator, generator)[0]
     return drawn
+
+
+def _where_mapped(estimator: RowMathematics, logits: Tensor) -> Tensor | None:
+    """Nothing, `(0,)`, which inside `vmap(..., randomness="different")` is mapped, as all that is drawn there.
+
+    So logits that are not mapped themselves are drawn from for every index. None where nothing is drawn.
+    """
+    return torch.rand(0, device=logits.device) if estimator.hard or estimator.noise is not None else None
 
 
 def check_logits(logits: Tensor, generator: torch.Generator | None) -> None:
@@ -45,10 +53,10 @@ def check_logits(logits: Tensor, generator: torch.Generator | None) -> None:
         raise ValueError(f"`logits` must be a floating point tensor, got {kind}; convert it with `.float()`.")
     if logits.ndim == 0 or logits.shape[-1] == 0:
         raise ValueError(f"`logits` must be (..., K) with K >= 1 categories, got shape {tuple(logits.shape)}.")
-    if generator is not None and generator.device.type != logits.device.type:
+    if generator is not None and generator.device.type not in (logits.device.type, "cpu"):
         raise ValueError(
             f"`generator` must be on the device of the logits, {logits.device}, got {generator.device}; make it with "
-            f"`torch.Generator({logits.device.type!r})`."
+            f"`torch.Generator({logits.device.type!r})`, or on the CPU with `torch.Generator()`."
         )
 
 
@@ -71,22 +79,23 @@ class _Sample(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        logits: Tensor, estimator: RowMathematics, generator: torch.Generator | None
+        logits: Tensor, mapped: Tensor | None, estimator: RowMathematics, generator: torch.Generator | None
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         flat = logits.reshape(-1, logits.shape[-1])
         work, device = _work_dtype(flat), flat.device
         noise = noise_like(flat, estimator.noise, generator)
-        uniform = torch.rand(len(flat), 1, generator=generator, device=device, dtype=work) if estimator.hard else None
+        uniform = _uniform(len(flat), generator, device, work) if estimator.hard else None
         drawn = torch.empty(len(flat), 1, dtype=torch.long, device=device) if estimator.hard else None
         result = torch.zeros_like(flat, memory_format=torch.contiguous_format)
         for rows in _chunks(flat):
             chunk = flat[rows].to(work)
             _check_finite(chunk.amax(-1))
-            soft = estimator.soft(chunk, None if noise is None else noise[rows])
+            chunk_noise = None if noise is None else noise[rows]
+            soft = estimator.soft(chunk, chunk_noise)
             if drawn is None or uniform is None:
                 result[rows] = soft
                 continue
-            drawn[rows] = estimator.draw(soft, uniform[rows])
+            drawn[rows] = estimator.category(chunk, chunk_noise, soft, uniform[rows])
             value = estimator.value(soft, drawn[rows])
             if value is None:
                 result[rows].scatter_(-1, drawn[rows], 1.0)
@@ -97,25 +106,32 @@ class _Sample(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor | None, Tensor | None]) -> None:
-        logits, ctx.estimator, _ = inputs
+        logits, _, ctx.estimator, _ = inputs
         _, noise, drawn = output
         ctx.mark_non_differentiable(*(x for x in (noise, drawn) if x is not None))
         ctx.set_materialize_grads(False)  # else the noise gets a gradient of zeros, as large as the logits
         ctx.save_for_backward(logits, noise, drawn)
 
     @staticmethod
-    def backward(ctx: Any, grad_sample: Tensor | None, *_: Any) -> tuple[Tensor | None, None, None]:
+    def backward(ctx: Any, grad_sample: Tensor | None, *_: Any) -> tuple[Tensor | None, None, None, None]:
         if grad_sample is None:
-            return None, None, None
-        return _Gradient.apply(*ctx.saved_tensors, grad_sample, ctx.estimator), None, None
+            return None, None, None, None
+        return _Gradient.apply(*ctx.saved_tensors, grad_sample, ctx.estimator), None, None, None
 
     @staticmethod
     def vmap(
-        info: Any, in_dims: tuple[Any, ...], logits: Tensor, estimator: RowMathematics, generator: Any
+        info: Any,
+        in_dims: tuple[Any, ...],
+        logits: Tensor,
+        mapped: Tensor | None,
+        estimator: RowMathematics,
+        generator: Any,
     ) -> tuple[Any, Any]:
         if info.randomness != "different":
             raise ValueError(f"`randomness` of vmap must be 'different' for a sample, got {info.randomness!r}.")
-        drawn, *kept = _Sample.apply(logits.movedim(in_dims[0], 0), estimator, generator)
+        every = logits.expand(info.batch_size, *logits.shape) if in_dims[0] is None else logits.movedim(in_dims[0], 0)
+        outside = mapped if mapped is None or in_dims[1] is None else mapped.movedim(in_dims[1], 0)[0]
+        drawn, *kept = _Sample.apply(every, outside, estimator, generator)
         kept = [None if x is None else x.unflatten(0, (info.batch_size, -1)) for x in kept]
         return (drawn, *kept), (0, *(None if x is None else 0 for x in kept))
 
@@ -170,14 +186,28 @@ def _chunks(flat: Tensor) -> list[slice]:
     return [slice(i, i + size) for i in range(0, len(flat), size)]
 
 
-def noise_like(like: Tensor, kind: str | None, generator: torch.Generator | None) -> Tensor | None:
-    """One number for every number of `like`. On a CPU large noise is drawn by several threads, block by block.
+def _uniform(rows: int, generator: torch.Generator | None, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """`(rows, 1)` in [0, 1), drawn where the generator is."""
+    source = device if generator is None else generator.device
+    return torch.rand(rows, 1, generator=generator, device=source, dtype=dtype).to(device)
 
-    Every block has a generator of its own, seeded from `generator`, so that the number of threads does not matter.
+
+def noise_like(like: Tensor, kind: str | None, generator: torch.Generator | None) -> Tensor | None:
+    """One number for every number of `like`, drawn where the generator is, as in diffusers, and moved there.
+
+    On a CPU large noise is drawn by several threads, block by block. Every block has a generator of its own, seeded
+    from `generator`, so that the number of threads does not matter.
     """
     if kind is None:
         return None
-    noise = torch.empty(like.shape, dtype=_work_dtype(like), device=like.device)
+    source = like.device if generator is None else generator.device
+    return _noise(like.shape, _work_dtype(like), source, kind, generator).to(like.device)
+
+
+def _noise(
+    shape: torch.Size, dtype: torch.dtype, device: torch.device, kind: str, generator: torch.Generator | None
+) -> Tensor:
+    noise = torch.empty(shape, dtype=dtype, device=device)
     draw = Tensor.normal_ if kind == "normal" else Tensor.exponential_
     if noise.device.type != "cpu" or torch.compiler.is_compiling() or noise.numel() <= NOISE_BLOCK:
         return draw(noise, generator=generator)

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from redge_guidance.hosts.base import Drawn, Host, field_of, in_float32, share_done
+from redge_guidance.hosts.base import Drawn, Host, field_of, in_float32, keeping_the_first, share_done
 from redge_guidance.hosts.registry import register_host
 from redge_guidance.hosts.seam import signature_of
 from redge_guidance.samples.images import ImageDecoder
@@ -85,7 +85,7 @@ class AmusedHost(Host):
         if step.images is None:
             output[step.free] = logits.to(output.dtype)
             if self._is_last:
-                arguments["model_output"].copy_(output)
+                arguments["model_output"].copy_(keeping_the_first(output, arguments["model_output"].dtype))
         else:
             square = output.permute(0, 2, 3, 1)  # a view, in which the free positions are written
             square[step.free.view(square.shape[:3])] = logits.to(output.dtype)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
+from redge_guidance.checks import as_whole, real_number, whole_number
 from redge_guidance.config import GuidanceConfig
 from redge_guidance.guidance import Guidance
 from redge_guidance.hosts.base import in_float32
@@ -63,10 +64,11 @@ class GuidanceLogitsProcessor(LogitsProcessor):
             raise ValueError(
                 "`max_denoising_steps` is not in the generation config of `model`; pass what `generate` is given."
             )
-        self._steps: int = steps
+        self._steps = whole_number("max_denoising_steps", steps, 1, "pass what `generate` is given")
         t_min = getattr(settings, "t_min", None) if t_min is None else t_min
         t_max = getattr(settings, "t_max", None) if t_max is None else t_max
-        self._temperatures = None if t_min is None or t_max is None else (float(t_min), float(t_max))
+        known = t_min is not None and t_max is not None
+        self._temperatures = (real_number("t_min", t_min), real_number("t_max", t_max)) if known else None
         self._context: Tensor | None = None
         self._prompt_length = 0
         self._prompts, self._prompt_mask = prompts, attention_mask
@@ -163,9 +165,11 @@ class DreamLogitsHook:
         self._guidance = Guidance(reward, config, seed)
         if getattr(tokenizer, "mask_token_id", None) is None:
             raise ValueError("`tokenizer` must have a `mask_token_id`, got None; pass the tokenizer of the model.")
-        if steps < 1:
-            raise ValueError(f"`steps` must be >= 1, got {steps}; pass what `diffusion_generate` is given.")
-        self._tokenizer, self._steps, self._temperature = tokenizer, steps, temperature
+        number = as_whole(steps)
+        if number is None or number < 1:
+            raise ValueError(f"`steps` must be >= 1, got {steps!r}; pass what `diffusion_generate` is given.")
+        self._steps = number
+        self._tokenizer, self._temperature = tokenizer, real_number("temperature", temperature)
         self._prompt_mask, self._prompts = attention_mask, prompts
         self._given: Tensor | None = None
 

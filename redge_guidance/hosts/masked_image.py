@@ -29,7 +29,7 @@ class MaskedImageHost(Host):
             ids=ids,
             free=ids == arguments["mask_token_id"],
             attention_mask=torch.ones_like(ids, dtype=torch.bool),
-            temperature=arguments.get("temperature") or 1.0,
+            temperature=float(arguments.get("temperature") or 1.0),
             progress=share_done(self.pipe.scheduler.timesteps, arguments["timestep"]),
             tokenizer=None,
             given=~drawing.canvas.free,

@@ -41,7 +41,7 @@ class MaskedTextHost(Host):
             ids=ids,
             free=free,
             attention_mask=text & (free | ~hidden),
-            temperature=arguments.get("temperature") or 1.0,
+            temperature=float(arguments.get("temperature") or 1.0),
             progress=progress,
             tokenizer=self.pipe.tokenizer,
             reserved=[i for i in (arguments["mask_token_id"],) if i < arguments["model_output"].shape[-1]],

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from redge_guidance.checks import as_whole
 from redge_guidance.evaluation import check_modality, of_pixels
 from redge_guidance.reward import Reward
 from redge_guidance.samples.tokens import RelaxedTokens
@@ -30,9 +31,10 @@ class ImageDecoder:
     chunk_size: int | None = None
 
     def __post_init__(self) -> None:
-        size = self.chunk_size
-        if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
-            raise ValueError(f"`decode_chunk_size` must be an integer >= 1 or None, got {size!r}.")
+        size = as_whole(self.chunk_size)
+        if self.chunk_size is not None and (size is None or size < 1):
+            raise ValueError(f"`decode_chunk_size` must be an integer >= 1 or None, got {self.chunk_size!r}.")
+        object.__setattr__(self, "chunk_size", size)
 
     def pixels(self, tokens: RelaxedTokens) -> Tensor:
         """`(batch, 3, height, width)` in [0, 1], differentiable in the weights of the tokens."""

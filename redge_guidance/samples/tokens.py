@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from redge_guidance.evaluation import call_plain, check_modality
+from redge_guidance.precision import Autocast
 from redge_guidance.text import text_mask
 
 
@@ -97,7 +98,7 @@ class RelaxedTokens:
                 generator does not know are left alone; it may lack rows for ids that are never sampled.
 
         Returns:
-            `(batch, length, dim)` of the dtype of `table`.
+            `(batch, length, dim)` of the dtype of `table`, inside `torch.autocast` too.
 
         Raises:
             ValueError: a token id without a row.
@@ -107,21 +108,8 @@ class RelaxedTokens:
                 f"`table` must have a row for every token id, got {len(table)} rows and the id {int(self.ids.max())}; "
                 "use the input embeddings of a model with the generator's tokenizer."
             )
-        fixed = table[self.ids]
-        # that of one sample: the rows of the table are gathered once for all samples
-        support = None if self.support is None else self.support[: len(self.support) // self.draws]
-        if self.hard:
-            relaxed = _LookUp.apply(self.weights, table, self.ids[self.free], support)
-        elif support is None:
-            columns = min(len(table), self.weights.shape[1])
-            relaxed = self.weights[:, :columns].to(table.dtype) @ table[:columns]
-        elif _dense(support, table):
-            known = support.clamp(max=len(table) - 1).repeat(self.draws, 1)
-            relaxed = self.weights.new_zeros(len(known), len(table)).scatter_add(1, known, self.weights)
-            relaxed = relaxed.to(table.dtype) @ table
-        else:
-            relaxed = _mix(self.weights.to(table.dtype), table[support.clamp(max=len(table) - 1)])
-        return fixed.masked_scatter(self.free[..., None], relaxed)
+        with Autocast.off(table.device):
+            return table[self.ids].masked_scatter(self.free[..., None], self._embed_free(table))
 
     def weights_of(self, token_ids: Tensor) -> Tensor:
         """How much of each position is each of some tokens: `(batch, length, n)`, differentiable in `weights`.
@@ -179,6 +167,22 @@ class RelaxedTokens:
         prompts = None if self.prompts is None else [self.prompts[k] for k in which.tolist()]
         return replace(self, **of_rows, **of_batch, prompts=prompts, draws=1)
 
+    def _embed_free(self, table: Tensor) -> Tensor:
+        """`(free positions, dim)`."""
+        # that of one sample: the rows of the table are gathered once for all samples
+        support = None if self.support is None else self.support[: len(self.support) // self.draws]
+        if self.hard:
+            found: Tensor = _LookUp.apply(self.weights, table, self.ids[self.free], support)
+            return found
+        if support is None:
+            columns = min(len(table), self.weights.shape[1])
+            return self.weights[:, :columns].to(table.dtype) @ table[:columns]
+        if _dense(support, table):
+            known = support.clamp(max=len(table) - 1).repeat(self.draws, 1)
+            relaxed = self.weights.new_zeros(len(known), len(table)).scatter_add(1, known, self.weights)
+            return relaxed.to(table.dtype) @ table
+        return _mix(self.weights.to(table.dtype), table[support.clamp(max=len(table) - 1)])
+
     def _decode(self, positions: Tensor) -> list[str]:
         if self.tokenizer is None:
             raise ValueError("`tokenizer` is None: texts() needs the generator's tokenizer.")
@@ -220,17 +224,23 @@ class _LookUp(torch.autograd.Function):
         grad_weights = grad_table = None
         if ctx.needs_input_grad[0]:
             grad_weights = grad.new_zeros(ctx.weights_shape, dtype=ctx.weights_dtype)
-            if support is None:
-                columns = min(len(table), grad_weights.shape[1])
-                grad_weights[:, :columns] = grad @ table[:columns].T
-            elif _dense(support, table):
-                columns = support.clamp(max=len(table) - 1).repeat(len(grad) // len(support), 1)
-                grad_weights[:] = (grad @ table.T).gather(1, columns)
-            else:
-                by_draw, result = grad.view(-1, len(support), grad.shape[-1]), grad_weights.view(-1, *support.shape)
-                for rows in torch.arange(len(support), device=grad.device).split(256):  # (256, S, dim) at a time
-                    candidates = table[support[rows].clamp(max=len(table) - 1)]
-                    result[:, rows] = torch.einsum("knd,nsd->kns", by_draw[:, rows], candidates).to(ctx.weights_dtype)
+            with Autocast.off(grad.device):
+                _add_products(grad_weights, grad, table, support)
         if ctx.needs_input_grad[1]:
             grad_table = torch.zeros_like(table).index_add_(0, ids, grad)
         return grad_weights, grad_table, None, None
+
+
+def _add_products(result: Tensor, grad: Tensor, table: Tensor, support: Tensor | None) -> None:
+    """`<grad[n], table[v]>` for every column v of row n, into `result` `(rows, S)`."""
+    if support is None:
+        columns = min(len(table), result.shape[1])
+        result[:, :columns] = grad @ table[:columns].T
+    elif _dense(support, table):
+        known = support.clamp(max=len(table) - 1).repeat(len(grad) // len(support), 1)
+        result[:] = (grad @ table.T).gather(1, known)
+    else:
+        by_draw, by_column = grad.view(-1, len(support), grad.shape[-1]), result.view(-1, *support.shape)
+        for rows in torch.arange(len(support), device=grad.device).split(256):  # (256, S, dim) at a time
+            candidates = table[support[rows].clamp(max=len(table) - 1)]
+            by_column[:, rows] = torch.einsum("knd,nsd->kns", by_draw[:, rows], candidates).to(result.dtype)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from redge_guidance.checks import as_whole
 from redge_guidance.positions import longest
 from redge_guidance.rewards.reading.alignment import tokens_of
 from redge_guidance.text import end_token_id
@@ -92,10 +93,11 @@ class Framer:
     def __init__(self, model: Any, tokenizer: Any, max_length: int | None = None):
         if not callable(tokenizer) or not hasattr(tokenizer, "all_special_ids"):
             raise ValueError(f"`tokenizer` must be a tokenizer of transformers, got {type(tokenizer).__name__}.")
-        if max_length is not None and max_length < 1:
-            raise ValueError(f"`max_length` must be >= 1 or None, got {max_length}.")
+        most = as_whole(max_length)
+        if max_length is not None and (most is None or most < 1):
+            raise ValueError(f"`max_length` must be >= 1 or None, got {max_length!r}.")
         self.tokenizer = tokenizer
-        self.max_length = _longest(model, tokenizer) if max_length is None else max_length
+        self.max_length = _longest(model, tokenizer) if most is None else most
         self._frames: dict[Frame, Around] = {}
         self._warned = False
 

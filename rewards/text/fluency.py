@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
+from redge_guidance.checks import as_whole
 from redge_guidance.rewards.reading.framing import Frame
 from redge_guidance.rewards.reading.reading import Reading
 from redge_guidance.rewards.text.model_reward import TextModelReward
@@ -50,11 +51,12 @@ class FluencyReward(TextModelReward):
     ):
         super().__init__(model, tokenizer, padding_side, max_length)
         self.masked = "MaskedLM" in type(model).__name__ if masked is None else masked
-        self.per_token, self.num_passes = per_token, num_passes
+        passes = as_whole(num_passes)
+        self.per_token, self.num_passes = per_token, passes or 0
         if self.masked and tokenizer.mask_token_id is None:
             raise ValueError("`tokenizer` must have a mask token for a masked language model, got none.")
-        if num_passes < 2:
-            raise ValueError(f"`num_passes` must be >= 2, got {num_passes}; one pass would hide the whole text.")
+        if passes is None or passes < 2:
+            raise ValueError(f"`num_passes` must be >= 2, got {num_passes!r}; one pass would hide the whole text.")
         first, last = tokenizer.bos_token_id, end_token_id(tokenizer)
         if self.masked:
             first = tokenizer.cls_token_id if first is None else first

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from redge_guidance.checks import as_real
 from redge_guidance.evaluation import check_prompts
 from redge_guidance.reward import Reward
 from redge_guidance.rewards.reading.alignment import token_texts
@@ -36,11 +37,12 @@ class LengthReward(Reward):
     modality = "text"
 
     def __init__(self, minimum: int = 0, maximum: int | None = None, *, unit: str = "words"):
-        if minimum < 0 or (maximum is not None and maximum < minimum):
+        low, high = as_real(minimum), as_real(maximum)
+        if low is None or not low >= 0 or (maximum is not None and (high is None or not high >= low)):
             raise ValueError(f"`minimum` and `maximum` must satisfy 0 <= minimum <= maximum, got {minimum}, {maximum}.")
         if unit not in _UNITS:
             raise ValueError(f"`unit` must be one of {', '.join(_UNITS)}, got {unit!r}.")
-        self.minimum, self.maximum, self.unit = minimum, maximum, unit
+        self.minimum, self.maximum, self.unit = low, high, unit
         self._tokenizer: Any = None  # the last one, and what its tokens add to the length
         self._table = torch.zeros(0, 2)
 

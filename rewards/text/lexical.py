@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from redge_guidance.checks import as_real
 from redge_guidance.evaluation import check_prompts
 from redge_guidance.reward import Reward
 from redge_guidance.rewards.reading.alignment import token_texts
@@ -231,9 +232,12 @@ def _weights(words: str | Iterable[str] | Mapping[str, float], argument: str) ->
     if isinstance(words, str):
         words = [words]
     weights = dict(words) if isinstance(words, Mapping) else dict.fromkeys(words, 1.0)
+    plain = {}
     for word, weight in weights.items():
-        if not isinstance(weight, int | float) or not abs(weight) < float("inf") or weight == 0:
+        number = as_real(weight)
+        if number is None or not abs(number) < float("inf") or number == 0:
             raise ValueError(f"`{argument}` must have a finite weight other than 0 for {word!r}, got {weight!r}.")
-        if argument == "banned" and weight < 0:
+        if argument == "banned" and number < 0:
             raise ValueError(f"`banned` must say what {word!r} costs, > 0, got {weight!r}.")
-    return {word: float(weight) for word, weight in weights.items()}
+        plain[word] = float(number)
+    return plain

@@ -1,8 +1,14 @@
 """Classifier-free guidance in every step, the later ones too: both calls of the model see what has been drawn."""
 
+import itertools
+from contextlib import nullcontext
+
+import pytest
 import torch
 
 from redge_guidance import GuidanceConfig, guide
+from redge_guidance.pipelines.schedules import classifier_free
+from redge_guidance.pipelines.text.uniform import Classes
 from tests.helpers.hosts import MASK, RESERVED, brightness, count_of_a, seeded
 from tests.helpers.images import CODES, tiny_image_pipeline
 from tests.helpers.tiny import tiny_pipeline
@@ -93,3 +99,56 @@ def test_images_of_a_text_are_guided_away_from_the_negative_prompt():
             both.append(alone.logits)
         c, u = both
         torch.testing.assert_close(step.logits, u + 3 * (c - u), atol=1e-4, rtol=1e-4)
+
+
+# ---- tokens that a model forbids ----
+
+LEVELS = [-torch.inf, -3.0, 0.0, 7.5]
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.5, 1.0, 2.5, 1e4, -1.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_every_pair_of_logits_is_mixed_and_forbidden_ones_stay_so(scale, dtype):
+    for c, u in itertools.product(LEVELS, LEVELS):
+        found = classifier_free(torch.tensor([c], dtype=dtype), torch.tensor([u], dtype=dtype), scale)
+        expected = -torch.inf if -torch.inf in (c, u) else u + scale * (c - u)
+        assert found.dtype == dtype
+        assert found.item() == pytest.approx(expected, rel=1e-2)
+
+
+def forbidding(model):
+    """Let the model forbid one token everywhere, and another one in every other call."""
+
+    def hook(module, args, kwargs, output):
+        logits = output if isinstance(output, torch.Tensor) else output.logits
+        logits[..., 3] = -torch.inf
+        if next(count) % 2:
+            logits[..., 4] = -torch.inf
+        return output
+
+    count = itertools.count()
+    model.register_forward_hook(hook, with_kwargs=True)
+
+
+@pytest.mark.parametrize("kind", ["text", "image"])
+@pytest.mark.parametrize("guided", [False, True])
+def test_pipelines_draw_with_tokens_that_their_model_forbids(kind, guided):
+    if kind == "text":
+        pipe = tiny_pipeline()
+        model, run = pipe.model, lambda: pipe(["a b"] * 8, guidance_scale=2.0, generator=seeded()).sequences[:, 2:]
+    else:
+        pipe = tiny_image_pipeline()
+        settings = {"guidance_scale": 2.0, "generator": seeded(), "output_type": "latent", "num_images_per_prompt": 8}
+        model, run = pipe.transformer, lambda: pipe([0], **settings).tokens
+    forbidding(model)
+    context = guide(pipe, count_of_a if kind == "text" else brightness, GuidanceConfig(num_draws=1))
+    with context if guided else nullcontext():
+        tokens = run()
+    assert not ((tokens == 3) | (tokens == 4)).any()
+
+
+def test_classes_of_uniform_texts_keep_what_is_forbidden():
+    never = -torch.inf
+    both = {0: torch.tensor([never, 1.0, 2.0, never]), 3: torch.tensor([0.0, never, 1.0, never])}
+    classes = Classes(torch.tensor([0]), torch.tensor([3]), 2.0)
+    assert classes.logits(lambda inputs: both[int(inputs["cond"])]).tolist() == [never, never, 3.0, never]

@@ -3,6 +3,7 @@ import itertools
 import math
 
 import pytest
+import scipy.stats
 import torch
 from torch.autograd import grad as gradient
 
@@ -309,6 +310,25 @@ def test_samples_follow_softmax(estimator, categories):
     # where ReDGE-cov adds 0.005 of its own.
     frequency = sum(estimator(logits.expand(draws // 4, -1), generator=seeded(i)).mean(0) / 4 for i in range(4))
     assert (frequency - logits.softmax(-1)).abs().sum() / 2 < 0.01
+
+
+STATED = [  # what the docstrings say, and probabilities that come close to it
+    (ReDGE(4, 0.5), 0.006, [0.7, 0.15, 0.15]),
+    (ReDGE(4, 0.3), 0.041, [0.7, *[0.075] * 4]),
+    (ReDGE(2, 0.3), 0.12, [0.7, 0.15, 0.15]),
+    (ReDGECov(4, 0.7), 0.009, [0.8, 0.1, 0.1]),
+    (ReDGECov(4, 0.5), 0.062, [0.6, *[0.4 / 9] * 9]),
+    (ReDGECov(2, 0.5), 0.19, [0.5, *[0.5 / 9] * 9]),
+]
+
+
+@pytest.mark.parametrize(("estimator", "stated", "pi"), STATED)
+def test_distance_from_softmax_is_the_stated_one(estimator, stated, pi):
+    logits = torch.tensor(pi).log()
+    noise = torch.randn(2**18, len(pi), generator=seeded(7))
+    q = estimator.soft(logits.expand(2**18, -1).contiguous(), noise).double().mean(0)
+    distance = (q - logits.double().softmax(-1)).abs().sum() / 2
+    assert 0.8 * stated < distance < stated + 0.001
 
 
 @every
@@ -699,3 +719,89 @@ def test_settings_and_hard_make_the_identity_of_an_estimator():
 
 def test_names_are_those_of_the_functions():
     assert set(ESTIMATORS) == {*ALL, "reinforce_loo"} == {function.__name__ for function in [*FUNCTIONS, reinforce_loo]}
+
+
+# ---- the temperature of gumbel_softmax ----
+
+TAUS = [1e-320, 1e-45, 1e-39, 1e-30, 1e-8, 1e-3, 1.0, 1e3, 1e8, 1e30, 1e39, 1e308]
+
+
+@pytest.mark.parametrize("tau", TAUS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_gumbel_softmax_draws_from_softmax_at_every_temperature(tau, dtype):
+    logits = torch.tensor([0.0, -torch.inf, 1.5, -2.0, 0.0], dtype=dtype)
+    draws = logits.expand(20000, -1).clone().requires_grad_()
+    sample = gumbel_softmax(draws, tau, generator=seeded())
+    assert torch.equal(sample, gumbel_softmax(draws, 1.0, generator=seeded()))  # of the same noise the same tokens
+    counts = sample.detach().double().sum(0)
+    pi = logits.double().softmax(-1)
+    assert counts[1] == 0
+    kept = [0, 2, 3, 4]
+    assert scipy.stats.chisquare(counts[kept], 20000 * pi[kept]).pvalue > 1e-4
+    (grad,) = gradient((sample * torch.tensor([1.0, -3.0, 2.0, 0.5, 0.0], dtype=dtype)).sum(), draws)
+    assert grad.isfinite().all()
+    assert (grad[:, 1] == 0).all()
+
+
+@pytest.mark.parametrize("tau", TAUS)
+def test_soft_gumbel_samples_lie_on_the_simplex_at_every_temperature(tau):
+    logits = torch.tensor([[0.0, -torch.inf, 1.5], [-torch.inf, 4.0, -torch.inf]]).expand(50, 2, 3).clone()
+    logits.requires_grad_()
+    sample = gumbel_softmax(logits, tau, hard=False, generator=seeded())
+    torch.testing.assert_close(sample.sum(-1), torch.ones(50, 2))
+    assert (sample[:, 1] == torch.tensor([0.0, 1.0, 0.0])).all()
+    (grad,) = gradient(sample[..., 2].sum(), logits)
+    assert grad.isfinite().all()
+
+
+# ---- logits that are not mapped ----
+
+
+@pytest.mark.parametrize("hard", [True, False])
+@every
+def test_vmap_over_something_else_draws_for_every_index(estimator, hard):
+    estimator = dataclasses.replace(estimator, hard=hard and not isinstance(estimator, Soft))
+    draws_nothing = isinstance(estimator, Soft) or (not hard and estimator.noise is None)
+    logits = torch.zeros(6, 20)
+
+    def of(x, logits):
+        return estimator(logits) + 0 * x
+
+    x = torch.zeros(5)
+    different = torch.func.vmap(of, (0, None), randomness="different")(x, logits)
+    same = torch.func.vmap(of, (0, None), randomness="same")(x, logits)
+    assert different.shape == same.shape == (5, 6, 20)
+    assert all(torch.equal(same[0], one) for one in same)
+    pairs = itertools.combinations(range(5), 2)
+    assert all(torch.equal(different[i], different[k]) == draws_nothing for i, k in pairs)
+    if not draws_nothing:
+        with pytest.raises((RuntimeError, ValueError), match="randomness"):
+            torch.func.vmap(of, (0, None))(x, logits)
+
+
+@every
+def test_gradients_of_unmapped_logits_add_up_over_the_indices(estimator):
+    logits, slopes = rows_of(4, 5)[0].detach(), torch.randn(3, 4, 5, dtype=torch.float64, generator=seeded(2))
+
+    def loss(logits):
+        return torch.func.vmap(lambda w: (estimator(logits) * w).sum(), randomness="different")(slopes).sum()
+
+    torch.manual_seed(3)
+    found = torch.func.grad(loss)(logits)
+    torch.manual_seed(3)
+    leaf = logits.clone().requires_grad_()
+    torch.testing.assert_close(found, gradient((estimator(leaf.expand(3, 4, 5)) * slopes).sum(), leaf)[0])
+    leaf = logits.clone().requires_grad_()
+    torch.manual_seed(3)
+    torch.testing.assert_close(gradient(loss(leaf), leaf)[0], found)
+
+
+def test_nested_vmap_draws_for_every_pair_of_indices():
+    logits, x = torch.zeros(20), torch.zeros(3)
+    two = torch.func.vmap(
+        torch.func.vmap(lambda a, b: straight_through(logits) + a + b, (None, 0), randomness="different"),
+        (0, None),
+        randomness="different",
+    )(x, x)
+    assert len({tuple(one.tolist()) for one in two.view(9, 20)}) > 5
+    torch.func.vmap(lambda a: redge(logits, hard=False) + a, randomness="different")(x)

@@ -1,7 +1,12 @@
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from redge_guidance import updates
+from redge_guidance import GuidanceConfig, updates
+from redge_guidance.estimators import EntropyMix, ReDGE
+from redge_guidance.guidance import guided_logits
+from redge_guidance.step import DenoisingStep
 from redge_guidance.updates import Adam, Gradient, Natural, kl, kl_gradient, project_to_budget, row_chunks
 
 
@@ -141,3 +146,66 @@ def test_rows_on_demand_and_in_chunks_give_what_a_tensor_gives(update, monkeypat
 def test_bad_settings(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+class Noisy:
+    """A gradient in some rows, rounding noise in all; `seed` is the batch that a row is in."""
+
+    scale = 2.0
+
+    def __init__(self, table, noise, seed, at):
+        self._table, self._noise, self._at, self.climbed = table, noise, at, []
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def gradients(self, log_q):
+        noise = self._noise * torch.randn(log_q.shape, generator=self._generator)
+        if self._at == "sample":
+            return [Gradient(self._table + noise, "sample")]
+        q = log_q.exp()
+        return [Gradient(q * (self._table - (q * self._table).sum(-1, keepdim=True)) + noise, "logits")]
+
+    def used(self, grad):
+        self.climbed.append(grad)
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-9, 1e-8])
+@pytest.mark.parametrize("at", ["sample", "logits"])
+@given(seed=st.integers(0, 1000), size=st.integers(2, 60))
+def test_adam_leaves_alone_what_has_no_gradient_whatever_the_batch(noise, at, seed, size):
+    generator = torch.Generator().manual_seed(seed)
+    log_p = (4 * torch.randn(6, size, generator=generator)).log_softmax(-1)
+    log_p[:, 0] = -torch.inf
+    log_p = log_p.log_softmax(-1)
+    table = torch.randn(6, size, generator=generator)
+    table[::2] = 0  # rows without gradient
+    one, other = (
+        Adam(num_updates=5)(log_p, Noisy(table, noise, batch, at), identity).log_softmax(-1) for batch in (1, 2)
+    )
+    torch.testing.assert_close(one[::2], log_p[::2], atol=1e-5, rtol=1e-6)
+    torch.testing.assert_close(one.exp(), other.exp(), atol=2e-3, rtol=1e-2)
+    assert size < 10 or (one - log_p)[1::2, 1:].abs().max() > 0.1
+
+
+@pytest.mark.parametrize("estimator", [EntropyMix(), ReDGE()])
+def test_adam_in_guidance_moves_no_position_that_the_reward_does_not_see(estimator):
+    """Nor does it depend on the batch: a reward of the first position through a float32 network."""
+    torch.manual_seed(0)
+    first, second = torch.randn(30, 16), torch.randn(16)
+
+    def reward(tokens):
+        hidden = (tokens.embed(first) @ torch.ones(16, 16)).tanh()
+        return (hidden * torch.tensor([1.0, 1e-9, 0.0, 0.0])[:, None]) @ second @ torch.ones(4)
+
+    config = GuidanceConfig(update="adam", estimator=estimator, support=None, num_draws=2)
+    logits = 3 * torch.randn(5, 4, 30)
+    moved = []
+    for rows in (slice(0, 1), slice(0, 5)):
+        ids = torch.zeros(len(logits[rows]), 4, dtype=torch.long)
+        everywhere = torch.ones_like(ids, dtype=torch.bool)
+        generators = [torch.Generator().manual_seed(k) for k in range(len(ids))]
+        step = DenoisingStep(logits[rows], ids, everywhere, everywhere, 1.0, 0.0, None)
+        guided, _ = guided_logits(step, reward, config, generators)
+        moved.append((guided.view(len(ids), 4, 30).log_softmax(-1) - logits[rows].log_softmax(-1))[0])
+    torch.testing.assert_close(moved[0], moved[1], atol=1e-3, rtol=1e-3)
+    assert moved[0][0].abs().max() > 0.1
+    assert moved[0][1:].abs().max() < 1e-5

@@ -1,0 +1,43 @@
+"""Guidance computes in the precision that it says, also inside `torch.autocast`; models and rewards in the user's."""
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class Autocast:
+    """What `torch.autocast` does to the operations on one kind of device.
+
+    In `with Autocast.off(device):` operations are computed in the dtypes of their arguments, and in
+    `with found.in_force():`, where `found = Autocast.here(device)`, as they were at that place.
+
+    Attributes:
+        device_type: as in `torch.device("cuda").type`; one without autocast is left alone.
+        enabled: whether operations are cast.
+        dtype: to what; None: the default of the device.
+    """
+
+    device_type: str
+    enabled: bool
+    dtype: torch.dtype | None = None
+
+    @classmethod
+    def here(cls, device: torch.device) -> "Autocast":
+        """What is in force now."""
+        kind = device.type
+        if not torch.amp.is_autocast_available(kind):
+            return cls(kind, False)
+        return cls(kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
+
+    @classmethod
+    def off(cls, device: torch.device) -> AbstractContextManager[Any]:
+        return cls(device.type, False).in_force()
+
+    def in_force(self) -> AbstractContextManager[Any]:
+        """A block in which it is so."""
+        if not torch.amp.is_autocast_available(self.device_type):
+            return nullcontext()
+        return torch.autocast(self.device_type, dtype=self.dtype, enabled=self.enabled)
