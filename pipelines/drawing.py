@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from redge_guidance.text import fixed_before
+from redge_guidance.text import before_text, fixed_before
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +35,11 @@ class Canvas:
     def given(self) -> Tensor:
         """Positions in front of or among those that are drawn: prompt, what stands before it, and padding."""
         return fixed_before(self.free)
+
+    @property
+    def unending(self) -> Tensor:
+        """Positions that are drawn with tokens of the caller behind them, where no text may end."""
+        return before_text(self.free, self.prompt)
 
     def to(self, device: torch.device | str) -> "Canvas":
         """The same on a device."""

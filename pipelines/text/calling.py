@@ -35,7 +35,8 @@ def clean_logits(
         inputs: further arguments of `forward`, `(batch, ...)`.
     """
     more = dict(inputs or {})
-    if family.attention in ("2d", "4d") or (family.attention == "none" and attention_mask.all()):
+    reads_mask = family.attention in ("2d", "4d") and "attention_mask" in _accepted(model)
+    if reads_mask or (not family.is_block and attention_mask.all()):
         return _call(model, family, ids, attention_mask, alpha, more)
 
     def whole(rows: Tensor, part: Tensor) -> Tensor:
@@ -207,7 +208,7 @@ def _call(
     inputs: dict[str, Any] = dict(more or {})
     accepted = _accepted(model)
     if family.attention != "none" and "attention_mask" in accepted:
-        inputs["attention_mask"] = _square(attention_mask) if family.attention == "4d" else attention_mask.long()
+        inputs["attention_mask"] = attention_mask.long() if family.attention == "2d" else _square(model, attention_mask)
     if "position_ids" in accepted:
         inputs["position_ids"] = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
     logits = _forward(model, family, ids, alpha, inputs)
@@ -251,10 +252,15 @@ def _forward(model: Any, family: ModelFamily, ids: Tensor, alpha: Tensor, inputs
     return logits if isinstance(logits, Tensor) else logits[0]
 
 
-def _square(attention_mask: Tensor) -> Tensor:
-    """`(batch, 1, length, length)`: text sees text; padding sees itself, so that no row is empty."""
+def _square(model: Any, attention_mask: Tensor) -> Tensor:
+    """`(batch, 1, length, length)`: text sees text; padding sees itself, so that no row is empty.
+
+    Boolean; as numbers to be added where the model's attention is transformers' eager one, which adds what it is given.
+    """
     both = attention_mask[:, None, :, None] & attention_mask[:, None, None, :]
-    return both | torch.eye(attention_mask.shape[1], dtype=torch.bool, device=attention_mask.device)
+    seen = both | torch.eye(attention_mask.shape[1], dtype=torch.bool, device=attention_mask.device)
+    is_eager = getattr(getattr(model, "config", None), "_attn_implementation", None) == "eager"
+    return _bias(seen, getattr(model, "dtype", None)) if is_eager else seen
 
 
 def _shifted(logits: Tensor, attention_mask: Tensor) -> Tensor:

@@ -10,7 +10,8 @@ from torch import Tensor
 from redge_guidance.pipelines.drawing import Canvas
 from redge_guidance.pipelines.sampling import AfterStep, Callback, Generators, check_settings
 from redge_guidance.pipelines.scheduler import MaskedDiffusionScheduler
-from redge_guidance.pipelines.text.base import TextPipeline, TextPipelineOutput
+from redge_guidance.pipelines.text.allowed import check_ends
+from redge_guidance.pipelines.text.base import TextPipeline
 from redge_guidance.pipelines.text.blocks import (
     aligned_blocks,
     check_independent,
@@ -23,8 +24,9 @@ from redge_guidance.pipelines.text.blocks import (
 from redge_guidance.pipelines.text.calling import BlockReader, WindowReader
 from redge_guidance.pipelines.text.families import ModelFamily, set_mask_token
 from redge_guidance.pipelines.text.loading import longest
+from redge_guidance.pipelines.text.output import TextPipelineOutput
 from redge_guidance.pipelines.text.prompts import check_tokenizer
-from redge_guidance.text import end_token_id, fixed_before
+from redge_guidance.text import end_token_id, is_in
 
 
 class MaskedTextPipeline(TextPipeline):
@@ -72,6 +74,7 @@ class MaskedTextPipeline(TextPipeline):
         if how.is_block and block_size is None:
             raise ValueError("`block_size` must be given for block-causal attention, got None.")
         check_tokenizer(tokenizer, "mask_token_id", "eos_token_id")
+        check_ends(model, tokenizer)
         self.register_modules(model=model, tokenizer=tokenizer, scheduler=scheduler)
         self.register_to_config(length=length, temperature=temperature, top_p=top_p, suppress_tokens=suppress_tokens)
         self.register_to_config(shift_logits=shift_logits, attention=attention, time_input=time_input)
@@ -170,8 +173,7 @@ class MaskedTextPipeline(TextPipeline):
                 with self._draw(now):
                     for t in self.scheduler.timesteps:
                         if one_source and size is not None and not self._hidden(sample, block).any():
-                            done += 1  # a list of generators advances alike, whatever the other rows do
-                            progress_bar.update()
+                            done, _ = done + 1, progress_bar.update()  # a list of generators advances alike
                             continue
                         logits = read(sample, block, self.scheduler.alpha(float(t)))
                         sample, _ = self.scheduler.step(
@@ -259,15 +261,14 @@ class MaskedTextPipeline(TextPipeline):
                 without = sample.masked_fill(canvas.prompt, self.tokenizer.mask_token_id)
                 other = unconditional(without, canvas.attention_mask, level, block)
                 logits = other + guidance_scale * (logits - other)
-            return self._without_suppressed(logits, suppress_tokens)
+            return self._without_suppressed(logits, suppress_tokens, canvas.unending)
 
         return read
 
     def _ended(self, sample: Tensor, canvas: Canvas) -> Tensor:
         """Rows that have come to their end, with the end-of-text token in what is still hidden."""
         end: Any = end_token_id(self.tokenizer)
-        holes = (canvas.free & fixed_before(~canvas.free & canvas.attention_mask)).any(-1, keepdim=True)
-        ended = ((sample == end) & canvas.free).any(-1, keepdim=True) & ~holes
+        ended = (is_in(sample, self.ends) & canvas.free).any(-1, keepdim=True)
         return sample.masked_fill(ended & self._hidden(sample, canvas.free), end)
 
     def _corrupted_nll(

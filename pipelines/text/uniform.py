@@ -17,8 +17,10 @@ from redge_guidance.pipelines.sampling import (
     logit_warpers,
     random_tokens,
 )
-from redge_guidance.pipelines.text.base import TextPipeline, TextPipelineOutput
+from redge_guidance.pipelines.text.allowed import check_ends
+from redge_guidance.pipelines.text.base import TextPipeline
 from redge_guidance.pipelines.text.families import ModelFamily, set_mask_token
+from redge_guidance.pipelines.text.output import TextPipelineOutput
 from redge_guidance.pipelines.text.posterior import denoiser_logits, elbo_rate, leave_one_out_logits
 from redge_guidance.pipelines.text.prompts import check_tokenizer
 from redge_guidance.pipelines.uniform_scheduler import UniformDiffusionScheduler
@@ -129,6 +131,7 @@ class UniformTextPipeline(TextPipeline):
         if not isinstance(scheduler, UniformDiffusionScheduler):
             scheduler = UniformDiffusionScheduler.from_config(scheduler.config)
         check_tokenizer(tokenizer, "eos_token_id")
+        check_ends(model, tokenizer)
         self.register_modules(model=model, tokenizer=tokenizer, scheduler=scheduler)
         self.register_to_config(length=length, num_inference_steps=num_inference_steps, temperature=temperature)
         self.register_to_config(top_p=top_p, suppress_tokens=suppress_tokens, prediction_type=prediction_type)
@@ -246,7 +249,7 @@ class UniformTextPipeline(TextPipeline):
             logits = leave_one_out_logits(logits, sample, alpha)
         logits = logits / (temperature or 1.0)
         logits = logits if own else denoiser_logits(logits, sample, alpha)
-        logits = self._without_suppressed(logits)
+        logits = self._without_suppressed(logits, unending=canvas.unending)
         certain = torch.full_like(logits, -torch.inf).scatter_(-1, sample[..., None], 0.0)
         return torch.where(canvas.free[..., None], logits, certain)
 
