@@ -91,8 +91,8 @@ class LengthReward(Reward):
     def _columns(self, tokenizer: Any) -> Tensor:
         """`(vocabulary, 3)`: what a token adds to the length, whether it ends the text, whether it does not."""
         texts, end = token_texts(tokenizer), end_token_id(tokenizer)
-        if self.unit == "words":  # that begin in the token
-            adds = [len(re.findall(r"(?<=\s)\S", text)) for text in texts]
+        if self.unit == "words":  # that the token separates from what is before, itself or what comes behind it
+            adds = [len(re.findall(r"\s+", text)) for text in texts]
         else:
             adds = [len(text) for text in texts]
         return torch.tensor([[n, i == end, i != end] for i, n in enumerate(adds)], dtype=torch.float)

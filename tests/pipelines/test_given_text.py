@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import BertConfig, BertForMaskedLM, GenerationConfig
+from transformers import BertConfig, BertForMaskedLM, EsmConfig, EsmForMaskedLM, GenerationConfig
 
 from redge_guidance import GuidanceConfig, guide
 from redge_guidance.hosts.callables import DreamLogitsHook, GuidanceLogitsProcessor
@@ -113,6 +113,14 @@ def bert():
     return BertForMaskedLM(config).eval()
 
 
+def counting():
+    """A model that counts the masks of a row."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes |= {"vocab_size": 8, "max_position_embeddings": 26, "initializer_range": 0.5}
+    return EsmForMaskedLM(EsmConfig(**sizes, pad_token_id=0, mask_token_id=2, token_dropout=True)).eval()
+
+
 class Plain(torch.nn.Module):
     """A model that takes ids and nothing else."""
 
@@ -139,9 +147,9 @@ def of_kind(kind, attention, model):
 
 @pytest.mark.parametrize("pad", PADS)
 @pytest.mark.parametrize("kind", MAKE)
-@pytest.mark.parametrize("attention", ["2d", "4d", "4d eager", "none", "plain"])
+@pytest.mark.parametrize("attention", ["2d", "4d", "4d eager", "none", "plain", "2d counting"])
 def test_a_row_beside_a_longer_one_is_the_row_alone(attention, kind, pad):
-    model = {"plain": Plain, "4d eager": lambda: tiny_pipeline().model}.get(attention, bert)()
+    model = {"plain": Plain, "4d eager": lambda: tiny_pipeline().model, "2d counting": counting}.get(attention, bert)()
     pipe = padded(of_kind(kind, "2d" if attention == "plain" else attention.split()[0], model), pad)
     prompts = ["a b c d a b", "c", "c [MASK] [MASK] a"]
 
