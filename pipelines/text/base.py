@@ -173,6 +173,7 @@ class TextPipeline(Drawer, DiffusionPipeline):
         """
         texts = as_texts(texts, "texts")
         check_settings(1.0, None, {"num_corruptions": num_corruptions, "batch_size": batch_size})
+        check_generators(generator, 1)
         generator = generator or torch.Generator().manual_seed(0)
         settings = (self._family.shift_logits, self.config.length, longest(self.model))
         rows = scored_rows(self.tokenizer, texts, prompts, *settings)
@@ -235,8 +236,8 @@ class TextPipeline(Drawer, DiffusionPipeline):
         self, logits: Tensor, suppress_tokens: Sequence[int] | None = None, unending: Tensor | None = None
     ) -> Tensor:
         """Logits `(..., vocabulary)` of tokens that may be generated, -inf for all others."""
-        asked = list(self.config.suppress_tokens or [] if suppress_tokens is None else suppress_tokens)
-        return allowed_logits(logits, self.tokenizer, self.ends, asked, unending)
+        asked = self.config.suppress_tokens if suppress_tokens is None else suppress_tokens
+        return allowed_logits(logits, self.tokenizer, self.ends, [] if asked is None else asked, unending)
 
     def canvas(
         self,

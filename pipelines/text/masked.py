@@ -10,7 +10,7 @@ from torch import Tensor
 from redge_guidance.pipelines.drawing import Canvas
 from redge_guidance.pipelines.sampling import AfterStep, Callback, Generators, check_settings
 from redge_guidance.pipelines.scheduler import MaskedDiffusionScheduler
-from redge_guidance.pipelines.text.allowed import check_ends
+from redge_guidance.pipelines.text.allowed import check_parts
 from redge_guidance.pipelines.text.base import TextPipeline
 from redge_guidance.pipelines.text.blocks import (
     aligned_blocks,
@@ -70,11 +70,11 @@ class MaskedTextPipeline(TextPipeline):
         block_length: int | None = None,
     ):
         super().__init__()
+        check_parts(model, tokenizer, scheduler, "MaskedDiffusionScheduler", suppress_tokens)
         how = ModelFamily(shift_logits, attention, time_input, block_size=block_size, leading_token=leading_token)
         if how.is_block and block_size is None:
             raise ValueError("`block_size` must be given for block-causal attention, got None.")
         check_tokenizer(tokenizer, "mask_token_id", "eos_token_id")
-        check_ends(model, tokenizer)
         self.register_modules(model=model, tokenizer=tokenizer, scheduler=scheduler)
         self.register_to_config(length=length, temperature=temperature, top_p=top_p, suppress_tokens=suppress_tokens)
         self.register_to_config(shift_logits=shift_logits, attention=attention, time_input=time_input)

@@ -134,7 +134,8 @@ def scored_rows(
     Raises:
         ValueError: a text with a reserved token, or not a prompt for each text.
     """
-    before = [prompts] * len(texts) if prompts is None or isinstance(prompts, str) else list(prompts)
+    one = prompts is None or isinstance(prompts, str)
+    before: Sequence[str | None] = [prompts] * len(texts) if one else as_texts(prompts, "prompts")  # type: ignore[list-item]
     if len(before) != len(texts):
         raise ValueError(f"`prompts` must be one, or one for each of {len(texts)} texts, got {len(before)}.")
     end: Any = end_token_id(tokenizer)

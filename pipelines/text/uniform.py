@@ -17,7 +17,7 @@ from redge_guidance.pipelines.sampling import (
     logit_warpers,
     random_tokens,
 )
-from redge_guidance.pipelines.text.allowed import check_ends
+from redge_guidance.pipelines.text.allowed import check_parts
 from redge_guidance.pipelines.text.base import TextPipeline
 from redge_guidance.pipelines.text.families import ModelFamily, set_mask_token
 from redge_guidance.pipelines.text.output import TextPipelineOutput
@@ -123,6 +123,7 @@ class UniformTextPipeline(TextPipeline):
         time_input: str | None = None,
     ):
         super().__init__()
+        check_parts(model, tokenizer, scheduler, "UniformDiffusionScheduler", suppress_tokens)
         ModelFamily(shift_logits, attention, time_input)
         if prediction_type not in PREDICTIONS:
             raise ValueError(f"`prediction_type` must be one of {', '.join(PREDICTIONS)}, got {prediction_type!r}.")
@@ -131,7 +132,6 @@ class UniformTextPipeline(TextPipeline):
         if not isinstance(scheduler, UniformDiffusionScheduler):
             scheduler = UniformDiffusionScheduler.from_config(scheduler.config)
         check_tokenizer(tokenizer, "eos_token_id")
-        check_ends(model, tokenizer)
         self.register_modules(model=model, tokenizer=tokenizer, scheduler=scheduler)
         self.register_to_config(length=length, num_inference_steps=num_inference_steps, temperature=temperature)
         self.register_to_config(top_p=top_p, suppress_tokens=suppress_tokens, prediction_type=prediction_type)

@@ -67,6 +67,8 @@ class RelaxedTokens:
             )
         if self.draws < 1 or len(self.ids) % self.draws or num_free % self.draws:
             raise ValueError(f"`draws` must divide the batch of {len(self.ids)}, got {self.draws}.")
+        if isinstance(self.prompts, str):
+            raise ValueError(f"`prompts` must be a list of strings, got the string {self.prompts!r}.")
         if self.prompts is not None and len(self.prompts) != len(self.ids):
             raise ValueError(f"`prompts` must be one a sequence, {len(self.ids)}, got {len(self.prompts)}.")
         if self.attention_mask is None:

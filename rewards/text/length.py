@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from redge_guidance.evaluation import check_prompts
+from redge_guidance.evaluation import check_prompts, check_samples
 from redge_guidance.reward import Reward
 from redge_guidance.rewards.reading.alignment import token_texts
 from redge_guidance.samples.tokens import RelaxedTokens
@@ -55,10 +55,11 @@ class LengthReward(Reward):
 
     def reached(self, samples: list[str], prompts: Sequence[str] | None = None) -> list[bool]:
         """Which texts have a length in the range."""
-        return [value == 0 for value in self.score(samples).tolist()]
+        return [value == 0 for value in self.score(samples, prompts).tolist()]
 
     def lengths(self, texts: list[str]) -> Tensor:
         """Lengths of finished texts in the unit, `(len(texts),)`."""
+        check_samples(texts, "texts")
         return torch.tensor([len(t.split() if self.unit == "words" else t) for t in texts], dtype=torch.float)
 
     def token_ids(self, tokenizer: Any) -> list[int]:
