@@ -248,7 +248,6 @@ MUTANTS = [
     Mutant("pipelines/text/masked.py", "suppress_tokens, canvas.unending)", "suppress_tokens)", TOKENS),
     Mutant("pipelines/text/uniform.py", "(logits, unending=canvas.unending)", "(logits)", TOKENS),
     Mutant("pipelines/text/prompts.py", "if pad in (None, mask_id) else pad", "if pad is None else pad", TOKENS),
-    Mutant("pipelines/text/calling.py", 'and "attention_mask" in _accepted(model)\n', "\n", TOKENS),
     Mutant("pipelines/drawing.py", "reversed(_DRAWINGS.get()) if pipe is self", "reversed(_DRAWINGS.get())", PIPES),
     # rewards
     Mutant(

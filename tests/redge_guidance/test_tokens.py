@@ -2,9 +2,15 @@
 
 import pytest
 import torch
+from diffusers import DiscreteDDIMScheduler
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
-from transformers import ByT5Tokenizer, GenerationConfig, PreTrainedTokenizerFast
+from transformers import BertConfig, BertForMaskedLM, ByT5Tokenizer, GenerationConfig, PreTrainedTokenizerFast
 
+from redge_guidance import GuidanceConfig, guide
+from redge_guidance.pipelines import MaskedDiffusionScheduler, MaskedTextPipeline, UniformTextPipeline
+from redge_guidance.pipelines.text.families import ModelFamily, set_mask_token
+from redge_guidance.pipelines.text.loading import check_model
+from redge_guidance.rewards import LengthReward
 from redge_guidance.samples.tokens import RelaxedTokens
 from redge_guidance.text import (
     before_text,
@@ -13,8 +19,10 @@ from redge_guidance.text import (
     special_token_ids,
     text_mask,
 )
-from tests.helpers.tiny import word_tokenizer
+from tests.helpers.hosts import seeded
+from tests.helpers.tiny import tiny_pipeline, tiny_uniform, word_tokenizer
 from tests.helpers.tokenizers import with_holes
+from tests.helpers.watching import linear
 
 PAD, EOS, MASK = 0, 1, 2
 
@@ -107,3 +115,48 @@ def test_a_vocabulary_is_looked_at_once():
     assert len(calls) == before
     tokenizer.unk_token = "a"
     assert reserved_token_ids(tokenizer, 3) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("make", [tiny_pipeline, tiny_uniform])
+def test_what_the_backend_calls_special_is_refused_and_never_drawn(make):
+    pipe = make()
+    pipe.tokenizer.add_tokens(["d", "e"], special_tokens=True)  # words of the model that are no named special tokens
+    with pytest.raises(ValueError, match="`prompt` must not contain reserved tokens, got 'd'"):
+        pipe("a d")
+    with guide(pipe, linear(torch.tensor([0.0, 0, 0, 0, 0, 0, 9, 9])), GuidanceConfig(5.0, support=None)):
+        drawn = pipe(["a", "b"] * 4, generator=seeded(), num_inference_steps=3).sequences
+    assert set(drawn.unique().tolist()) <= {0, 1, 3, 4, 5}
+
+
+@pytest.mark.parametrize("kind", [MaskedTextPipeline, UniformTextPipeline])
+def test_a_vocabulary_with_holes_is_drawn_from_to_its_highest_id(kind):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = BertForMaskedLM(BertConfig(vocab_size=12, max_position_embeddings=16, **sizes))
+    scheduler = MaskedDiffusionScheduler() if kind is MaskedTextPipeline else DiscreteDDIMScheduler()
+    pipe = kind(model.eval(), with_holes(), scheduler, length=8)
+    pipe.set_progress_bar_config(disable=True)
+    drawn = pipe([""] * 16, generator=seeded(), num_inference_steps=4).sequences
+    assert set(drawn.unique().tolist()) == {1, 3, 6, 9}
+    check_model(model, ModelFamily(), with_holes())
+
+
+def test_a_mask_in_a_hole_of_the_vocabulary_is_one_clear_error():
+    for wanted in (4, 10):
+        tokenizer = with_holes()
+        tokenizer.mask_token = None
+        with pytest.raises(ValueError, match="mask_token_id"):
+            set_mask_token(tokenizer, ModelFamily(), wanted)
+
+
+def test_a_length_ends_where_the_sample_does():
+    reward, ids = LengthReward(0, 1), torch.tensor([[3, 4, 5, 7]])
+    weights = torch.nn.functional.one_hot(ids[0], 8).float().requires_grad_()
+    free = torch.ones_like(ids).bool()
+    tokenizer = word_tokenizer()
+    tokenizer.add_tokens(["d", "e"], special_tokens=True)
+    tokens = RelaxedTokens(ids, free, weights, tokenizer=tokenizer, ends=(1, 6, 7))
+    assert tokens.texts() == ["a b c"]
+    (slope,) = torch.autograd.grad(reward(tokens).sum(), weights)
+    assert torch.equal(slope[:, 1], slope[:, 6])
+    assert slope[1, 6] > 0
