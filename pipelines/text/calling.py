@@ -260,7 +260,8 @@ def _square(model: Any, attention_mask: Tensor) -> Tensor:
     both = attention_mask[:, None, :, None] & attention_mask[:, None, None, :]
     seen = both | torch.eye(attention_mask.shape[1], dtype=torch.bool, device=attention_mask.device)
     is_eager = getattr(getattr(model, "config", None), "_attn_implementation", None) == "eager"
-    return _bias(seen, getattr(model, "dtype", None)) if is_eager else seen
+    adds = is_eager and type(model).__module__.startswith("transformers.")
+    return _bias(seen, getattr(model, "dtype", None)) if adds else seen
 
 
 def _shifted(logits: Tensor, attention_mask: Tensor) -> Tensor:

@@ -22,17 +22,20 @@ def encode(
     beginning-of-text token, where there is one, even if the tokenizer adds none (Dream's `add_bos_token`).
     """
     ids: list[int] = tokenizer(text, add_special_tokens=False).input_ids
+    mask = tokenizer.mask_token_id
+    special = special_token_ids(tokenizer)
+    found = [tokenizer.convert_ids_to_tokens(i) for i in ids if i in special and (i != mask or not allow_mask)]
+    if found:
+        hint = f"; its mask is {tokenizer.mask_token!r}" if allow_mask and mask is not None else ""
+        raise ValueError(
+            f"`{argument}` must not contain reserved tokens, got {found[0]!r} in {text!r}; remove it{hint}."
+        )
     if allow_mask and "[MASK]" in text and tokenizer.mask_token not in (None, "[MASK]"):
         warnings.warn(
             f"`{argument}` holds '[MASK]', which is a word to this model; its mask is {tokenizer.mask_token!r}.",
             stacklevel=2,
         )
-    special = special_token_ids(tokenizer)
-    reserved = special - ({tokenizer.mask_token_id} if allow_mask else set())
-    found = [tokenizer.convert_ids_to_tokens(i) for i in ids if i in reserved]
-    if found:
-        raise ValueError(f"`{argument}` must not contain reserved tokens, got {found[0]!r} in {text!r}; remove it.")
-    ends = {end_token_id(tokenizer), tokenizer.mask_token_id}
+    ends = {end_token_id(tokenizer), mask}
     start = itertools.takewhile(lambda i: i in special and i not in ends, tokenizer(text).input_ids)
     bos = tokenizer.bos_token_id if needs_start else None
     return list(start) or [bos] * (bos is not None), ids

@@ -561,8 +561,10 @@ def test_bad_calls(tmp_path, call, message):
 
 def test_a_mask_of_another_model_in_a_prompt(tmp_path):
     pipe = load(write(tmp_path, "timed"), mask_token_id=5)
-    with pytest.warns(UserWarning, match=r"`prompt` holds '\[MASK\]', which is a word to this model; its mask is 'c'"):
-        pipe.canvas(["a [MASK] b"])
+    with pytest.raises(
+        ValueError, match=r"reserved tokens, got '\[MASK\]' in 'a \[MASK\] b'; remove it; its mask is 'c'"
+    ):
+        pipe.canvas(["a [MASK] b"])  # which stays a special token of the tokenizer
 
 
 def test_masks_that_are_none(tmp_path):
