@@ -4,7 +4,9 @@ import pytest
 from diffusers import DiscreteDDIMScheduler
 
 from redge_guidance.pipelines import MaskedDiffusionScheduler, MaskedTextPipeline, UniformTextPipeline
+from redge_guidance.pipelines.text.prompts import encode
 from tests.helpers.tiny import tiny_pipeline, tiny_uniform
+from tests.helpers.tokenizers import tokenizer
 
 MAKE = {"masked": tiny_pipeline, "uniform": tiny_uniform}
 
@@ -19,6 +21,15 @@ def test_a_prompt_is_a_string_or_a_list_of_strings(make, prompt):
 def test_several_prompts_may_be_a_tuple_or_none_at_all():
     assert len(tiny_pipeline()(("a", "b")).texts) == 2
     assert tiny_pipeline()([]).texts == []
+
+
+def test_a_mask_of_another_model_is_a_word():
+    with pytest.warns(UserWarning, match=r"`prompt` holds '\[MASK\]', which is a word to this model; its mask is '<"):
+        encode(tokenizer("byte"), "a [MASK]", "prompt")
+    with pytest.raises(
+        ValueError, match=r"reserved tokens, got '<\|end\|>' in .*; remove it; its mask is '<\|mask\|>'"
+    ):
+        encode(tokenizer("byte"), "a<|end|>", "prompt")
 
 
 PARTS = [
