@@ -43,7 +43,7 @@ class MaskedTextPipeline(TextPipeline):
         length: canvas of a text that fits it, in tokens, prompt and beginning-of-text token included.
         temperature, top_p, block_length: what `__call__` uses when it is not told otherwise.
         suppress_tokens: further token ids that are never generated, the end of the text too where it is among them.
-            Mask, padding, beginning-of-text and unknown tokens never are, nor ids that the tokenizer does not have.
+            Special tokens that end no text never are, nor ids that the tokenizer does not have.
         shift_logits, attention, time_input, block_size, leading_token: how the model is called, as in `ModelFamily`.
 
     Raises:
@@ -117,7 +117,7 @@ class MaskedTextPipeline(TextPipeline):
 
         Args:
             prompt: text to continue; `""` is unconditional. A prompt with mask tokens in it (`"I [MASK] you."`) is
-                a whole text of which only those are filled in.
+                a whole text of which only those are filled in; it does not end before its last given word.
             gen_length: number of new tokens after every prompt; None: up to the canvas of the pipeline, and at least
                 half a canvas. A model with block-causal attention goes on to the end of a block.
             block_length: draw blocks of so many tokens one after the other, from left to right (LLaDA's

@@ -93,8 +93,8 @@ class UniformTextPipeline(TextPipeline):
         scheduler: a `DiscreteDDIMScheduler` of diffusers, whose settings a `UniformDiffusionScheduler` takes over.
         length: canvas of a text that fits it, in tokens, prompt and beginning-of-text token included.
         num_inference_steps, temperature, top_p: what `__call__` uses when it is not told otherwise.
-        suppress_tokens: further token ids that no text ends up with. Mask, padding, beginning-of-text and unknown
-            tokens never are in one, nor ids that the tokenizer does not have; as noise they occur.
+        suppress_tokens: further token ids that no text ends up with. Special tokens that end no text never are in one,
+            nor ids that the tokenizer does not have; as noise they occur.
         prediction_type: `"leave_one_out"`, the model predicts a token from all others (UDLM, Duo); `"denoiser"`, from
             all and itself (D3PM, DiffusionGemma).
         shift_logits, attention, time_input: how the model is called, as in `ModelFamily`.
@@ -168,7 +168,7 @@ class UniformTextPipeline(TextPipeline):
 
         Args:
             prompt: text to continue; `""` is unconditional. A prompt with mask tokens in it (`"I [MASK] you."`) is
-                a whole text of which only those are filled in.
+                a whole text of which only those are filled in; it does not end before its last given word.
             gen_length: number of new tokens after every prompt; None: up to the canvas of the pipeline, and at least
                 half a canvas.
             num_inference_steps: denoising steps; None: as many as the pipeline says. Each may change every token, so
