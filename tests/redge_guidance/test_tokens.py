@@ -3,6 +3,8 @@
 import pytest
 import torch
 from diffusers import DiscreteDDIMScheduler
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertForMaskedLM, ByT5Tokenizer, GenerationConfig, PreTrainedTokenizerFast
 
@@ -160,3 +162,40 @@ def test_a_length_ends_where_the_sample_does():
     (slope,) = torch.autograd.grad(reward(tokens).sum(), weights)
     assert torch.equal(slope[:, 1], slope[:, 6])
     assert slope[1, 6] > 0
+
+
+def text_of_row(ids, valid, given, ends):
+    """As one reads it: from the first token on, up to the first end that was not given."""
+    found = []
+    for there in valid:
+        over = any(found[k] and ids[k] in ends and not given[k] for k in range(len(found)))
+        found.append(there and not over)
+    return found
+
+
+@settings(max_examples=50)
+@given(
+    data=st.data(), pad=st.sampled_from([None, "[PAD]", "[EOS]", "[MASK]"]), ends=st.sampled_from([(), (1,), (1, 5)])
+)
+def test_a_text_is_what_one_reads(data, pad, ends):
+    tokenizer = word_tokenizer()
+    tokenizer.pad_token = pad
+    rows = st.lists(st.tuples(st.integers(0, 7), st.booleans()), min_size=5, max_size=5)
+    row, padding = data.draw(rows), data.draw(st.integers(0, 5))
+    ids, fixed = [i for i, _ in row], [given for _, given in row]
+    valid = [k >= padding for k in range(5)]
+    found = text_mask(torch.tensor([ids]), tokenizer, torch.tensor([valid]), torch.tensor([fixed]), ends)
+    assert found[0].tolist() == text_of_row(ids, valid, fixed, ends)
+
+
+@settings(max_examples=20)
+@given(ids=st.sets(st.integers(3, 20), min_size=1), special=st.sets(st.integers(3, 20)), vocabulary=st.integers(1, 24))
+def test_what_may_be_drawn_is_what_the_tokenizer_has_and_is_not_special(ids, special, vocabulary):
+    words = {"[PAD]": 0, "[EOS]": 1, "[MASK]": 2} | {f"w{i}": i for i in ids}
+    base = Tokenizer(models.WordLevel(words, unk_token="[PAD]"))
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=base, pad_token="[PAD]", eos_token="[EOS]", mask_token="[MASK]"
+    )
+    tokenizer.add_tokens([f"w{i}" for i in ids & special], special_tokens=True)
+    drawable = set(range(vocabulary)) - set(reserved_token_ids(tokenizer, vocabulary))
+    assert drawable == {i for i in {1} | (ids - special) if i < vocabulary}
