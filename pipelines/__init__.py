@@ -3,8 +3,9 @@
 from redge_guidance.pipelines.image.masked import MaskedImagePipeline, MaskedImagePipelineOutput
 from redge_guidance.pipelines.image.transformer import MaskedImageTransformer
 from redge_guidance.pipelines.scheduler import MaskedDiffusionScheduler, MaskedDiffusionSchedulerOutput
-from redge_guidance.pipelines.text.base import TextPipeline, TextPipelineOutput
+from redge_guidance.pipelines.text.base import TextPipeline
 from redge_guidance.pipelines.text.masked import MaskedTextPipeline
+from redge_guidance.pipelines.text.output import TextPipelineOutput
 from redge_guidance.pipelines.text.uniform import UniformTextPipeline
 
 __all__ = [

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from redge_guidance.checks import plain
-from redge_guidance.text import fixed_before
+from redge_guidance.text import before_text, fixed_before
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +36,11 @@ class Canvas:
     def given(self) -> Tensor:
         """Positions in front of or among those that are drawn: prompt, what stands before it, and padding."""
         return fixed_before(self.free)
+
+    @property
+    def unending(self) -> Tensor:
+        """Positions that are drawn with tokens of the caller behind them, where no text may end."""
+        return before_text(self.free, self.prompt)
 
     def to(self, device: torch.device | str) -> "Canvas":
         """The same on a device."""

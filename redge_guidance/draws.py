@@ -55,9 +55,10 @@ class Draws:
             weights=weights,
             support=support,
             hard=one_hot,
-            attention_mask=text_mask(ids, step.tokenizer, step.attention_mask.repeat(draws, 1), given),
+            attention_mask=text_mask(ids, step.tokenizer, step.attention_mask.repeat(draws, 1), given, step.ends),
             tokenizer=step.tokenizer,
             given=given,
+            ends=step.ends,
             draws=draws,
             prompts=None if step.prompts is None else list(step.prompts) * draws,
         )

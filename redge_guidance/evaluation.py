@@ -1,7 +1,7 @@
 """How a reward is asked for its value, and what is checked of the answer."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -71,9 +71,26 @@ def checked(rewards: Any, batch: int, name: str) -> Tensor:
     return rewards
 
 
+def check_samples(samples: Any, argument: str = "samples") -> None:
+    """A ValueError unless these are pixels, or several strings; one string is not read letter by letter."""
+    if isinstance(samples, Tensor):
+        return
+    if isinstance(samples, str):
+        raise ValueError(f"`{argument}` must be a list of strings, got the string {samples!r}; put it into a list.")
+    if isinstance(samples, Mapping) or not (hasattr(samples, "__len__") and hasattr(samples, "__getitem__")):
+        raise ValueError(f"`{argument}` must be a list of strings, or pixels, got {type(samples).__name__}.")
+    wrong = [one for one in samples if not isinstance(one, str)]
+    if wrong:
+        raise ValueError(f"`{argument}` must be strings, or pixels in a tensor; got {wrong[0]!r:.60} among them.")
+
+
 def check_prompts(samples: Any, prompts: Sequence[str] | None) -> None:
-    """A ValueError if there are prompts, and not one a sample."""
-    if prompts is not None and len(prompts) != len(samples):
+    """A ValueError if these are no samples, or there are prompts, and not a string for each sample."""
+    check_samples(samples)
+    if prompts is None:
+        return
+    check_samples(prompts, "prompts")
+    if len(prompts) != len(samples):
         raise ValueError(f"`prompts` must be one a sample, {len(samples)}, got {len(prompts)}.")
 
 

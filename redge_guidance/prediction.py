@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from redge_guidance.step import DenoisingStep
+from redge_guidance.text import end_token_ids
 from redge_guidance.updates import LogProbs, kl, row_chunks
 
 
@@ -30,6 +31,9 @@ class Prediction:
         device = step.logits.device
         self._reserved = torch.tensor(step.reserved, dtype=torch.long, device=device)
         self.shape = (len(self._index[0]), step.logits.shape[-1])
+        self._unending = None if step.unending is None else step.unending[:, -step.logits.shape[1] :][self._index]
+        ends = end_token_ids(step.tokenizer) if step.ends is None else step.ends
+        self._ends = torch.tensor([i for i in ends if i < self.shape[1]], dtype=torch.long, device=device)
         first = torch.tensor(list(named), dtype=torch.long, device=device)
         # Results are written into memory that was there before: small new tensors among large temporary ones would
         # keep the latter's memory from being used again.
@@ -52,11 +56,15 @@ class Prediction:
         return self.logits(rows).sub_(self.log_z[rows])
 
     def logits(self, rows: slice = slice(None)) -> Tensor:
-        """What the host's logits become by temperature and reserved tokens, a new tensor."""
+        """What the host's logits become by temperature, reserved tokens and ends before given text, a new tensor."""
         logits = self._step.logits[tuple(i[rows] for i in self._index)].float()
         if self._step.temperature != 1:
             logits /= self._step.temperature
-        return logits.index_fill_(-1, self._reserved, -torch.inf)
+        logits.index_fill_(-1, self._reserved, -torch.inf)
+        if self._unending is not None:
+            ends = logits[:, self._ends].masked_fill(self._unending[rows, None], -torch.inf)
+            logits.index_copy_(-1, self._ends, ends)
+        return logits
 
 
 def distances(log_q: Tensor, log_p: LogProbs, mass: Tensor) -> tuple[Tensor, Tensor]:

@@ -183,6 +183,7 @@ class RewardSum(Reward):
 
     @torch.no_grad()
     def score(self, samples: Any, prompts: Sequence[str] | None = None, batch_size: int = 32) -> Tensor:
+        check_prompts(samples, prompts)
         total = torch.zeros(len(samples))
         for term in self.terms:
             total += term.weight * self._score(term, samples, prompts, batch_size)

@@ -32,6 +32,9 @@ class DenoisingStep:
             `RelaxedTokens`.
         generator: the sampler's source of randomness, one for the batch or one a sequence; None: torch's global one.
             Guidance reads its state and never advances it.
+        ends: token ids that end a text; None: those of the tokenizer, as `end_token_ids` has them.
+        unending: `(batch, length)` bool, free positions with given text behind them, at which guidance forbids `ends`;
+            None: none, or the host has forbidden them in its logits.
     """
 
     logits: Tensor
@@ -46,3 +49,5 @@ class DenoisingStep:
     prompts: Sequence[str] | None = None
     images: ImageDecoder | None = None
     generator: Generators = None
+    ends: Sequence[int] | None = None
+    unending: Tensor | None = None

@@ -32,6 +32,7 @@ ROOM = "tests/redge_guidance/test_"
 ATTACH = f"{ROOM}attachment.py"
 STEPS = f"{ROOM}denoising_steps.py {ROOM}callable_steps.py {ROOM}following.py {ROOM}precision.py"
 SETTINGS = f"{ROOM}windows.py {ROOM}settings.py {ROOM}image_temperature.py {ROOM}guidance.py"
+TOKENS = f"{ROOM}tokens.py tests/pipelines/test_given_text.py"
 FIGURES = f"{ROOM}trace_figures.py {ROOM}shrinkage.py {ROOM}reserved.py"
 RANDOM = f"{ROOM}randomness.py {ROOM}rows_alone.py"
 KINDS = f"{ROOM}images.py {ROOM}relaxed_devices.py {ROOM}reward.py tests/rewards/test_kinds.py"
@@ -213,7 +214,17 @@ MUTANTS = [
         SETTINGS,
     ),
     Mutant("redge_guidance/attach.py", "replace(step.images, chunk_size=self._chunk_size)", "step.images", KINDS),
-    Mutant("redge_guidance/text.py", '("mask", "pad", "bos", "cls", "unk")', '("mask", "pad")', FIGURES),
+    Mutant(
+        "redge_guidance/text.py", "- known_token_ids(tokenizer)) | special", "- known_token_ids(tokenizer))", FIGURES
+    ),
+    Mutant(
+        "redge_guidance/text.py",
+        "set(range(vocabulary)) - known",
+        "set(range(len(tokenizer), vocabulary)) - known",
+        TOKENS,
+    ),
+    Mutant("redge_guidance/text.py", "return free & _has_later(written)", "return free & False", TOKENS),
+    Mutant("redge_guidance/draws.py", "given, step.ends),", "given),", TOKENS),
     Mutant("redge_guidance/samples/tokens.py", '"attention_mask", "given")', '"attention_mask")', KINDS),
     Mutant("redge_guidance/evaluation.py", "if found not in (None, modality):", "if False:", KINDS),
     # pipelines
@@ -263,6 +274,9 @@ MUTANTS = [
         "written.append([True] * len(start) + [not hole",
         f"{PIPES} tests/pipelines/test_families.py tests/pipelines/test_masked_text.py",
     ),
+    Mutant("pipelines/text/masked.py", "suppress_tokens, canvas.unending)", "suppress_tokens)", TOKENS),
+    Mutant("pipelines/text/uniform.py", "(logits, unending=canvas.unending)", "(logits)", TOKENS),
+    Mutant("pipelines/text/prompts.py", "if pad in (None, mask_id) else pad", "if pad is None else pad", TOKENS),
     Mutant("pipelines/drawing.py", "reversed(_DRAWINGS.get()) if pipe is self", "reversed(_DRAWINGS.get())", PIPES),
     # rewards
     Mutant(

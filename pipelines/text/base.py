@@ -3,17 +3,16 @@
 import os
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from diffusers import DiffusionPipeline
-from diffusers.utils import BaseOutput
 from torch import Tensor
 
 from redge_guidance.hub import loading, resolve
 from redge_guidance.pipelines.drawing import Canvas, Drawer, Drawing
-from redge_guidance.pipelines.sampling import Generators, check_generators, forbid, plain_settings
+from redge_guidance.pipelines.sampling import Generators, check_generators, plain_settings
+from redge_guidance.pipelines.text.allowed import allowed_logits
 from redge_guidance.pipelines.text.calling import clean_logits
 from redge_guidance.pipelines.text.families import FAMILIES, ModelFamily, with_config
 from redge_guidance.pipelines.text.loading import (
@@ -24,23 +23,11 @@ from redge_guidance.pipelines.text.loading import (
     pipeline_options,
     read_config,
 )
+from redge_guidance.pipelines.text.output import TextPipelineOutput, texts_of
 from redge_guidance.pipelines.text.prompts import as_texts, lay_out, scored_rows
 from redge_guidance.positions import longest
 from redge_guidance.remote import REMOTE
-from redge_guidance.text import reserved_token_ids, text_mask
-
-
-@dataclass
-class TextPipelineOutput(BaseOutput):
-    """Output of a text pipeline.
-
-    Attributes:
-        sequences: `(batch, length)` int64, left padding, prompt, new tokens, and what follows the end of the text.
-        texts: `batch` strings, prompt and continuation up to the end of the text, special tokens left out.
-    """
-
-    sequences: Tensor
-    texts: list[str]
+from redge_guidance.text import end_token_ids
 
 
 class TextPipeline(Drawer, DiffusionPipeline):
@@ -187,6 +174,7 @@ class TextPipeline(Drawer, DiffusionPipeline):
         texts = as_texts(texts, "texts")
         counts = {"num_corruptions": num_corruptions, "batch_size": batch_size}
         *_, num_corruptions, batch_size = plain_settings(1.0, None, counts)
+        check_generators(generator, 1)
         generator = generator or torch.Generator().manual_seed(0)
         settings = (self._family.shift_logits, self.config.length, longest(self.model))
         rows = scored_rows(self.tokenizer, texts, prompts, *settings)
@@ -240,10 +228,17 @@ class TextPipeline(Drawer, DiffusionPipeline):
             raise ValueError(f"a pipeline around {kind.__name__}, with code of its checkpoint, cannot be saved.")
         super().save_pretrained(save_directory, *args, **kwargs)
 
-    def _without_suppressed(self, logits: Tensor, suppress_tokens: Sequence[int] | None = None) -> Tensor:
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """Token ids that end a text: the tokenizer's, and those of the model's `generation_config`."""
+        return end_token_ids(self.tokenizer, self.model)
+
+    def _without_suppressed(
+        self, logits: Tensor, suppress_tokens: Sequence[int] | None = None, unending: Tensor | None = None
+    ) -> Tensor:
         """Logits `(..., vocabulary)` of tokens that may be generated, -inf for all others."""
         asked = self.config.suppress_tokens if suppress_tokens is None else suppress_tokens
-        return forbid(logits, [] if asked is None else asked, reserved_token_ids(self.tokenizer, logits.shape[-1]))
+        return allowed_logits(logits, self.tokenizer, self.ends, [] if asked is None else asked, unending)
 
     def canvas(
         self,
@@ -281,9 +276,7 @@ class TextPipeline(Drawer, DiffusionPipeline):
         self, sequences: Tensor, canvas: Canvas, return_dict: bool
     ) -> TextPipelineOutput | tuple[Tensor, list[str]]:
         self.maybe_free_model_hooks()
-        mask = text_mask(sequences, self.tokenizer, canvas.attention_mask, canvas.given)
-        rows = [row[keep].tolist() for row, keep in zip(sequences, mask, strict=True)]
-        texts: list[str] = self.tokenizer.batch_decode(rows, skip_special_tokens=True) if rows else []
+        texts = texts_of(sequences, canvas, self.tokenizer, self.ends)
         return TextPipelineOutput(sequences=sequences, texts=texts) if return_dict else (sequences, texts)
 
 

@@ -40,11 +40,11 @@ def clean_logits(
         inputs: further arguments of `forward`, `(batch, ...)`.
     """
     more = dict(inputs or {})
-    if attention_mask.all() or (family.attention in ("2d", "4d") and model in _PADDING and _PADDING[model] != "apart"):
-        return _call(model, family, ids, attention_mask, alpha, more)
-    if family.attention in ("2d", "4d") and model not in _PADDING:
+    reads_mask = family.attention in ("2d", "4d") and "attention_mask" in _accepted(model)
+    if reads_mask and model not in _PADDING and not attention_mask.all():
         _PADDING[model] = _find_padding(model, family, ids, attention_mask, alpha, more)
-        return clean_logits(model, family, ids, attention_mask, alpha, inputs)
+    if attention_mask.all() or (reads_mask and _PADDING[model] != "apart"):
+        return _call(model, family, ids, attention_mask, alpha, more)
 
     def whole(rows: Tensor, part: Tensor) -> Tensor:
         own = {name: value[rows] for name, value in more.items()}
@@ -205,7 +205,7 @@ def _call_padded(
     if isinstance(padding, int) and padding >= 0 and not attention_mask.all():
         ids = ids.where(attention_mask, padding)
     if family.attention != "none" and "attention_mask" in accepted:
-        inputs["attention_mask"] = _square(attention_mask) if family.attention == "4d" else attention_mask.long()
+        inputs["attention_mask"] = attention_mask.long() if family.attention == "2d" else _square(model, attention_mask)
     if with_positions and not attention_mask.all():
         inputs["position_ids"] = positions_of(attention_mask)
     return _forward(model, family, ids, alpha, inputs)
@@ -275,10 +275,16 @@ def _forward(model: Any, family: ModelFamily, ids: Tensor, alpha: Tensor, inputs
     return logits if isinstance(logits, Tensor) else logits[0]
 
 
-def _square(attention_mask: Tensor) -> Tensor:
-    """`(batch, 1, length, length)`: text sees text; padding sees itself, so that no row is empty."""
+def _square(model: Any, attention_mask: Tensor) -> Tensor:
+    """`(batch, 1, length, length)`: text sees text; padding sees itself, so that no row is empty.
+
+    Boolean; as numbers to be added where the model's attention is transformers' eager one, which adds what it is given.
+    """
     both = attention_mask[:, None, :, None] & attention_mask[:, None, None, :]
-    return both | torch.eye(attention_mask.shape[1], dtype=torch.bool, device=attention_mask.device)
+    seen = both | torch.eye(attention_mask.shape[1], dtype=torch.bool, device=attention_mask.device)
+    is_eager = getattr(getattr(model, "config", None), "_attn_implementation", None) == "eager"
+    adds = is_eager and type(model).__module__.startswith("transformers.")
+    return _bias(seen, getattr(model, "dtype", None)) if adds else seen
 
 
 def _shifted(logits: Tensor, attention_mask: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-from redge_guidance.text import end_token_id
+from redge_guidance.text import end_token_id, known_token_ids
 
 ATTENTION = ("2d", "4d", "none", "block", "block_bias")
 CORRUPTIONS = ("masked", "uniform")
@@ -187,19 +187,25 @@ def set_mask_token(tokenizer: Any, family: ModelFamily, mask_token_id: int | Non
             f"`tokenizer` says that the mask token is {own} ({tokenizer.mask_token!r}), and the model {wanted}; "
             "pass `mask_token_id` to say which one is meant."
         )
-    masks = _masks_of(tokenizer)
-    if wanted is None or wanted > len(tokenizer) or wanted < 0 or (not told and wanted not in masks):
+    masks, known = _masks_of(tokenizer), known_token_ids(tokenizer)
+    is_new = wanted == max(known, default=-1) + 1
+    if wanted is None or (wanted not in known and not is_new) or (not told and wanted not in masks):
         raise ValueError(
             f"`tokenizer` must have a `mask_token_id`, got None, and the model's config says "
             f"{wanted if told else None}; pass `mask_token_id`"
             + (f", which may be {', '.join(f'{i} ({token!r})' for i, token in masks.items())}." if masks else ".")
         )
     token = tokenizer.convert_ids_to_tokens(wanted)
-    if wanted == len(tokenizer):
+    if is_new:
         token = "[MASK]" if "[MASK]" not in tokenizer.get_vocab() else f"[MASK {wanted}]"
     if wanted == end_token_id(tokenizer):
         raise ValueError(f"`mask_token_id` must not be the end of the text, got {wanted} ({token!r}); pass the mask's.")
     tokenizer.add_special_tokens({"mask_token": token})
+    if tokenizer.mask_token_id != wanted:
+        raise ValueError(
+            f"`mask_token_id` must be an id that the tokenizer has, got {wanted}, and {token!r} became "
+            f"{tokenizer.mask_token_id}; add the token to the tokenizer under its id, and save it."
+        )
 
 
 def _masks_of(tokenizer: Any) -> dict[int, str]:

@@ -16,6 +16,7 @@ from redge_guidance.pipelines.text.calling import clean_logits
 from redge_guidance.pipelines.text.families import ModelFamily, family_of, prepare_config
 from redge_guidance.positions import longest
 from redge_guidance.remote import is_remote, load_config, load_model, weight_files
+from redge_guidance.text import known_token_ids
 
 _HUB = ("revision", "token", "cache_dir")
 _REMOTE = ("device_map", "attn_implementation")
@@ -140,11 +141,12 @@ def check_model(model: Any, how: ModelFamily, tokenizer: Any) -> None:
     config = getattr(model, "config", None)
     widths = [getattr(config, name, None) for name in ("vocab_size", "embedding_size")]
     sizes: list[int] = [width for width in widths if width is not None]
-    size = min(sizes, default=len(tokenizer))
+    tokens = max(known_token_ids(tokenizer), default=-1) + 1  # the vocabulary may have holes
+    size = min(sizes, default=tokens)
     length = min(8, longest(model) or 8)
     device = getattr(model, "device", torch.device("cpu"))
     first, other = torch.arange(length), torch.arange(1, length + 1)
-    ids = torch.stack([first, other, torch.cat([first[:-1], other[:1]])]).to(device) % min(size, len(tokenizer))
+    ids = torch.stack([first, other, torch.cat([first[:-1], other[:1]])]).to(device) % min(size, tokens)
     everywhere, half = torch.ones_like(ids, dtype=torch.bool), torch.full((len(ids),), 0.5, device=device)
     try:
         logits = clean_logits(model, how, ids, everywhere, half)
@@ -162,10 +164,8 @@ def check_model(model: Any, how: ModelFamily, tokenizer: Any) -> None:
         )
     if logits.isnan().any() or (logits == torch.inf).any() or not logits.isfinite().any(-1).all():
         raise ValueError(f"the logits of {type(model).__name__} are not finite; is `dtype` wide enough?")
-    if len(tokenizer) > max(logits.shape[-1], _embedded(model)):
-        raise ValueError(
-            f"`tokenizer` has {len(tokenizer)} tokens, and the model {logits.shape[-1]}; take the model's own."
-        )
+    if tokens > max(logits.shape[-1], _embedded(model)):
+        raise ValueError(f"`tokenizer` has {tokens} tokens, and the model {logits.shape[-1]}; take the model's own.")
     if torch.equal(logits[0], logits[1]):
         raise ValueError(
             f"{type(model).__name__} gives the same logits for different texts; its weights were not trained, or it "

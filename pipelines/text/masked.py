@@ -11,7 +11,8 @@ from redge_guidance.pipelines.drawing import Canvas
 from redge_guidance.pipelines.sampling import AfterStep, Callback, Generators, plain_settings
 from redge_guidance.pipelines.scheduler import MaskedDiffusionScheduler
 from redge_guidance.pipelines.schedules import classifier_free
-from redge_guidance.pipelines.text.base import TextPipeline, TextPipelineOutput
+from redge_guidance.pipelines.text.allowed import check_parts
+from redge_guidance.pipelines.text.base import TextPipeline
 from redge_guidance.pipelines.text.blocks import (
     aligned_blocks,
     check_independent,
@@ -23,9 +24,10 @@ from redge_guidance.pipelines.text.blocks import (
 )
 from redge_guidance.pipelines.text.calling import BlockReader, WindowReader
 from redge_guidance.pipelines.text.families import ModelFamily, set_mask_token
+from redge_guidance.pipelines.text.output import TextPipelineOutput
 from redge_guidance.pipelines.text.prompts import check_tokenizer
 from redge_guidance.positions import longest
-from redge_guidance.text import end_token_id, fixed_before
+from redge_guidance.text import end_token_id, is_in
 
 
 class MaskedTextPipeline(TextPipeline):
@@ -35,14 +37,13 @@ class MaskedTextPipeline(TextPipeline):
     positions hold the mask token, and `scheduler` decides which of them to draw in each denoising step.
 
     Args:
-        model: called with `input_ids` `(batch, length)` and, where its `forward` takes them, `attention_mask` and
-            `position_ids`; returns logits `(batch, length, vocabulary)` of the tokens at the same positions.
+        model: called as in `ModelFamily`; returns logits `(batch, length, vocabulary)` of the tokens at the same places.
         tokenizer: has a mask token and an end-of-text token.
         scheduler: a `MaskedDiffusionScheduler`.
         length: canvas of a text that fits it, in tokens, prompt and beginning-of-text token included.
         temperature, top_p, block_length: what `__call__` uses when it is not told otherwise.
         suppress_tokens: further token ids that are never generated, the end of the text too where it is among them.
-            Mask, padding, beginning-of-text and unknown tokens never are, nor ids that the tokenizer does not have.
+            Special tokens that end no text never are, nor ids that the tokenizer does not have.
         shift_logits, attention, time_input, block_size, leading_token: how the model is called, as in `ModelFamily`.
 
     Raises:
@@ -69,6 +70,7 @@ class MaskedTextPipeline(TextPipeline):
         block_length: int | None = None,
     ):
         super().__init__()
+        check_parts(model, tokenizer, scheduler, "MaskedDiffusionScheduler", suppress_tokens)
         how = ModelFamily(shift_logits, attention, time_input, block_size=block_size, leading_token=leading_token)
         if how.is_block and block_size is None:
             raise ValueError("`block_size` must be given for block-causal attention, got None.")
@@ -115,7 +117,7 @@ class MaskedTextPipeline(TextPipeline):
 
         Args:
             prompt: text to continue; `""` is unconditional. A prompt with mask tokens in it (`"I [MASK] you."`) is
-                a whole text of which only those are filled in.
+                a whole text of which only those are filled in; it does not end before its last given word.
             gen_length: number of new tokens after every prompt; None: up to the canvas of the pipeline, and at least
                 half a canvas. A model with block-causal attention goes on to the end of a block.
             block_length: draw blocks of so many tokens one after the other, from left to right (LLaDA's
@@ -171,8 +173,7 @@ class MaskedTextPipeline(TextPipeline):
                 with self._draw(now):
                     for t in self.scheduler.timesteps:
                         if one_source and size is not None and not self._hidden(sample, block).any():
-                            done += 1  # a list of generators advances alike, whatever the other rows do
-                            progress_bar.update()
+                            done, _ = done + 1, progress_bar.update()  # a list of generators advances alike
                             continue
                         logits = read(sample, block, self.scheduler.alpha(float(t)))
                         sample, _ = self.scheduler.step(
@@ -260,15 +261,14 @@ class MaskedTextPipeline(TextPipeline):
                 without = sample.masked_fill(canvas.prompt, self.tokenizer.mask_token_id)
                 other = unconditional(without, canvas.attention_mask, level, block)
                 logits = classifier_free(logits, other, guidance_scale)
-            return self._without_suppressed(logits, suppress_tokens)
+            return self._without_suppressed(logits, suppress_tokens, canvas.unending)
 
         return read
 
     def _ended(self, sample: Tensor, canvas: Canvas) -> Tensor:
         """Rows that have come to their end, with the end-of-text token in what is still hidden."""
         end: Any = end_token_id(self.tokenizer)
-        holes = (canvas.free & fixed_before(~canvas.free & canvas.attention_mask)).any(-1, keepdim=True)
-        ended = ((sample == end) & canvas.free).any(-1, keepdim=True) & ~holes
+        ended = (is_in(sample, self.ends) & canvas.free).any(-1, keepdim=True)
         return sample.masked_fill(ended & self._hidden(sample, canvas.free), end)
 
     def _corrupted_nll(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from redge_guidance.pipelines.drawing import Canvas
 from redge_guidance.pipelines.text.families import ModelFamily
-from redge_guidance.text import end_token_id
+from redge_guidance.text import end_token_id, special_token_ids
 
 
 def encode(
@@ -22,17 +22,21 @@ def encode(
     beginning-of-text token, where there is one, even if the tokenizer adds none (Dream's `add_bos_token`).
     """
     ids: list[int] = tokenizer(text, add_special_tokens=False).input_ids
+    mask = tokenizer.mask_token_id
+    special = special_token_ids(tokenizer)
+    found = [tokenizer.convert_ids_to_tokens(i) for i in ids if i in special and (i != mask or not allow_mask)]
+    if found:
+        hint = f"; its mask is {tokenizer.mask_token!r}" if allow_mask and mask is not None else ""
+        raise ValueError(
+            f"`{argument}` must not contain reserved tokens, got {found[0]!r} in {text!r}; remove it{hint}."
+        )
     if allow_mask and "[MASK]" in text and tokenizer.mask_token not in (None, "[MASK]"):
         warnings.warn(
             f"`{argument}` holds '[MASK]', which is a word to this model; its mask is {tokenizer.mask_token!r}.",
             stacklevel=2,
         )
-    reserved = set(tokenizer.all_special_ids) - ({tokenizer.mask_token_id} if allow_mask else set())
-    found = [tokenizer.convert_ids_to_tokens(i) for i in ids if i in reserved]
-    if found:
-        raise ValueError(f"`{argument}` must not contain reserved tokens, got {found[0]!r} in {text!r}; remove it.")
-    ends = {end_token_id(tokenizer), tokenizer.mask_token_id}
-    start = itertools.takewhile(lambda i: i in tokenizer.all_special_ids and i not in ends, tokenizer(text).input_ids)
+    ends = {end_token_id(tokenizer), mask}
+    start = itertools.takewhile(lambda i: i in special and i not in ends, tokenizer(text).input_ids)
     bos = tokenizer.bos_token_id if needs_start else None
     return list(start) or [bos] * (bos is not None), ids
 
@@ -104,7 +108,7 @@ def lay_out(
         return torch.tensor(padded, dtype=dtype).view(len(rows), longest)
 
     return Canvas(
-        ids=pack(rows, end_id if pad is None else pad, torch.long),
+        ids=pack(rows, end_id if pad in (None, mask_id) else pad, torch.long),  # no mask, which some models count
         attention_mask=pack([[True] * len(row) for row in rows], False, torch.bool),
         prompt=pack(written, False, torch.bool),
         free=pack(free, False, torch.bool),
@@ -133,7 +137,8 @@ def scored_rows(
     Raises:
         ValueError: a text with a reserved token, or not a prompt for each text.
     """
-    before = [prompts] * len(texts) if prompts is None or isinstance(prompts, str) else list(prompts)
+    one = prompts is None or isinstance(prompts, str)
+    before: Sequence[str | None] = [prompts] * len(texts) if one else as_texts(prompts, "prompts")  # type: ignore[list-item]
     if len(before) != len(texts):
         raise ValueError(f"`prompts` must be one, or one for each of {len(texts)} texts, got {len(before)}.")
     end: Any = end_token_id(tokenizer)

@@ -19,8 +19,10 @@ from redge_guidance.pipelines.sampling import (
     random_tokens,
 )
 from redge_guidance.pipelines.schedules import classifier_free
-from redge_guidance.pipelines.text.base import TextPipeline, TextPipelineOutput
+from redge_guidance.pipelines.text.allowed import check_parts
+from redge_guidance.pipelines.text.base import TextPipeline
 from redge_guidance.pipelines.text.families import ModelFamily, set_mask_token
+from redge_guidance.pipelines.text.output import TextPipelineOutput
 from redge_guidance.pipelines.text.posterior import denoiser_logits, elbo_rate, leave_one_out_logits
 from redge_guidance.pipelines.text.prompts import check_tokenizer
 from redge_guidance.pipelines.uniform_scheduler import UniformDiffusionScheduler
@@ -92,8 +94,8 @@ class UniformTextPipeline(TextPipeline):
         scheduler: a `DiscreteDDIMScheduler` of diffusers, whose settings a `UniformDiffusionScheduler` takes over.
         length: canvas of a text that fits it, in tokens, prompt and beginning-of-text token included.
         num_inference_steps, temperature, top_p: what `__call__` uses when it is not told otherwise.
-        suppress_tokens: further token ids that no text ends up with. Mask, padding, beginning-of-text and unknown
-            tokens never are in one, nor ids that the tokenizer does not have; as noise they occur.
+        suppress_tokens: further token ids that no text ends up with. Special tokens that end no text never are in one,
+            nor ids that the tokenizer does not have; as noise they occur.
         prediction_type: `"leave_one_out"`, the model predicts a token from all others (UDLM, Duo); `"denoiser"`, from
             all and itself (D3PM, DiffusionGemma).
         shift_logits, attention, time_input: how the model is called, as in `ModelFamily`.
@@ -122,6 +124,7 @@ class UniformTextPipeline(TextPipeline):
         time_input: str | None = None,
     ):
         super().__init__()
+        check_parts(model, tokenizer, scheduler, "UniformDiffusionScheduler", suppress_tokens)
         ModelFamily(shift_logits, attention, time_input)
         if prediction_type not in PREDICTIONS:
             raise ValueError(f"`prediction_type` must be one of {', '.join(PREDICTIONS)}, got {prediction_type!r}.")
@@ -166,7 +169,7 @@ class UniformTextPipeline(TextPipeline):
 
         Args:
             prompt: text to continue; `""` is unconditional. A prompt with mask tokens in it (`"I [MASK] you."`) is
-                a whole text of which only those are filled in.
+                a whole text of which only those are filled in; it does not end before its last given word.
             gen_length: number of new tokens after every prompt; None: up to the canvas of the pipeline, and at least
                 half a canvas.
             num_inference_steps: denoising steps; None: as many as the pipeline says. Each may change every token, so
@@ -248,7 +251,7 @@ class UniformTextPipeline(TextPipeline):
             logits = leave_one_out_logits(logits, sample, alpha)
         logits = logits / (temperature or 1.0)
         logits = logits if own else denoiser_logits(logits, sample, alpha)
-        logits = self._without_suppressed(logits)
+        logits = self._without_suppressed(logits, unending=canvas.unending)
         certain = torch.full_like(logits, -torch.inf).scatter_(-1, sample[..., None], 0.0)
         return torch.where(canvas.free[..., None], logits, certain)
 

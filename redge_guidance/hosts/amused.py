@@ -12,6 +12,7 @@ from redge_guidance.hosts.registry import register_host
 from redge_guidance.hosts.seam import signature_of
 from redge_guidance.samples.images import ImageDecoder
 from redge_guidance.step import DenoisingStep
+from redge_guidance.text import known_token_ids
 
 _STEP = {"model_output", "timestep", "sample", "starting_mask_ratio", "generator"}
 
@@ -134,4 +135,5 @@ class AmusedHost(Host):
     def _reserved(self, tokenizer: Any, words: int) -> list[int]:
         """The mask and what the tokenizer does not have; the tokens around a text, padding too, the pipeline draws."""
         mask = self.pipe.scheduler.config.mask_token_id
-        return sorted({i for i in (mask, *range(len(tokenizer), words)) if i < words})
+        missing = set(range(words)) - known_token_ids(tokenizer)
+        return sorted({i for i in (mask, *missing) if i < words})

@@ -1,5 +1,6 @@
 """Guidance as a callable, for samplers of language models that take one: transformers' and Dream's."""
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +14,14 @@ from redge_guidance.guidance import Guidance
 from redge_guidance.hosts.base import in_float32
 from redge_guidance.reward import AnyReward
 from redge_guidance.step import DenoisingStep
-from redge_guidance.text import reserved_token_ids
+from redge_guidance.text import (
+    before_text,
+    end_token_ids,
+    is_in,
+    padding_token_id,
+    reserved_token_ids,
+    special_token_ids,
+)
 from redge_guidance.trace import Trace
 
 
@@ -34,6 +42,8 @@ class GuidanceLogitsProcessor(LogitsProcessor):
         max_denoising_steps, t_min, t_max: None: those of `model.generation_config`.
         attention_mask: `(batch, prompt)`, of the prompts, False on padding; None: padding tokens in front are padding.
         prompts: what each of the texts was asked for, for rewards that want to know.
+        eos_token_id: the tokens at which `generate` stops, where it is told by itself; None: those that the generation
+            config names, and the tokenizer's.
 
     Attributes:
         trace: a `Trace`, one `StepTrace` a guided step.
@@ -55,10 +65,12 @@ class GuidanceLogitsProcessor(LogitsProcessor):
         t_max: float | None = None,
         attention_mask: Tensor | None = None,
         prompts: Sequence[str] | None = None,
+        eos_token_id: int | Sequence[int] | None = None,
     ):
         self._guidance = Guidance(reward, config, seed)
         self._tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
         settings = model.generation_config
+        self._ends, self._reserved_but = _ends_of(self._tokenizer, model, eos_token_id)
         steps = max_denoising_steps or getattr(settings, "max_denoising_steps", None)
         if steps is None:
             raise ValueError(
@@ -97,16 +109,16 @@ class GuidanceLogitsProcessor(LogitsProcessor):
             progress=1 - left / self._steps,
             tokenizer=self._tokenizer,
             given=given,
-            reserved=reserved_token_ids(self._tokenizer, scores.shape[-1]),
+            reserved=reserved_token_ids(self._tokenizer, scores.shape[-1], self._reserved_but),
             prompts=self._prompts,
+            ends=self._ends,
         )
         logits = self._guidance(step)
         return scores if logits is None else logits.view(scores.shape)
 
     def _text(self, ids: Tensor, given: Tensor) -> Tensor:
         if self._prompt_mask is None:
-            padding: Tensor = ((ids == self._tokenizer.pad_token_id) & given).cumprod(-1).bool()
-            return ~padding
+            return ~_guessed_padding(ids, given, self._tokenizer)
         mask = self._prompt_mask.to(ids.device, torch.bool)
         return torch.nn.functional.pad(mask, (0, ids.shape[1] - mask.shape[1]), value=True)
 
@@ -124,6 +136,36 @@ class GuidanceLogitsProcessor(LogitsProcessor):
             return 1.0
         t_min, t_max = self._temperatures
         return t_min + (t_max - t_min) * left / self._steps
+
+
+def _ends_of(
+    tokenizer: Any, model: Any, eos_token_id: int | Sequence[int] | None
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """What ends a text of `generate`, and what may be drawn though it is special: that, and other ends of a text."""
+    usual = end_token_ids(tokenizer, model)
+    if eos_token_id is None:
+        return usual, usual
+    asked = (eos_token_id,) if isinstance(eos_token_id, int) else tuple(eos_token_id)
+    if not all(isinstance(i, int) and i >= 0 for i in asked):
+        raise ValueError(f"`eos_token_id` must be a token id, or several, got {eos_token_id!r}.")
+    return asked, (*asked, *usual)
+
+
+def _guessed_padding(ids: Tensor, given: Tensor, tokenizer: Any) -> Tensor:
+    """A leading run of padding tokens in the prompt; with a warning where such a token may stand for something else."""
+    pad: int | None = getattr(tokenizer, "pad_token_id", None)
+    if pad is None:
+        return torch.zeros_like(given)
+    padding: Tensor = ((ids == pad) & given).cumprod(-1).bool()
+    if padding_token_id(tokenizer) is not None:
+        return padding
+    if padding.any():
+        warnings.warn(
+            f"the prompts begin with {tokenizer.convert_ids_to_tokens(pad)!r}, which is padding to the tokenizer and "
+            "something else as well; it is read as text. Pass `attention_mask`, False on padding.",
+            stacklevel=2,
+        )
+    return torch.zeros_like(padding)
 
 
 class DreamLogitsHook:
@@ -172,6 +214,7 @@ class DreamLogitsHook:
         self._tokenizer, self._temperature = tokenizer, real_number("temperature", temperature)
         self._prompt_mask, self._prompts = attention_mask, prompts
         self._given: Tensor | None = None
+        self._written: Tensor | None = None
 
     @property
     def trace(self) -> Trace:
@@ -183,8 +226,10 @@ class DreamLogitsHook:
             return logits
         free = x == self._tokenizer.mask_token_id
         if step == 0 or self._given is None:
-            self._given = ~free
+            self._given, special = ~free, special_token_ids(self._tokenizer)
+            self._written = self._given & ~is_in(x, {*special, *end_token_ids(self._tokenizer)})
             self._guidance.begin()
+        assert self._written is not None
         valid = torch.ones_like(free)
         if self._prompt_mask is not None:
             valid[:, : self._prompt_mask.shape[1]] = self._prompt_mask.to(valid)
@@ -200,6 +245,7 @@ class DreamLogitsHook:
                 given=self._given,
                 reserved=reserved_token_ids(self._tokenizer, logits.shape[-1]),
                 prompts=self._prompts,
+                unending=before_text(free, self._written),
             )
         )
         if guided is None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from redge_guidance.hosts.base import Drawn, Host, field_of, in_block, is_a
 from redge_guidance.hosts.registry import register_host
 from redge_guidance.step import DenoisingStep
-from redge_guidance.text import reserved_token_ids
+from redge_guidance.text import end_token_ids, reserved_token_ids
 
 _SCHEDULERS = ("BlockRefinementScheduler", "DiscreteDDIMScheduler", "EntropyBoundScheduler")
 _MASK = "create_diffusion_decoder_attention_mask"  # of the model's decoder, which the pipeline calls
@@ -76,6 +76,10 @@ class DiffusionGemmaHost(Host):
             self._step += 1
         ids = torch.cat([*self._pieces, canvas], -1)
         position = torch.arange(ids.shape[1], device=ids.device)
+        asked = self._arguments.get("eos_token_id")
+        end = self.pipe.eos_token_id if asked is None else asked
+        ends = () if end is None else (int(end),)  # at which the pipeline cuts its texts
+        drawn = {*ends, *end_token_ids(self._tokenizer, self.pipe.model)}  # that it may draw
         return DenoisingStep(
             logits=arguments["model_output"],
             ids=ids,
@@ -85,9 +89,10 @@ class DiffusionGemmaHost(Host):
             progress=((len(self._pieces) - 1) * steps + self._step) / self.pipe.num_timesteps,
             tokenizer=self._tokenizer,
             given=(position < self._pieces[0].shape[1]).expand(ids.shape),
-            reserved=reserved_token_ids(self._tokenizer, arguments["model_output"].shape[-1]),
+            reserved=reserved_token_ids(self._tokenizer, arguments["model_output"].shape[-1], drawn),
             prompts=self._prompts,
             generator=arguments.get("generator"),
+            ends=ends,
         )
 
     def after(self, seam: str, step: DenoisingStep, output: Any) -> Drawn:

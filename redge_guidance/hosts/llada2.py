@@ -9,7 +9,7 @@ from torch import Tensor
 from redge_guidance.hosts.base import Host, in_block, is_a
 from redge_guidance.hosts.registry import register_host
 from redge_guidance.step import DenoisingStep
-from redge_guidance.text import reserved_token_ids
+from redge_guidance.text import end_token_ids, reserved_token_ids
 
 
 @register_host
@@ -53,6 +53,8 @@ class LLaDA2Host(Host):
         editing = self.pipe.scheduler.config.editing_threshold if editing is None else editing
         if editing is not None and editing > 0:
             free = torch.ones_like(free)
+        ends = self._ends()
+        drawn = {*ends, *end_token_ids(self.pipe.tokenizer, self.pipe.model)}  # that the pipeline may draw
         free = in_block(free & ~in_prompt, length) & self._attention_mask & ~self._ended_rows(ids, arguments)
         return DenoisingStep(
             logits=arguments["model_output"],
@@ -63,9 +65,10 @@ class LLaDA2Host(Host):
             progress=self._progress(block_length),
             tokenizer=self.pipe.tokenizer,
             given=(torch.arange(length, device=ids.device) < self._prompt_length).expand(ids.shape),
-            reserved=reserved_token_ids(self.pipe.tokenizer, arguments["model_output"].shape[-1]),
+            reserved=reserved_token_ids(self.pipe.tokenizer, arguments["model_output"].shape[-1], drawn),
             prompts=self._prompts,
             generator=arguments.get("generator"),
+            ends=ends,
         )
 
     def reorder(self, step: DenoisingStep, output: Any, rows: Tensor) -> Any:
@@ -79,10 +82,15 @@ class LLaDA2Host(Host):
         self._ids.copy_(self._ids[rows])
         return exchanged
 
+    def _ends(self) -> tuple[int, ...]:
+        """The token at which the pipeline cuts its texts: that of the call, or its tokenizer's."""
+        asked = self._arguments.get("eos_token_id")
+        end = self.pipe.eos_token_id if asked is None else asked
+        return () if end is None else (int(end),)
+
     def _ended_rows(self, ids: Tensor, arguments: Mapping[str, Any]) -> Tensor:
         """`(batch, 1)` bool, by the rule of the pipeline's scheduler, from what was committed in the step before."""
-        end = self._arguments.get("eos_token_id")
-        end = self.pipe.eos_token_id if end is None else end
+        end = next(iter(self._ends()), None)
         if self._ended is None:
             self._ended = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
         if self._seen is not None and end is not None and self._arguments.get("eos_early_stop", True):

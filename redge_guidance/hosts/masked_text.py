@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from redge_guidance.hosts.base import Host, is_a, share_done
 from redge_guidance.hosts.registry import register_host
 from redge_guidance.step import DenoisingStep
-from redge_guidance.text import fixed_before
+from redge_guidance.text import before_text, end_token_ids, fixed_before, is_in, special_token_ids
 
 
 @register_host
@@ -26,10 +27,18 @@ class MaskedTextHost(Host):
         is_text = getattr(pipe, "tokenizer", None) is not None and getattr(pipe, "vqvae", None) is None
         return is_text and is_a(getattr(pipe, "scheduler", None), "MaskedDiffusionScheduler")
 
+    def begin(self, arguments: Mapping[str, Any]) -> None:
+        self._written: Tensor | None = None  # of a pipeline that does not say what was given
+
     def read(self, seam: str, arguments: Mapping[str, Any]) -> DenoisingStep:
         ids, drawing = arguments["sample"], getattr(self.pipe, "drawing", None)
         hidden, block = ids == arguments["mask_token_id"], arguments.get("free")
+        if block is None and drawing is not None:
+            block = drawing.canvas.free
         free = hidden if block is None else hidden & block
+        ends = end_token_ids(self.pipe.tokenizer, getattr(self.pipe, "model", None))
+        if self._written is None:
+            self._written = ~hidden & ~is_in(ids, {*special_token_ids(self.pipe.tokenizer), *ends})
         text = torch.ones_like(free) if drawing is None else drawing.canvas.attention_mask
         fixed = None if block is None else fixed_before(block)
         timesteps = self.pipe.scheduler.timesteps
@@ -48,4 +57,6 @@ class MaskedTextHost(Host):
             given=fixed if drawing is None else drawing.canvas.given,
             prompts=None if drawing is None else drawing.prompts,
             generator=arguments.get("generator"),
+            ends=ends,
+            unending=before_text(free, self._written if drawing is None else drawing.canvas.prompt),
         )

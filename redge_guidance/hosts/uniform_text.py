@@ -37,6 +37,8 @@ class UniformTextHost(Host):
             given=drawing.canvas.given,
             prompts=drawing.prompts,
             generator=arguments.get("generator"),
+            ends=self.pipe.ends,
+            unending=drawing.canvas.unending,
         )
 
     def after(self, seam: str, step: DenoisingStep, output: Any) -> Drawn:

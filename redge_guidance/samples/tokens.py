@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from redge_guidance.evaluation import call_plain, check_modality
 from redge_guidance.precision import Autocast
-from redge_guidance.text import text_mask
+from redge_guidance.text import is_in, special_token_ids, text_mask
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +32,7 @@ class RelaxedTokens:
         draws: the batch is that many samples of the same texts, all texts of a sample together; so is `support`.
         prompts: what each sequence was asked for, `batch` strings; None: not known.
         notes: figures that a reward wants kept in the trace, a number or a tensor with one element each, by name.
+        ends: token ids that end a text; None: those of the tokenizer, as `end_token_ids` has them.
     """
 
     ids: Tensor
@@ -45,6 +46,7 @@ class RelaxedTokens:
     draws: int = 1
     prompts: Sequence[str] | None = None
     notes: dict[str, Any] = field(default_factory=dict)
+    ends: Sequence[int] | None = None
     modality: ClassVar[str] = "text"
 
     def __post_init__(self) -> None:
@@ -66,10 +68,13 @@ class RelaxedTokens:
             )
         if self.draws < 1 or len(self.ids) % self.draws or num_free % self.draws:
             raise ValueError(f"`draws` must divide the batch of {len(self.ids)}, got {self.draws}.")
+        if isinstance(self.prompts, str):
+            raise ValueError(f"`prompts` must be a list of strings, got the string {self.prompts!r}.")
         if self.prompts is not None and len(self.prompts) != len(self.ids):
             raise ValueError(f"`prompts` must be one a sequence, {len(self.ids)}, got {len(self.prompts)}.")
         if self.attention_mask is None:
-            object.__setattr__(self, "attention_mask", text_mask(self.ids, self.tokenizer, given=self.given))
+            mask = text_mask(self.ids, self.tokenizer, given=self.given, ends=self.ends)
+            object.__setattr__(self, "attention_mask", mask)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -134,8 +139,7 @@ class RelaxedTokens:
     def text_positions(self, answer: bool = False) -> Tensor:
         """Positions that `texts()` decodes, or `answers()`: no special tokens; `(batch, length)` bool."""
         assert self.attention_mask is not None
-        special = torch.tensor(getattr(self.tokenizer, "all_special_ids", []), device=self.ids.device, dtype=torch.long)
-        positions = self.attention_mask & ~torch.isin(self.ids, special)
+        positions = self.attention_mask & ~is_in(self.ids, special_token_ids(self.tokenizer))
         if answer and self.given is not None:
             positions = positions & ~self.given.cumprod(-1).bool()
         return positions

@@ -14,6 +14,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from redge_guidance.text import known_token_ids, special_token_ids
+
 _UNKNOWN = "\ufffd"  # what a decoder writes for bytes that are no character
 
 
@@ -55,8 +57,8 @@ def _cuts(tokenizer: Any, special: set[str]) -> Any:
 
 
 def _special(tokenizer: Any) -> set[str]:
-    added = getattr(tokenizer, "added_tokens_decoder", {}).values()
-    return {*tokenizer.all_special_tokens, *(str(token) for token in added if token.special)}
+    special = special_token_ids(tokenizer)
+    return {token for token, i in tokenizer.get_vocab().items() if i in special}
 
 
 # what a slow tokenizer is made of that has no part in how it cuts
@@ -106,18 +108,33 @@ def _found(tokenizer: Any, ids: list[int], text: str) -> list[tuple[int, int]]:
 
 
 def token_texts(tokenizer: Any) -> list[str]:
-    """What each token adds to a text in the middle of it, by id; "" for special tokens and for ids without a token."""
-    vocabulary = tokenizer.get_vocab()
-    size, special = max(vocabulary.values()) + 1, set(tokenizer.all_special_ids)
-    ids = sorted(set(vocabulary.values()) - special)
-    anchor = next((i for i in ids if tokenizer.decode([i]).strip().isalpha()), None)
-    texts = [""] * size
-    if anchor is None:
-        return texts
-    before = tokenizer.decode([anchor])
-    for i, text in zip(ids, tokenizer.batch_decode([[anchor, i] for i in ids]), strict=True):
+    """What each token adds to a text in the middle of it, by id; "" for special tokens and for ids without a token.
+
+    It is what comes behind another token: a letter, or where the vocabulary has none a digit or another sign. A token
+    that is a part of a character adds "", or what the decoder writes for such a part.
+    """
+    known, special = known_token_ids(tokenizer), special_token_ids(tokenizer)
+    ids = sorted(known - special)
+    texts = [""] * (max(known, default=-1) + 1)
+    anchor = _anchor(tokenizer, ids)
+    before = "" if anchor is None else tokenizer.decode([anchor])
+    rows = [[i] if anchor is None else [anchor, i] for i in ids]
+    for i, text in zip(ids, tokenizer.batch_decode(rows), strict=True):
         texts[i] = text[len(before) :] if text.startswith(before) else ""
     return texts
+
+
+def _anchor(tokenizer: Any, ids: list[int]) -> int | None:
+    """A token that stays as it is whatever comes behind: of letters, or of letters and digits, or of any signs."""
+    best, rank = None, 3
+    for i in ids:
+        text = tokenizer.decode([i]).strip()
+        found = 0 if text.isalpha() else 1 if text.isalnum() else 2
+        if text and text.isprintable() and _UNKNOWN not in text and found < rank:
+            best, rank = i, found
+        if rank == 0:
+            break
+    return best
 
 
 def character_spans(tokenizer: Any, ids: list[int], text: str, texts: list[str]) -> Tensor:
@@ -137,11 +154,16 @@ def character_spans(tokenizer: Any, ids: list[int], text: str, texts: list[str])
         ends = torch.tensor([len(part) for part in parts], dtype=torch.long).cumsum(0) - dropped
         starts = torch.cat([torch.zeros(1, dtype=torch.long), ends[:-1]])
         return torch.stack([starts, ends], -1).clamp(min=0)
-    spans, start = [], 0
-    for prefix in tokenizer.batch_decode([ids[: n + 1] for n in range(len(ids))], skip_special_tokens=True):
+    spans: list[tuple[int, int]] = []
+    start, silent = 0, 0  # how many tokens before this one may be parts of a character that it ends
+    prefixes = [ids[: n + 1] for n in range(len(ids))]
+    for n, prefix in enumerate(tokenizer.batch_decode(prefixes, skip_special_tokens=True)):
         end = max(start, _common(prefix, text))
         begun = end == start and prefix.endswith(_UNKNOWN) and end < len(text)  # the character ends in a later token
         spans.append((start, end + 1 if begun else end))
+        if end > start and not parts[n]:
+            spans[n - silent : n] = [(start, start + 1)] * silent
+        silent = silent + 1 if spans[n] == (start, start) and not parts[n] else 0
         start = end
     return torch.tensor(spans, dtype=torch.long).view(-1, 2)
 
@@ -200,15 +222,14 @@ class Pieces:
     def make(cls, texts: list[str], model: Any) -> "Pieces":
         # inside a word there is no telling which; elsewhere the letter in front says that the text goes on
         leads = ["" if not text or text[0].isalnum() else "a" for text in texts]
-        whole = [lead + text for lead, text in zip(leads, texts, strict=True)]
-        rows = [
-            []
-            if not text or _UNKNOWN in text
-            else [i for i, (_, end) in zip(ids, spans, strict=True) if end > len(lead)]
-            for text, lead, (ids, spans, _) in zip(texts, leads, tokens_of(model, whole), strict=True)
-        ]
-        offsets = torch.tensor([0, *map(len, rows)]).cumsum(0)
-        return cls(torch.tensor([i for row in rows for i in row], dtype=torch.long), offsets)
+        rows = _cut_behind(model, leads, texts)
+        alone = [n for n, row in enumerate(rows) if row is None]  # their lead is in one piece with them
+        again = _cut_behind(model, [""] * len(alone), [texts[n] for n in alone]) if alone else []
+        for n, row in zip(alone, again, strict=True):
+            rows[n] = row
+        known = [[] if _UNKNOWN in text else row or [] for text, row in zip(texts, rows, strict=True)]
+        offsets = torch.tensor([0, *map(len, known)]).cumsum(0)
+        return cls(torch.tensor([i for row in known for i in row], dtype=torch.long), offsets)
 
     def embeddings(self, table: Tensor, chunk: int = 8192) -> Tensor:
         """Mean of the rows of `table` for each token's pieces; for a token without any, the mean of the whole table.
@@ -231,12 +252,24 @@ class Pieces:
         return self.pieces[some].where(self.offsets.diff() > 0, -1) if len(self.pieces) else some - 1
 
 
+def _cut_behind(model: Any, leads: list[str], texts: list[str]) -> list[list[int] | None]:
+    """Pieces of each text behind its lead; None where a piece lies in both."""
+    whole = [lead + text for lead, text in zip(leads, texts, strict=True)]
+    rows: list[list[int] | None] = []
+    for lead, text, (ids, spans, _) in zip(leads, texts, tokens_of(model, whole), strict=True):
+        pieces = [(i, begin) for i, (begin, end) in zip(ids, spans, strict=True) if text and end > len(lead)]
+        crossing = any(begin < len(lead) for _, begin in pieces)
+        rows.append(None if crossing else [i for i, _ in pieces])
+    return rows
+
+
 def _fingerprint(*tokenizers: Any) -> str:
-    digest = hashlib.sha256(b"1")  # of the way in which a table is made
+    digest = hashlib.sha256(b"2")  # of the way in which a table is made
     for tokenizer in tokenizers:
         fast = getattr(tokenizer, "is_fast", False)
         state = tokenizer.backend_tokenizer.to_str() if fast else json.dumps(sorted(tokenizer.get_vocab().items()))
         digest.update(type(tokenizer).__name__.encode() + state.encode())
+        digest.update(json.dumps(sorted(special_token_ids(tokenizer))).encode())
     return digest.hexdigest()[:40]
 
 

@@ -13,6 +13,7 @@ from redge_guidance.positions import close, find_padding, positions_of
 from redge_guidance.rewards.reading.framing import Frame, Row
 from redge_guidance.rewards.reading.reading import ModelInput, Reading
 from redge_guidance.rewards.reading.shown import showing
+from redge_guidance.text import special_token_ids
 
 _SIDES = {"left": ("left", "right"), "right": ("right", "left")}
 
@@ -115,7 +116,7 @@ class ModelCall:
 def _examples(read: ModelInput) -> list[Row]:
     """Two texts of different lengths, of tokens from all over the vocabulary."""
     framer = read.framer
-    special = set(framer.tokenizer.all_special_ids)
+    special = special_token_ids(framer.tokenizer)
     known = sorted(i for i in set(framer.tokenizer.get_vocab().values()) - special if i < len(read.embedding.weight))
     before, after = framer.around(Frame())
     room = 8 if framer.max_length is None else max(min(8, framer.max_length - len(before) - len(after)), 1)

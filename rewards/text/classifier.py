@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
+from redge_guidance.evaluation import check_prompts, check_samples
 from redge_guidance.rewards.labels import Label
 from redge_guidance.rewards.reading.reading import Reading
 from redge_guidance.rewards.text.model_reward import TextModelReward, outputs_of
@@ -48,9 +49,11 @@ class TextClassifierReward(TextModelReward):
 
     def predict(self, texts: list[str], batch_size: int = 32) -> list[str]:
         """Names of the likeliest labels of finished texts."""
+        check_samples(texts, "texts")
         return self._label.names(self._logits(texts, batch_size))
 
     def reached(self, samples: list[str], prompts: Sequence[str] | None = None) -> list[bool] | None:
+        check_prompts(samples, prompts)
         return self._label.predicted(self._logits(samples))
 
     def value(self, reading: Reading) -> Tensor:

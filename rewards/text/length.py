@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from redge_guidance.checks import as_real
-from redge_guidance.evaluation import check_prompts
+from redge_guidance.evaluation import check_prompts, check_samples
 from redge_guidance.reward import Reward
 from redge_guidance.rewards.reading.alignment import token_texts
 from redge_guidance.samples.tokens import RelaxedTokens
-from redge_guidance.text import end_token_id
+from redge_guidance.text import end_token_id, end_token_ids
 
 _UNITS = ("words", "characters")
 
@@ -44,6 +44,7 @@ class LengthReward(Reward):
             raise ValueError(f"`unit` must be one of {', '.join(_UNITS)}, got {unit!r}.")
         self.minimum, self.maximum, self.unit = low, high, unit
         self._tokenizer: Any = None  # the last one, and what its tokens add to the length
+        self._ends: tuple[int, ...] = ()
         self._table = torch.zeros(0, 2)
 
     def __call__(self, sample: RelaxedTokens) -> Tensor:
@@ -57,10 +58,11 @@ class LengthReward(Reward):
 
     def reached(self, samples: list[str], prompts: Sequence[str] | None = None) -> list[bool]:
         """Which texts have a length in the range."""
-        return [value == 0 for value in self.score(samples).tolist()]
+        return [value == 0 for value in self.score(samples, prompts).tolist()]
 
     def lengths(self, texts: list[str]) -> Tensor:
         """Lengths of finished texts in the unit, `(len(texts),)`."""
+        check_samples(texts, "texts")
         return torch.tensor([len(t.split() if self.unit == "words" else t) for t in texts], dtype=torch.float)
 
     def token_ids(self, tokenizer: Any) -> list[int]:
@@ -73,8 +75,9 @@ class LengthReward(Reward):
 
     def relaxed(self, sample: RelaxedTokens) -> Tensor:
         """The mean reward over where the text ends, `(batch,)`."""
-        if sample.tokenizer is not self._tokenizer:
-            self._table, self._tokenizer = self._columns(sample.tokenizer), sample.tokenizer
+        named = tuple(end_token_ids(sample.tokenizer) if sample.ends is None else sample.ends)
+        if sample.tokenizer is not self._tokenizer or named != self._ends:
+            self._table, self._tokenizer, self._ends = self._columns(sample.tokenizer, named), sample.tokenizer, named
         assert sample.attention_mask is not None
         adds, end, goes_on = sample.embed(self._table.to(sample.weights)).unbind(-1)
         given = torch.zeros_like(sample.free) if sample.given is None else sample.given
@@ -90,11 +93,11 @@ class LengthReward(Reward):
         alive = torch.nn.functional.pad((1 - end).cumprod(-1), (1, 0), value=1.0)
         return (alive * ends * self._reward(lengths)).sum(-1)
 
-    def _columns(self, tokenizer: Any) -> Tensor:
+    def _columns(self, tokenizer: Any, ends: tuple[int, ...]) -> Tensor:
         """`(vocabulary, 3)`: what a token adds to the length, whether it ends the text, whether it does not."""
-        texts, end = token_texts(tokenizer), end_token_id(tokenizer)
-        if self.unit == "words":  # that begin in the token
-            adds = [len(re.findall(r"(?<=\s)\S", text)) for text in texts]
+        texts = token_texts(tokenizer)
+        if self.unit == "words":  # that the token separates from what is before, itself or what comes behind it
+            adds = [len(re.findall(r"\s+", text)) for text in texts]
         else:
             adds = [len(text) for text in texts]
-        return torch.tensor([[n, i == end, i != end] for i, n in enumerate(adds)], dtype=torch.float)
+        return torch.tensor([[n, i in ends, i not in ends] for i, n in enumerate(adds)], dtype=torch.float)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from redge_guidance.checks import as_real
-from redge_guidance.evaluation import check_prompts
+from redge_guidance.evaluation import check_prompts, check_samples
 from redge_guidance.reward import Reward
 from redge_guidance.rewards.reading.alignment import token_texts
 from redge_guidance.samples.tokens import RelaxedTokens
@@ -100,6 +100,7 @@ class LexicalReward(Reward):
 
     def report(self, texts: list[str]) -> LexicalReport:
         """Which of the texts have which of the words, and which keep to all of them."""
+        check_samples(texts, "texts")
         found = [self._found(text) for text in texts]
         share = {word: sum(k in f for f in found) / max(len(texts), 1) for k, word in enumerate(self._words)}
         violations = [

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import MODEL_FOR_TEXT_ENCODING_MAPPING, AutoConfig, AutoModel, AutoModelForTextEncoding
 from transformers.utils import cached_file
 
+from redge_guidance.evaluation import check_samples
 from redge_guidance.hub import resolve
 from redge_guidance.rewards.reading.framing import Frame
 from redge_guidance.rewards.reading.reading import Reading
@@ -78,6 +79,7 @@ class SentenceSimilarityReward(TextModelReward):
     @torch.no_grad()
     def embed(self, texts: list[str], batch_size: int = 32) -> Tensor:
         """Sentence embeddings of length 1, `(len(texts), dim)`."""
+        check_samples(texts, "texts")
         parts = [texts[first : first + batch_size] for first in range(0, len(texts), batch_size)]
         return torch.cat([self._embed(self.reader.read_texts(part, self.frames(len(part)))) for part in parts])
 

@@ -85,3 +85,13 @@ def _byte_fallback():
     )
     base.add_special_tokens(["<pad>", "</s>", "<unk>"])
     return PreTrainedTokenizerFast(tokenizer_object=base, eos_token="</s>", pad_token="<pad>", unk_token="<unk>")
+
+
+def with_holes():
+    """A word-level tokenizer whose ids are 0 to 3, 6 and 9: padding, end and mask, then a, b, c."""
+    words = {"[PAD]": 0, "[EOS]": 1, "[MASK]": 2, "a": 3, "b": 6, "c": 9}
+    base = Tokenizer(models.WordLevel(words, unk_token="[PAD]"))
+    base.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=base, pad_token="[PAD]", eos_token="[EOS]", mask_token="[MASK]", padding_side="left"
+    )

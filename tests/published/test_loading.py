@@ -560,8 +560,8 @@ def test_bad_calls(tmp_path, call, message):
 
 
 def test_a_mask_of_another_model_in_a_prompt(tmp_path):
-    pipe = load(write(tmp_path, "timed"), mask_token_id=5)
-    with pytest.warns(UserWarning, match=r"`prompt` holds '\[MASK\]', which is a word to this model; its mask is 'c'"):
+    pipe = load(write(tmp_path, "timed"), mask_token_id=5)  # whose [MASK] stays a special token
+    with pytest.raises(ValueError, match=r"reserved tokens, got '\[MASK\]' in .*; remove it; its mask is 'c'"):
         pipe.canvas(["a [MASK] b"])
 
 
