@@ -82,7 +82,7 @@ class RewardGradients:
             if at_sample:  # no leaf: a graph keeps its leaves alive, and the sample is as large as its gradient
                 drawn = drawn.detach().add_(torch.zeros((), device=drawn.device, requires_grad=True))
                 target = torch.autograd.graph.get_gradient_edge(drawn)
-            sample = self._draws.sample(drawn, estimator.one_hot)
+            sample = self._draws.sample(drawn, estimator.one_hot, log_q.detach())
             del drawn
             rewards = self._ask(reward, sample)
             del sample
@@ -97,7 +97,7 @@ class RewardGradients:
 
     def _by_score(self, reward: AnyReward, estimator: ScoreFunction, log_q: Tensor) -> tuple[Gradient, Tensor]:
         drawn = self._draws.draw(estimator, log_q, self._count)
-        rewards = self._ask(reward, self._draws.sample(drawn, estimator.one_hot)).detach().float()
+        rewards = self._ask(reward, self._draws.sample(drawn, estimator.one_hot, log_q)).detach().float()
         by_sequence = rewards.view(self._count, -1)
         grad = estimator.gradient(log_q, by_sequence[:, self._draws.sequence], drawn)
         return Gradient(grad, "logits", resolution=1 / self._count), by_sequence.mean(0)
