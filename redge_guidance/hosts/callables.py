@@ -99,6 +99,8 @@ class GuidanceLogitsProcessor(LogitsProcessor):
             prompts=self._prompts,
         )
         logits = self._guidance(step)
+        if left == 1:
+            self._guidance.end()
         return scores if logits is None else logits.view(scores.shape)
 
     def _text(self, ids: Tensor, given: Tensor) -> Tensor:
@@ -198,6 +200,8 @@ class DreamLogitsHook:
                 prompts=self._prompts,
             )
         )
+        if step == self._steps - 1:
+            self._guidance.end()
         if guided is None:
             return logits
         result = in_float32(logits)
