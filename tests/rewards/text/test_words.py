@@ -7,8 +7,11 @@ import regex
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast
 
-from redge_guidance.rewards import LexicalReward
+from redge_guidance import RelaxedTokens
+from redge_guidance.rewards import LengthReward, LexicalReward
 from tests.helpers.reward_models import relaxed
 from tests.helpers.tokenizers import tokenizer
 
@@ -139,3 +142,36 @@ def test_a_long_list_says_which_words_cannot_be_written():
     words = [f"w{n}" for n in range(600)] + ["東京"]
     with pytest.warns(UserWarning, match="`wanted` has .* words that the generator's tokenizer cannot write, such as"):
         LexicalReward(words).token_ids(made)
+
+
+# length
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_characters_are_those_that_a_reader_counts(form):
+    for text, count in (("café", 4), ("हिन्दी", len(regex.findall(r"\X", "हिन्दी"))), ("👍🏽", 1), ("東京", 2)):
+        assert LengthReward(1, unit="characters").lengths([unicodedata.normalize(form, text)]).item() == count
+
+
+@given(st.lists(st.sampled_from(["a", "b", "e\u0301", "\u0301", "क", "ि", " ", "東"]), min_size=1, max_size=6))
+def test_what_tokens_add_is_what_the_text_has(parts):
+    """A vocabulary of letters and marks apart: their table and the text agree."""
+    if regex.match(r"\s|\p{M}", parts[0]):
+        return
+    words = ["[PAD]", "[EOS]", "[MASK]", "a", "b", "e\u0301", "\u0301", "क", "ि", " ", "東"]
+    base = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[PAD]"))
+    base.decoder = decoders.Fuse()
+    made = PreTrainedTokenizerFast(tokenizer_object=base, pad_token="[PAD]", eos_token="[EOS]", mask_token="[MASK]")
+    ids = torch.tensor([[words.index(part) for part in parts]])
+    weights = torch.nn.functional.one_hot(ids[0], len(words)).float()
+    tokens = RelaxedTokens(ids, torch.ones_like(ids).bool(), weights, tokenizer=made)
+    reward = LengthReward(20, unit="characters")
+    torch.testing.assert_close(reward.relaxed(tokens), reward.score(tokens.texts()))
+
+
+def test_a_length_without_a_limit_is_refused():
+    with pytest.raises(ValueError, match="`minimum` or `maximum` must be given, got 0 and None"):
+        LengthReward()
+    with pytest.raises(ValueError, match="`minimum` or `maximum` must be given, got 0 and None"):
+        LengthReward(unit="characters")
+    LengthReward(maximum=0)
