@@ -80,7 +80,7 @@ MUTANTS = [
         "if False and",
         ATTACH,
     ),
-    Mutant("redge_guidance/hosts/attachment.py", "bound.arguments[name] = _elsewhere(callback)", "pass", ATTACH),
+    Mutant("redge_guidance/hosts/attachment.py", "bound.arguments[name] = elsewhere(callback)", "pass", ATTACH),
     Mutant(
         "redge_guidance/hosts/attachment.py",
         "        self.__class__ = kind\n        self.__init__",

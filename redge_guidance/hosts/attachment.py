@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from redge_guidance.hosts.base import Drawn, Host, drawing
+from redge_guidance.hosts.callbacks import elsewhere
 from redge_guidance.hosts.registry import explain, find_host
 from redge_guidance.hosts.seam import Seam, signature_of
 from redge_guidance.step import DenoisingStep
@@ -116,8 +117,8 @@ class Attachment:
                 return entry(self.pipe, *args, **kwargs)
             for name in ("callback_on_step_end", "callback"):
                 callback = bound.arguments.get(name)
-                if callable(callback) and not hasattr(callback, "tensor_inputs"):  # diffusers' own go on as they are
-                    bound.arguments[name] = _elsewhere(callback)
+                if callable(callback):
+                    bound.arguments[name] = elsewhere(callback)
             args, kwargs = bound.args, bound.kwargs
             bound.apply_defaults()
             with drawing(self._open(bound.arguments)):
@@ -284,14 +285,3 @@ def _attachment(kind: type) -> Attachment | None:
 
 def _attachment_of(pipe: Any) -> Attachment | None:
     return _attachment(type(pipe))
-
-
-def _elsewhere(callback: Callable[..., Any]) -> Callable[..., Any]:
-    """A user's callback, in which no other pipeline's calls are taken for this one's."""
-
-    @functools.wraps(callback)
-    def method(*args: Any, **kwargs: Any) -> Any:
-        with drawing(None):
-            return callback(*args, **kwargs)
-
-    return method
