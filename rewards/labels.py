@@ -69,7 +69,7 @@ def _label_index(config: Any, label: Any, argument: str) -> int:
     names = {int(i): str(name) for i, name in config.id2label.items()}
     choices = ", ".join(f"{name} ({i})" for i, name in sorted(names.items()))
     if isinstance(label, bool) or not (label is None or isinstance(label, str | SupportsIndex)):
-        raise ValueError(f"`{argument}` must be one of {choices}, by name or index, got {label!r}.")
+        raise ValueError(f"`{argument}` must be one of {choices}, got {label!r}; pass a name or an index.")
     text = None if label is None else str(label if isinstance(label, str) else operator.index(label))
     if config.num_labels == 1:
         if text is not None and text.casefold() not in ("0", names.get(0, "0").casefold()):

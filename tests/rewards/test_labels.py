@@ -48,7 +48,7 @@ def test_two_labels_of_one_name_are_an_error_that_lists_them():
 
 @pytest.mark.parametrize("wanted", [True, False, np.True_, 1.0, ["a"]])
 def test_what_is_neither_a_name_nor_an_index(wanted):
-    with pytest.raises(ValueError, match="`label` must be one of a .*, by name or index, got"):
+    with pytest.raises(ValueError, match="`label` must be one of a .*, got .*; pass a name or an index"):
         picked(["a", "b"], wanted)
     with pytest.raises(ValueError, match="`label` must be one of score"):
         picked(["score"], wanted)
