@@ -25,7 +25,7 @@ class GuidanceHandle:
     def __init__(self, pipe: Any, guidance: Guidance, decode_chunk_size: int | None = None):
         self._pipe, self._guidance, self._chunk_size = pipe, guidance, decode_chunk_size
         off = guidance.config.scale == 0
-        self._attachment = Attachment(pipe, begin=guidance.begin, move=None if off else self._move)
+        self._attachment = Attachment(pipe, begin=guidance.begin, move=None if off else self._move, end=guidance.end)
 
     def _move(self, step: DenoisingStep) -> Tensor | None:
         if self._chunk_size is not None:

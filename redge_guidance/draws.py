@@ -39,8 +39,11 @@ class Draws:
         parts = [(rows, g) for rows, g in zip(logits.split(self._counts), self._noise, strict=True) if len(rows)]
         return torch.stack([torch.cat([estimator(rows, generator=g) for rows, g in parts]) for _ in range(count)])
 
-    def sample(self, drawn: Tensor, one_hot: bool) -> Sample:
-        """The batch once for every draw, draw by draw, with `drawn` `(draws, rows, S)` at the free positions."""
+    def sample(self, drawn: Tensor, one_hot: bool, log_probs: Tensor | None = None) -> Sample:
+        """The batch once for every draw, draw by draw, with `drawn` `(draws, rows, S)` at the free positions.
+
+        `log_probs` `(rows, S)` is what they were drawn from.
+        """
         draws, step = len(drawn), self._step
         free = step.free.repeat(draws, 1)
         support = None if self._support is None else self._support.repeat(draws, 1)
@@ -61,5 +64,6 @@ class Draws:
             ends=step.ends,
             draws=draws,
             prompts=None if step.prompts is None else list(step.prompts) * draws,
+            log_probs=log_probs,
         )
         return relaxed if step.images is None else RelaxedImages(relaxed, step.images)

@@ -16,35 +16,52 @@ def of_pixels(reward: Any, pixels: Tensor, prompts: Sequence[str] | None) -> Ten
 
 
 def call_plain(reward: Any, shown: Any, modality: str) -> Tensor:
-    """`reward(shown)`, with a word on the kind of reward where it asks `shown` for what only the other kind has.
+    """`reward(shown)`, with a word on the kind of reward where it asks `shown` for what only another kind has.
 
     Raises:
-        ValueError: `reward` is not callable, or is a function of texts that is shown images, or the other way round.
+        ValueError: `reward` is not callable, or is a function of texts that is shown images, the other way round, or
+            one of strings that is shown either.
     """
-    wanted, other = ("pixels", "text") if modality == "image" else ("RelaxedTokens", "image")
+    wanted = "pixels" if modality == "image" else "RelaxedTokens"
     if not callable(reward):
         raise ValueError(f"`reward` must be a callable from {wanted}, got {type(reward).__name__}.")
     try:
         value: Tensor = reward(shown)
-    except (AttributeError, TypeError) as error:
-        if not _wants_the_other_kind(error, shown, modality):
+    except (AttributeError, TypeError, RuntimeError) as error:
+        kinds = _kinds_asked_for(error, shown, modality)
+        if not kinds:
             raise
         raise ValueError(
             f"`reward` {name_of(reward)} was shown {type(shown).__name__}, since the pipeline makes {modality}s, and "
-            f"failed: {error}. Is it a reward of {other}s?"
+            f"failed: {error}. Is it {' or '.join(kinds)}?"
         ) from error
     return value
 
 
-_OF_TEXTS = ("answers", "embed", "ids", "text_positions", "texts", "tokenizer", "weights", "weights_of")
+_OF_TEXTS = {"answers", "attention_mask", "draws", "embed", "finished", "free", "given", "ids", "log_probs"}
+_OF_TEXTS |= {"log_probs_of", "notes", "prompts", "support", "text_positions", "texts", "tokenizer"}
+_OF_TEXTS |= {"weights", "weights_of"}
+_IMAGES, _TEXTS = "a reward of images", "a reward of texts"
+_STRINGS = "a function of strings, which `BlackBoxReward(function)` makes a reward"
 
 
-def _wants_the_other_kind(error: AttributeError | TypeError, shown: Any, modality: str) -> bool:
-    """Whether a reward asked pixels for what texts have, or took texts for a tensor."""
+def _kinds_asked_for(error: Exception, shown: Any, modality: str) -> list[str]:
+    """The kinds of rewards that would have asked `shown` for what it has not; none for an error of the reward's own."""
+    kind, of_images, of_strings = type(shown).__name__, False, False
     if isinstance(error, AttributeError):
-        others = error.name in _OF_TEXTS if modality == "image" else hasattr(Tensor, str(error.name))
-        return error.obj is shown and others
-    return modality == "text" and re.search(rf"(?<![\w.]){type(shown).__name__}(?!\.)", str(error)) is not None
+        if error.obj is not shown:
+            return []
+        if modality == "image" and error.name in _OF_TEXTS:
+            return [_TEXTS]
+        of_images, of_strings = hasattr(Tensor, str(error.name)), hasattr(str, str(error.name))
+    elif isinstance(error, TypeError) and re.search(rf"(?<![\w.]){kind}(?!\.)", str(error)) is not None:
+        of_strings = re.search(r"\bTensor\b", str(error).replace(f"'{kind}'", "")) is None and "torch" not in str(error)
+        of_images = "string" not in str(error)
+    elif "__contains__" in str(error):
+        of_strings = True
+    if modality == "image":
+        return [_TEXTS] if of_strings and not (of_images and isinstance(error, TypeError)) else []
+    return [_IMAGES] * of_images + [_STRINGS] * of_strings
 
 
 def check_modality(reward: Any, modality: str) -> None:
@@ -62,7 +79,8 @@ def checked(rewards: Any, batch: int, name: str) -> Tensor:
     """
     if not isinstance(rewards, Tensor) or not torch.is_floating_point(rewards):
         kind = f"a tensor of {rewards.dtype}" if isinstance(rewards, Tensor) else type(rewards).__name__
-        raise ValueError(f"`{name}` must return a floating point tensor, got {kind}.")
+        hint = "" if isinstance(rewards, Tensor) else "; make a function of strings a `BlackBoxReward(function)`"
+        raise ValueError(f"`{name}` must return a floating point tensor, got {kind}{hint}.")
     if rewards.shape != (batch,):
         hint = "do not sum or average over the batch" if rewards.ndim == 0 else "return one number a sequence"
         raise ValueError(f"`{name}` must return shape ({batch},), got {tuple(rewards.shape)}; {hint}.")

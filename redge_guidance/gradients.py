@@ -10,8 +10,9 @@ from redge_guidance.config import GuidanceConfig
 from redge_guidance.draws import Draws
 from redge_guidance.estimators import Estimator, ReinforceLOO, ScoreFunction
 from redge_guidance.evaluation import checked
+from redge_guidance.goals import Goals
 from redge_guidance.precision import Autocast
-from redge_guidance.reward import AnyReward, Sample, split
+from redge_guidance.reward import AnyReward, RewardSum, Sample, split
 from redge_guidance.trace import Figures
 from redge_guidance.updates import Gradient
 
@@ -29,6 +30,7 @@ class RewardGradients:
         config: its estimator, number of draws and scale count here.
         draws: of the step.
         figures: where rewards, gradients and notes go.
+        goals: told what moves and what does not.
         ambient: how the reward is computed; None: as it is where the gradients are asked for.
 
     Raises:
@@ -42,9 +44,10 @@ class RewardGradients:
         config: GuidanceConfig,
         draws: Draws,
         figures: Figures,
+        goals: Goals,
         ambient: Autocast | None = None,
     ):
-        self.scale, self._ambient = config.scale, ambient
+        self.scale, self._goals, self._ambient = config.scale, goals, ambient
         self._draws, self._count, self._figures = draws, config.num_draws, figures
         self._parts = routes(reward, config)
         self._reward: Tensor = torch.zeros(())  # of every sequence, of the last draws
@@ -92,32 +95,44 @@ class RewardGradients:
             if at_sample:  # no leaf: a graph keeps its leaves alive, and the sample is as large as its gradient
                 drawn = drawn.detach().add_(torch.zeros((), device=drawn.device, requires_grad=True))
                 target = torch.autograd.graph.get_gradient_edge(drawn)
-            sample = self._draws.sample(drawn, estimator.one_hot)
+            sample = self._draws.sample(drawn, estimator.one_hot, log_q.detach())
             del drawn
-            rewards = self._ask(reward, sample)
+            rewards, values = self._ask(reward, sample)
             del sample
             if not rewards.requires_grad:
                 raise ValueError(_without_gradient("returned a tensor without gradient: compute it from"))
+            if self._goals.waiting(reward) and len(values) > 1:
+                self._goals.slopes(reward, values, target)
             (grad,) = torch.autograd.grad(rewards.sum() / count, target, allow_unused=True)
         if grad is None:
             raise ValueError(_without_gradient("has no gradient with respect to the tokens: it must be computed from"))
+        if len(values) == 1:
+            self._goals.slope(reward, grad)
         if at_sample:
             grad = grad[0] if count == 1 else grad.sum(0)
         return grad, rewards.detach().float().view(count, -1).mean(0)
 
     def _by_score(self, reward: AnyReward, estimator: ScoreFunction, log_q: Tensor) -> tuple[Gradient, Tensor]:
         drawn = self._draws.draw(estimator, log_q, self._count)
-        rewards = self._ask(reward, self._draws.sample(drawn, estimator.one_hot)).detach().float()
-        by_sequence = rewards.view(self._count, -1)
+        rewards, values = self._ask(reward, self._draws.sample(drawn, estimator.one_hot, log_q))
+        self._goals.differences(reward, values, self._count)
+        by_sequence = rewards.detach().float().view(self._count, -1)
         grad = estimator.gradient(log_q, by_sequence[:, self._draws.sequence], drawn)
         return Gradient(grad, "logits", resolution=1 / self._count), by_sequence.mean(0)
 
-    def _ask(self, reward: AnyReward, sample: Sample) -> Tensor:
-        """Rewards `(draws * batch,)`, checked."""
+    def _ask(self, reward: AnyReward, sample: Sample) -> tuple[Tensor, list[Tensor]]:
+        """Rewards `(draws * batch,)`, checked, and those of every term of a sum."""
         with nullcontext() if self._ambient is None else self._ambient.in_force():
-            rewards = checked(sample.evaluate(reward), len(sample), "reward")
+            if isinstance(reward, RewardSum):
+                values = reward.values(sample)
+                rewards = checked(reward.total(values), len(sample), "reward")
+            else:
+                rewards = checked(sample.evaluate(reward), len(sample), "reward")
+                values = [rewards]
         self._figures.note(sample.notes, len(sample))
-        return rewards
+        if self._goals.waiting(reward):
+            self._goals.seen(reward, values, sample)
+        return rewards, values
 
 
 def routes(reward: AnyReward, config: GuidanceConfig) -> list[tuple[AnyReward, Estimator]]:

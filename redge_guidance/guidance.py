@@ -9,6 +9,7 @@ from torch import Tensor
 from redge_guidance.checks import as_whole
 from redge_guidance.config import GuidanceConfig
 from redge_guidance.draws import Draws, Noise
+from redge_guidance.goals import Goals
 from redge_guidance.gradients import RewardGradients, routes
 from redge_guidance.precision import Autocast
 from redge_guidance.prediction import Prediction, distances
@@ -55,10 +56,16 @@ class Guidance:
         routes(reward, self.config)
         self.trace = Trace()
         self._reward, self._seed, self._index = reward, number, 0
+        self._goals, self._told = Goals(reward), set[str]()
 
     def begin(self) -> None:
         """A call of the sampler begins: its steps are counted from 0."""
-        self._index = 0
+        self._index, self._goals = 0, Goals(self._reward)
+
+    def end(self) -> None:
+        """A call of the sampler is over: a warning for every goal that nothing moved and that is not reached, once."""
+        self._goals.report(self._told)
+        self._goals = Goals(self._reward)
 
     def __call__(self, step: DenoisingStep) -> Tensor | None:
         """Guided logits `(free positions, vocabulary)`, float32; None where this step is not to be guided.
@@ -76,13 +83,14 @@ class Guidance:
             raise RuntimeError(
                 "guidance needs gradients and cannot run under `torch.inference_mode()`; use `torch.no_grad()` instead."
             )
-        logits, figures = guided_logits(step, self._reward, config, noise_of(step, self._seed, index))
+        noise = noise_of(step, self._seed, index)
+        logits, figures = guided_logits(step, self._reward, config, noise, self._goals)
         self.trace.append(replace(figures, seconds=time.perf_counter() - started))
         return logits
 
 
 def guided_logits(
-    step: DenoisingStep, reward: AnyReward, config: GuidanceConfig, noise: Noise
+    step: DenoisingStep, reward: AnyReward, config: GuidanceConfig, noise: Noise, goals: Goals | None = None
 ) -> tuple[Tensor, StepTrace]:
     """Logits of the free positions, moved toward the reward, and the figures of the step.
 
@@ -94,6 +102,7 @@ def guided_logits(
         step: at least one position of it is free.
         reward, config: as for `Guidance`.
         noise: one generator on the device of the logits, or one for every sequence.
+        goals: told what moves and what does not; None: nobody asks.
 
     Returns:
         `(free positions, vocabulary)` float32 logits, and a `StepTrace` without seconds.
@@ -117,7 +126,9 @@ def guided_logits(
             budget = config.kl_budget * step.free.sum(-1).to(log_q.dtype)
             return project_to_budget(log_q, log_p, budget, draws.sequence, mass)
 
-        log_q = config.update(log_p, RewardGradients(reward, config, draws, figures, ambient), project)
+        told = Goals(reward) if goals is None else goals
+        ascent = RewardGradients(reward, config, draws, figures, told, ambient)
+        log_q = config.update(log_p, ascent, project)
         trace = figures.step(step.progress, *distances(log_q, log_p, mass))
         logits = log_q.add_(log_z) if support is None else model.logits().scatter_(-1, support, log_q + log_z)
         if step.temperature != 1:

@@ -172,12 +172,23 @@ class RewardSum(Reward):
             raise ValueError("`terms` must name at least one reward, got none.")
 
     def __call__(self, sample: Sample) -> Tensor:
-        total = torch.zeros(len(sample), device=sample.weights.device)
+        return self.total(self.values(sample))
+
+    def values(self, sample: Sample) -> list[Tensor]:
+        """Of every term, without its weight, `(batch,)` each."""
+        values = []
         for term in self.terms:
-            value = checked(sample.evaluate(term.reward), len(sample), term.name).to(total.device)
+            value = checked(sample.evaluate(term.reward), len(sample), term.name).to(sample.weights.device)
             sample.notes[term.name] = value.detach().mean()
             if "coverage" in sample.notes:
                 sample.notes[f"coverage of {term.name}"] = sample.notes.pop("coverage")
+            values.append(value)
+        return values
+
+    def total(self, values: Sequence[Tensor]) -> Tensor:
+        """`sum_k weight_k values_k`, `(batch,)`."""
+        total = torch.zeros_like(values[0], dtype=torch.float32)
+        for term, value in zip(self.terms, values, strict=True):
             total = total + term.weight * value
         return total
 

@@ -17,12 +17,14 @@ class Label:
 
     Args:
         config: the classifier's, with `num_labels`, `id2label` and `problem_type`.
-        label: name or index; None only for a model with one output.
+        label: name, in any case, or index; None only for a model with one output. Where a name is a number it comes
+            before the index: of labels called "0" and "-1", 0 and "0" are the first, 1 is the second.
         against: name or index of another label; None: all others.
         temperature: > 0. Above 1 the gradient lasts where the classifier is sure, below 1 it fades sooner.
 
     Raises:
-        ValueError: an unknown label, none where the model has several, or a temperature that is not positive.
+        ValueError: an unknown label, a name that several have, a bool, none where the model has several, or a
+            temperature that is not positive.
 
     Attributes:
         name: the label as the config spells it.
@@ -64,17 +66,25 @@ class Label:
         return [bool(one) for one in found]
 
 
-def _label_index(config: Any, label: str | int | None, argument: str) -> int:
+def _label_index(config: Any, label: Any, argument: str) -> int:
+    """A name comes before an index, whatever its kind: of labels called "-1", "0" and "1", 1 is the last."""
     names = {int(i): str(name) for i, name in config.id2label.items()}
+    choices = ", ".join(f"{name} ({i})" for i, name in sorted(names.items()))
     number = as_whole(label)
+    if not (label is None or isinstance(label, str) or number is not None):
+        raise ValueError(f"`{argument}` must be one of {choices}, got {label!r}; pass a name or an index.")
+    text = None if label is None else label if isinstance(label, str) else str(number)
     if config.num_labels == 1:
-        if not (label is None or number == 0 or (isinstance(label, str) and label == names.get(0))):
+        if text is not None and text.casefold() not in ("0", names.get(0, "0").casefold()):
             raise ValueError(f"`{argument}` must be None for a model with one output, got {label!r}.")
         return 0
-    choices = ", ".join(f"{name} ({i})" for i, name in sorted(names.items()))
-    if number is not None and number in names:
-        return number
-    for i, name in names.items():
-        if isinstance(label, str) and label.lower() in (name.lower(), str(i)):
-            return i
+    if text is not None:
+        exactly = [i for i in names if names[i] == text]
+        by_name = exactly or [i for i in names if names[i].casefold() == text.casefold()]
+        if len(by_name) > 1:
+            alike = ", ".join(f"{names[i]} ({i})" for i in sorted(by_name))
+            raise ValueError(f"`{argument}` {label!r} is the name of several labels: {alike}; pass an index.")
+        found = by_name or [i for i in names if str(i) == text]
+        if found:
+            return found[0]
     raise ValueError(f"`{argument}` must be one of {choices}, got {label!r}.")

@@ -36,6 +36,7 @@ TOKENS = f"{ROOM}tokens.py tests/pipelines/test_given_text.py"
 FIGURES = f"{ROOM}trace_figures.py {ROOM}shrinkage.py {ROOM}reserved.py"
 RANDOM = f"{ROOM}randomness.py {ROOM}rows_alone.py"
 KINDS = f"{ROOM}images.py {ROOM}relaxed_devices.py {ROOM}reward.py tests/rewards/test_kinds.py"
+PHRASES = "tests/rewards/text/test_phrases.py"
 HALTON = "tests/pipelines/test_halton_sampler.py"
 PUBLISHED = "tests/published"
 FAMILY = "tests/pipelines/test_families.py"
@@ -81,7 +82,7 @@ MUTANTS = [
         "if False and",
         ATTACH,
     ),
-    Mutant("redge_guidance/hosts/attachment.py", "bound.arguments[name] = _elsewhere(callback)", "pass", ATTACH),
+    Mutant("redge_guidance/hosts/attachment.py", "bound.arguments[name] = elsewhere(callback)", "pass", ATTACH),
     Mutant(
         "redge_guidance/hosts/attachment.py",
         "        self.__class__ = kind\n        self.__init__",
@@ -281,6 +282,21 @@ MUTANTS = [
     # rewards
     Mutant(
         "redge_guidance/reward.py", "total = total + term.weight * value", "total = total + value", f"{ROOM}reward.py"
+    ),
+    # goals
+    Mutant("rewards/text/lexical.py", "[place * (1 - e) * w", "[place * w", PHRASES),
+    Mutant("rewards/text/lexical.py", "pull = _Upward.apply(self._pull(", "pull = (self._pull(", PHRASES),
+    Mutant(
+        "rewards/text/spellings.py", "masked_fill(~(inside & to_write)", "masked_fill(~(inside | to_write)", PHRASES
+    ),
+    Mutant("redge_guidance/goals.py", " or _reached(self._terms[name], *self._last[name])", "", f"{ROOM}goals.py"),
+    Mutant("redge_guidance/goals.py", "and value.requires_grad:", "and False:", f"{ROOM}goals.py"),
+    Mutant("rewards/labels.py", "found = by_name or [", "found = [", "tests/rewards/test_labels.py"),
+    Mutant(
+        "redge_guidance/hosts/seam.py",
+        "with _PUTTING:\n            self._before",
+        "if True:\n            self._before",
+        ATTACH,
     ),
 ]
 

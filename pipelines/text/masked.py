@@ -37,7 +37,7 @@ class MaskedTextPipeline(TextPipeline):
     positions hold the mask token, and `scheduler` decides which of them to draw in each denoising step.
 
     Args:
-        model: called as in `ModelFamily`; returns logits `(batch, length, vocabulary)` of the tokens at the same places.
+        model: called as in `ModelFamily`; returns logits `(batch, length, vocabulary)` of the tokens at the same ones.
         tokenizer: has a mask token and an end-of-text token.
         scheduler: a `MaskedDiffusionScheduler`.
         length: canvas of a text that fits it, in tokens, prompt and beginning-of-text token included.

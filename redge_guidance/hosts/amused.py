@@ -47,9 +47,10 @@ class AmusedHost(Host):
         return callable(step) and set(signature_of(step, scheduler, "step").parameters) >= _STEP
 
     def begin(self, arguments: Mapping[str, Any]) -> None:
-        self._embedded = arguments.get("prompt_embeds") is not None
+        self._embedded = any(arguments.get(name) is not None for name in ("prompt_embeds", "encoder_hidden_states"))
         self._given: Tensor | None = None  # tokens that were there before the first step
         prompt = arguments.get("prompt")
+        prompt = None if self._embedded else prompt  # embeddings go before the prompt, and may be of another
         self._texts = [prompt] if isinstance(prompt, str) else prompt
         self._pictures = arguments.get("image")
         self._is_last = False

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from redge_guidance.hosts.base import Drawn, Host, drawing
+from redge_guidance.hosts.callbacks import elsewhere
 from redge_guidance.hosts.registry import explain, find_host
 from redge_guidance.hosts.seam import Seam, signature_of
 from redge_guidance.step import DenoisingStep
@@ -33,6 +34,7 @@ class Attachment:
         pipe: a pipeline that a registered `Host` matches.
         begin: called when a call of the pipeline begins.
         move: from a step to guided logits `(free positions, vocabulary)`, or None to leave it; None: never.
+        end: called when a call of the pipeline has come to its end.
         follow: told what was drawn; may return `(batch,)` indices, the sequences to go on with. None: nobody asks.
 
     Raises:
@@ -46,13 +48,15 @@ class Attachment:
         begin: Callable[[], None] | None = None,
         move: Move | None = None,
         follow: Follow | None = None,
+        end: Callable[[], None] | None = None,
     ):
         kind, host = type(pipe), find_host(pipe)
         if _attachment_of(pipe) is not None:
             raise ValueError("`pipe` is guided already; call `remove()` on the first handle, or add up the rewards.")
         host.check(pipe)
         self.pipe, self._kind = pipe, kind
-        self._begin, self.move, self.follow = begin, move, follow
+        self.move, self.follow = move, follow
+        self.started, self.ended = begin or (lambda: None), end or (lambda: None)
         self._busy = threading.Lock()
         self._call: _Call | None = None
         entries = [name for name in host.entries if any(name in vars(base) for base in kind.__mro__)]
@@ -87,12 +91,15 @@ class Attachment:
     def remove(self) -> None:
         """Give the pipeline its own class back. Does nothing the second time; a call in progress goes on unguided."""
         self.move = self.follow = None
+        was_open = self._everywhere and self.uses_scheduler
         if self._everywhere:
             self._close()
         if self.attached:
             self.pipe.__class__ = self._kind
         elif self._kind in type(self.pipe).__mro__ and any(_attachment(k) is self for k in type(self.pipe).__mro__):
             logger.warning("the class of the guided pipeline was exchanged by something else, which is left in place")
+        if was_open:
+            self.ended()
 
     def draw(self, entry: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A call of the pipeline's own method `entry`, with this attachment in between."""
@@ -110,12 +117,14 @@ class Attachment:
                 return entry(self.pipe, *args, **kwargs)
             for name in ("callback_on_step_end", "callback"):
                 callback = bound.arguments.get(name)
-                if callable(callback) and not hasattr(callback, "tensor_inputs"):  # diffusers' own go on as they are
-                    bound.arguments[name] = _elsewhere(callback)
+                if callable(callback):
+                    bound.arguments[name] = elsewhere(callback)
             args, kwargs = bound.args, bound.kwargs
             bound.apply_defaults()
             with drawing(self._open(bound.arguments)):
-                return _finished(entry(*args, **kwargs), entry)
+                result = _finished(entry(*args, **kwargs), entry)
+            self.ended()
+            return result
         finally:
             self._close()
             self._busy.release()
@@ -151,10 +160,6 @@ class Attachment:
         if call is not None:
             call.close()
 
-    def started(self) -> None:
-        if self._begin is not None:
-            self._begin()
-
 
 class _Call:
     """One call of a pipeline: its host, and the methods of the scheduler that pass through it."""
@@ -184,6 +189,7 @@ class _Call:
             return below(*args, **kwargs)
         if name == "set_timesteps":  # a new generation of a pipeline that says so in no other way
             host.close()
+            attachment.ended()
             attachment.started()
             host.begin({})
             return below(*args, **kwargs)
@@ -279,14 +285,3 @@ def _attachment(kind: type) -> Attachment | None:
 
 def _attachment_of(pipe: Any) -> Attachment | None:
     return _attachment(type(pipe))
-
-
-def _elsewhere(callback: Callable[..., Any]) -> Callable[..., Any]:
-    """A user's callback, in which no other pipeline's calls are taken for this one's."""
-
-    @functools.wraps(callback)
-    def method(*args: Any, **kwargs: Any) -> Any:
-        with drawing(None):
-            return callback(*args, **kwargs)
-
-    return method

@@ -114,6 +114,8 @@ class GuidanceLogitsProcessor(LogitsProcessor):
             ends=self._ends,
         )
         logits = self._guidance(step)
+        if left == 1:
+            self._guidance.end()
         return scores if logits is None else logits.view(scores.shape)
 
     def _text(self, ids: Tensor, given: Tensor) -> Tensor:
@@ -248,6 +250,8 @@ class DreamLogitsHook:
                 unending=before_text(free, self._written),
             )
         )
+        if step == self._steps - 1:
+            self._guidance.end()
         if guided is None:
             return logits
         result = in_float32(logits)

@@ -3,10 +3,12 @@
 import functools
 import inspect
 import logging
+import threading
 from collections.abc import Callable
 from typing import Any
 
 logger = logging.getLogger(__name__)
+_PUTTING = threading.RLock()  # of pipelines in several threads that share a scheduler, one at a time
 
 Step = Callable[[str, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 
@@ -26,11 +28,12 @@ class Seam:
         if not hasattr(scheduler, "__dict__"):
             raise ValueError(f"`scheduler` must be an object whose methods can be replaced, got {type(scheduler)}.")
         self._step, self._scheduler, self._name, self._removed = step, scheduler, name, False
-        self._before = vars(self._scheduler).get(name)  # None: the method of the class
-        self._below = getattr(self._scheduler, name)
-        # with its signature: some pipelines choose their arguments by it
-        functools.update_wrapper(self, self._below, updated=())
-        setattr(self._scheduler, name, self)
+        with _PUTTING:
+            self._before = vars(self._scheduler).get(name)  # None: the method of the class
+            self._below = getattr(self._scheduler, name)
+            # with its signature: some pipelines choose their arguments by it
+            functools.update_wrapper(self, self._below, updated=())
+            setattr(self._scheduler, name, self)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self._removed:
@@ -48,7 +51,8 @@ class Seam:
     def remove(self) -> None:
         """Give the scheduler its method back."""
         self._removed = True
-        self._unlink()
+        with _PUTTING:
+            self._unlink()
 
     def _unlink(self) -> None:
         top = vars(self._scheduler).get(self._name)

@@ -31,6 +31,8 @@ class RelaxedTokens:
         given: `(batch, length)` bool, tokens of the prompt, in front of or among what is generated; None: none.
         draws: the batch is that many samples of the same texts, all texts of a sample together; so is `support`.
         prompts: what each sequence was asked for, `batch` strings; None: not known.
+        log_probs: `(free positions of one sample, S)`, in nats, without gradient: of the distribution that `weights`
+            were drawn from, the same for every draw; None: not known.
         notes: figures that a reward wants kept in the trace, a number or a tensor with one element each, by name.
         ends: token ids that end a text; None: those of the tokenizer, as `end_token_ids` has them.
     """
@@ -45,6 +47,7 @@ class RelaxedTokens:
     given: Tensor | None = None
     draws: int = 1
     prompts: Sequence[str] | None = None
+    log_probs: Tensor | None = None
     notes: dict[str, Any] = field(default_factory=dict)
     ends: Sequence[int] | None = None
     modality: ClassVar[str] = "text"
@@ -70,6 +73,9 @@ class RelaxedTokens:
             raise ValueError(f"`draws` must divide the batch of {len(self.ids)}, got {self.draws}.")
         if isinstance(self.prompts, str):
             raise ValueError(f"`prompts` must be a list of strings, got the string {self.prompts!r}.")
+        expected = (num_free // self.draws, self.weights.shape[1])
+        if self.log_probs is not None and self.log_probs.shape != expected:
+            raise ValueError(f"`log_probs` must be those of one sample, {expected}, got {tuple(self.log_probs.shape)}.")
         if self.prompts is not None and len(self.prompts) != len(self.ids):
             raise ValueError(f"`prompts` must be one a sequence, {len(self.ids)}, got {len(self.prompts)}.")
         if self.attention_mask is None:
@@ -125,16 +131,40 @@ class RelaxedTokens:
         Returns:
             The relaxed weights at the free positions, 0 for a token outside the support; 0 or 1 elsewhere.
         """
+        token_ids = token_ids.to(self.ids.device)
         fixed = (self.ids[..., None] == token_ids).to(self.weights.dtype)
         if self.support is None:
             relaxed = self.weights[:, token_ids]
         else:
-            ordered, order = token_ids.sort()
-            place = torch.searchsorted(ordered, self.support).clamp(max=len(token_ids) - 1)
-            column = torch.where(ordered[place] == self.support, order[place], len(token_ids))
             empty = self.weights.new_zeros(len(self.weights), len(token_ids) + 1)
-            relaxed = empty.scatter_add(1, column, self.weights)[:, :-1]
+            relaxed = empty.scatter_add(1, _columns(token_ids, self.support), self.weights)[:, :-1]
         return fixed.masked_scatter(self.free[..., None], relaxed)
+
+    def log_probs_of(self, token_ids: Tensor) -> Tensor:
+        """Log-probability of some tokens at each position, in nats: `(texts, length, n)`, without gradient.
+
+        `texts` is the batch of one sample, `len(self) / draws`. Where `log_probs` are not known those of the mean of
+        the weights over the draws are taken.
+
+        Args:
+            token_ids: `(n,)` int64, distinct.
+
+        Returns:
+            At the free positions that of `log_probs`, -inf for a token outside the support; 0 or -inf elsewhere.
+        """
+        texts, rows = len(self.ids) // self.draws, len(self.weights) // self.draws
+        logs = self.log_probs
+        if logs is None:
+            logs = self.weights.detach().view(self.draws, rows, -1).mean(0).log()
+        token_ids = token_ids.to(self.ids.device)
+        fixed = (self.ids[:texts, :, None] == token_ids).to(logs).log()
+        if self.support is None:
+            relaxed = logs[:, token_ids]
+        else:
+            column = _columns(token_ids, self.support[:rows])
+            empty = logs.new_full((rows, len(token_ids) + 1), -torch.inf)
+            relaxed = empty.scatter(1, column, logs)[:, :-1]
+        return fixed.masked_scatter(self.free[:texts, :, None], relaxed)
 
     def text_positions(self, answer: bool = False) -> Tensor:
         """Positions that `texts()` decodes, or `answers()`: no special tokens; `(batch, length)` bool."""
@@ -167,6 +197,8 @@ class RelaxedTokens:
         rows = chosen[:, None].expand_as(self.free)[self.free]
         values: dict[str, Any] = {name: getattr(self, name) for name in _TENSORS}
         of_rows = {name: values[name][rows] for name in ("weights", "support") if values[name] is not None}
+        if self.log_probs is not None:
+            of_rows["log_probs"] = self.log_probs.repeat(self.draws, 1)[rows]
         of_batch = {name: value[which] for name, value in values.items() if value is not None and name not in of_rows}
         prompts = None if self.prompts is None else [self.prompts[k] for k in which.tolist()]
         return replace(self, **of_rows, **of_batch, prompts=prompts, draws=1)
@@ -195,7 +227,14 @@ class RelaxedTokens:
         return texts
 
 
-_TENSORS = ("ids", "free", "weights", "support", "attention_mask", "given")
+_TENSORS = ("ids", "free", "weights", "support", "attention_mask", "given", "log_probs")
+
+
+def _columns(token_ids: Tensor, support: Tensor) -> Tensor:
+    """Which of the distinct `token_ids` `(n,)` each entry of `support` is, n for none of them."""
+    ordered, order = token_ids.sort()
+    place = torch.searchsorted(ordered, support).clamp(max=len(token_ids) - 1)
+    return torch.where(ordered[place] == support, order[place], len(token_ids))
 
 
 def _dense(support: Tensor, table: Tensor) -> bool:

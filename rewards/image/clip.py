@@ -35,6 +35,10 @@ class CLIPReward(EmbeddingReward):
         if target is not None:
             self._targets = torch.stack([self._embed_target(one) for one in targets])
 
+    def __call__(self, sample: Any) -> Tensor:
+        self._check_targets(len(sample) // sample.tokens.draws)
+        return super().__call__(sample)
+
     def value(self, pixel_values: Tensor, prompts: Sequence[str] | None) -> Tensor:
         return self._likeness(pixel_values, self._directions(len(pixel_values), prompts))
 
@@ -43,6 +47,7 @@ class CLIPReward(EmbeddingReward):
         if self._targets is None or len(self._targets) == 1:
             return super().score(samples, prompts, batch_size)
         check_prompts(samples, prompts)
+        self._check_targets(len(samples))
         directions, values = self._directions(len(samples), None), []
         for first in range(0, len(samples), batch_size):  # the targets of these images, and not the first ones
             rows = slice(first, first + batch_size)
@@ -59,11 +64,16 @@ class CLIPReward(EmbeddingReward):
                 )
             return self.embed_texts(prompts)
         if count % len(self._targets):
+            self._check_targets(count)
+        return self._targets.repeat(count // len(self._targets), 1)
+
+    def _check_targets(self, batch: int) -> None:
+        """Nobody can tell whether a pipeline that makes two images of a prompt has them side by side."""
+        if self._targets is not None and len(self._targets) not in (1, batch):
             raise ValueError(
                 f"`target` must be one, or one for every image of a batch; got {len(self._targets)} targets for "
-                f"{count} images."
+                f"{batch} images. Repeat them in the order of the images, or leave `target` out for the prompts."
             )
-        return self._targets.repeat(count // len(self._targets), 1)
 
     def _likeness(self, pixel_values: Tensor, directions: Tensor) -> Tensor:
         found = self.embed_images(pixel_values)

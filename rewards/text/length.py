@@ -1,9 +1,9 @@
 """The length of a text as a reward."""
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
+import regex
 import torch
 from torch import Tensor
 
@@ -15,6 +15,7 @@ from redge_guidance.samples.tokens import RelaxedTokens
 from redge_guidance.text import end_token_id, end_token_ids
 
 _UNITS = ("words", "characters")
+_CHARACTER = regex.compile(r"\X")
 
 
 class LengthReward(Reward):
@@ -28,10 +29,12 @@ class LengthReward(Reward):
     Args:
         minimum: >= 0.
         maximum: >= minimum; None: no limit.
-        unit: `"words"`, which are what white space separates, or `"characters"`.
+        unit: `"words"`, which are what white space separates, or `"characters"`, as a reader counts them: grapheme
+            clusters of Unicode (UAX 29), a letter with its marks being one, in NFC and NFD alike. For scripts without
+            spaces (Chinese, Japanese, Thai) take characters.
 
     Raises:
-        ValueError: an impossible range or an unknown unit.
+        ValueError: no limit, an impossible range or an unknown unit.
     """
 
     modality = "text"
@@ -40,6 +43,8 @@ class LengthReward(Reward):
         low, high = as_real(minimum), as_real(maximum)
         if low is None or not low >= 0 or (maximum is not None and (high is None or not high >= low)):
             raise ValueError(f"`minimum` and `maximum` must satisfy 0 <= minimum <= maximum, got {minimum}, {maximum}.")
+        if low == 0 and maximum is None:
+            raise ValueError("`minimum` or `maximum` must be given, got 0 and None, which any text satisfies.")
         if unit not in _UNITS:
             raise ValueError(f"`unit` must be one of {', '.join(_UNITS)}, got {unit!r}.")
         self.minimum, self.maximum, self.unit = low, high, unit
@@ -63,7 +68,9 @@ class LengthReward(Reward):
     def lengths(self, texts: list[str]) -> Tensor:
         """Lengths of finished texts in the unit, `(len(texts),)`."""
         check_samples(texts, "texts")
-        return torch.tensor([len(t.split() if self.unit == "words" else t) for t in texts], dtype=torch.float)
+        return torch.tensor(
+            [len(t.split()) if self.unit == "words" else _characters(t) for t in texts], dtype=torch.float
+        )
 
     def token_ids(self, tokenizer: Any) -> list[int]:
         end = end_token_id(tokenizer)
@@ -97,7 +104,11 @@ class LengthReward(Reward):
         """`(vocabulary, 3)`: what a token adds to the length, whether it ends the text, whether it does not."""
         texts = token_texts(tokenizer)
         if self.unit == "words":  # that the token separates from what is before, itself or what comes behind it
-            adds = [len(re.findall(r"\s+", text)) for text in texts]
+            adds = [len(regex.findall(r"\s+", text)) for text in texts]
         else:
-            adds = [len(text) for text in texts]
+            adds = [_characters("a" + text) - 1 for text in texts]  # a mark adds none
         return torch.tensor([[n, i in ends, i not in ends] for i, n in enumerate(adds)], dtype=torch.float)
+
+
+def _characters(text: str) -> int:
+    return len(_CHARACTER.findall(text))

@@ -14,6 +14,7 @@ from diffusers import (
 from redge_guidance import GuidanceConfig, guide
 from redge_guidance.hosts import supports
 from redge_guidance.hosts.attachment import Attachment
+from redge_guidance.rewards import BlackBoxReward
 from tests.helpers.hosts import JUMP, brightness, masked_image, seeded, spied, state_of
 from tests.helpers.images import CODES, tiny_amused, tiny_vqvae
 from tests.helpers.tiny import tiny_pipeline
@@ -111,6 +112,38 @@ def test_prompts_are_those_of_the_call_and_none_where_it_has_embeddings():
         seen.clear()
         pipe(**embeddings)
         assert set(seen) == {None}
+        seen.clear()
+        pipe(["c", "d"], **embeddings)  # this one takes both, and draws from the embeddings
+        assert set(seen) == {None}
+
+
+def test_an_amused_reward_is_never_told_a_stale_or_a_negative_prompt():
+    pipe, seen = tiny_amused(), []
+
+    def likes(image, prompt):
+        seen.append(prompt)
+        return float(image.mean())
+
+    def told(*args, **kwargs):
+        seen.clear()
+        pipe(*args, num_inference_steps=2, height=8, width=8, generator=seeded(), **kwargs)
+        return set(seen)
+
+    ids = pipe.tokenizer(["a", "b"], padding="max_length", max_length=8, return_tensors="pt").input_ids
+    outputs = pipe.text_encoder(ids, output_hidden_states=True)
+    pair = {"prompt_embeds": outputs.text_embeds, "encoder_hidden_states": outputs.hidden_states[-2]}
+    negative = {f"negative_{name}": value for name, value in pair.items()}
+    reward = BlackBoxReward(likes, takes_prompt=True)
+    with guide(pipe, reward, GuidanceConfig(num_draws=2)):
+        assert told(["a", "b"], negative_prompt=["c", "c"]) == {"a", "b"}
+        with pytest.raises(ValueError, match="`likes` takes prompts, and there are none"):
+            told(**pair, **negative)
+        with pytest.raises(ValueError, match="`likes` takes prompts, and there are none"):
+            told(**pair, negative_prompt=["c", "c"])
+        pipe.text_encoder(ids)  # somebody else's call of the same encoder, and of the tokenizer
+        pipe.tokenizer(["d"])
+        assert told("b", negative_prompt="c") == {"b"}
+        assert told("b", guidance_scale=1.0, num_images_per_prompt=2) == {"b"}
 
 
 # ---- texts ----

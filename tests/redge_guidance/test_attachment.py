@@ -1,18 +1,22 @@
 """Guidance belongs to the calls of one pipeline: exchanges, copies, neighbours, threads, wrappers, order of removal."""
 
 import copy
+import functools
 import inspect
 import logging
 import pickle
 import threading
+import time
 import types
 
 import pytest
 import torch
 from diffusers import BlockRefinementScheduler, LLaDA2Pipeline
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 
 from redge_guidance import GuidanceConfig, guide
 from redge_guidance.hosts import DenoisingStep, Host, is_a, register_host, unregister_host
+from redge_guidance.hosts import seam as seam_module
 from redge_guidance.hosts.attachment import Attachment
 from redge_guidance.hosts.seam import Seam
 from redge_guidance.pipelines import MaskedDiffusionScheduler
@@ -213,6 +217,114 @@ def test_a_reward_may_use_the_model_that_is_guided():
         assert not torch.equal(run(), bare)
     progress = [step.progress for step in handle.trace]
     assert progress == sorted(progress)
+
+
+class Asks(PipelineCallback):
+    """Uses the model that is guided, in ways that the pipeline does not."""
+
+    tensor_inputs = ()
+
+    def callback_fn(self, pipe, step, timestep, tensors):
+        embeddings = pipe.model.get_input_embeddings()(torch.tensor([[3, 4, 5]]))
+        pipe.model(inputs_embeds=embeddings)
+        pipe.model(torch.tensor([[3, 4]]))
+        self.calls = getattr(self, "calls", 0) + 1
+        return {}
+
+
+@pytest.mark.parametrize("kind", ["class", "several", "function"])
+def test_a_callback_may_use_the_model_that_is_guided(kind):
+    pipe, run = llada2()
+    asks = Asks()
+    callback = {"class": asks, "several": MultiPipelineCallbacks([asks]), "function": asks.callback_fn}[kind]
+    more = {"callback_on_step_end": callback, "callback_on_step_end_tensor_inputs": []}
+    with guide(pipe, count_of_a, STRONG):
+        alone = run()
+        run_with = llada2_call(pipe, **more)
+        assert torch.equal(run_with, alone)
+    assert asks.calls > 1
+
+
+def llada2_call(pipe, **more):
+    defaults = {"gen_length": 8, "block_length": 4, "num_inference_steps": 4, "temperature": 1.0}
+    defaults |= {"use_chat_template": False, "editing_threshold": None, "output_type": "seq"}
+    return pipe(["a b", "c"], generator=seeded(), **defaults, **more).sequences
+
+
+def test_a_reward_may_draw_from_another_guided_pipeline_with_the_same_scheduler():
+    first, second = tiny_pipeline(), tiny_pipeline()
+    second.scheduler = first.scheduler
+    found = []
+
+    def run(pipe):
+        return pipe(["", "a"], generator=seeded()).sequences
+
+    def asks(tokens):
+        if len(found) < 3:
+            steps, schedule = first.scheduler.num_inference_steps, first.scheduler.timesteps
+            found.append(run(second))
+            first.scheduler.num_inference_steps, first.scheduler.timesteps = steps, schedule
+        return count_of_a(tokens)
+
+    with guide(first, count_of_a, STRONG):
+        alone = run(first)
+    with guide(second, lambda tokens: -count_of_a(tokens), STRONG):
+        expected = run(second)
+        with guide(first, asks, STRONG):
+            assert torch.equal(run(first), alone)
+    assert len(found) == 3
+    assert all(torch.equal(one, expected) for one in found)
+    assert "step" not in vars(first.scheduler)
+
+
+def test_two_threads_that_put_their_seams_on_one_scheduler_at_once_keep_both(monkeypatch):
+    scheduler, called = MaskedDiffusionScheduler(), []
+
+    def slowly(*args, **kwargs):
+        time.sleep(0.05)
+        return functools.update_wrapper(*args, **kwargs)
+
+    monkeypatch.setattr(seam_module, "functools", types.SimpleNamespace(update_wrapper=slowly))
+
+    def work(k):
+        seams.append(
+            Seam(scheduler, "set_timesteps", lambda name, below, a, kw: (called.append(k), below(*a, **kw))[1])
+        )
+
+    seams = []
+    threads = [threading.Thread(target=work, args=(k,)) for k in (0, 1)]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    scheduler.set_timesteps(2)
+    assert sorted(called) == [0, 1]
+    [seam.remove() for seam in seams]
+    assert "set_timesteps" not in vars(scheduler)
+
+
+def test_two_threads_with_a_guided_pipeline_each_that_share_a_scheduler():
+    first, second = tiny_pipeline(), tiny_pipeline()
+    second.scheduler = first.scheduler
+    rewards = {0: count_of_a, 1: lambda tokens: -count_of_a(tokens)}
+    found, barrier = {0: [], 1: []}, threading.Barrier(2)
+
+    def run(pipe):
+        return pipe(["", "a"], generator=seeded(), num_inference_steps=4).sequences
+
+    with guide(first, rewards[0], STRONG), guide(second, rewards[1], STRONG):
+        alone = [run(first), run(second)]
+
+        def work(k):
+            for _ in range(4):
+                barrier.wait(60)
+                found[k].append(run((first, second)[k]))
+
+        threads = [threading.Thread(target=work, args=(k,)) for k in (0, 1)]
+        [thread.start() for thread in threads]
+        [thread.join() for thread in threads]
+    for k in (0, 1):
+        assert len(found[k]) == 4
+        assert all(torch.equal(one, alone[k]) for one in found[k])
+    assert "step" not in vars(first.scheduler)
 
 
 def test_two_pipelines_that_share_a_scheduler_may_both_be_guided_and_removed_in_any_order():

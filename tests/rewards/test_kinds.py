@@ -1,8 +1,11 @@
 """A reward of the other kind of samples is refused with a word on which kind it is."""
 
+import re
+
 import pytest
 import torch
 
+from redge_guidance.evaluation import checked
 from redge_guidance.rewards import BlackBoxReward, LexicalReward
 from redge_guidance.samples.images import ImageDecoder, RelaxedImages
 from tests.helpers.image_rewards import classifier, clip
@@ -53,6 +56,42 @@ def test_a_lambda_of_the_other_kind():
         texts().evaluate(lambda pixels: torch.ones(3) @ pixels)
     with pytest.raises(ValueError, match="shown Tensor, since the pipeline makes images, .* a reward of texts"):
         images().evaluate(lambda tokens: tokens.embed(torch.ones(8, 1)).sum((1, 2)))
+
+
+@pytest.mark.parametrize(
+    "reward",
+    [
+        lambda text: text.count("a"),
+        lambda text: len(text.split()),
+        lambda text: float("a" in text),
+        lambda text: float(bool(re.search("a", text))),
+        lambda text: text.lower(),
+    ],
+)
+def test_a_function_of_strings_is_told_what_makes_it_a_reward(reward):
+    with pytest.raises(ValueError, match=r"Is it .*a function of strings, which `BlackBoxReward\(function\)` makes"):
+        texts().evaluate(reward)
+
+
+@pytest.mark.parametrize(
+    "reward",
+    [
+        lambda tokens: tokens.prompts,
+        lambda tokens: tokens.log_probs_of(torch.tensor([3])),
+        lambda text: text.count("a"),
+        lambda text: text.lower(),
+        lambda text: float("a" in text),
+        lambda text: float(bool(re.search("a", text))),
+    ],
+)
+def test_a_function_of_texts_that_is_shown_images_is_not_asked_whether_it_is_of_images(reward):
+    with pytest.raises(ValueError, match=r"the pipeline makes images, and failed: .*\. Is it a reward of texts\?"):
+        images().evaluate(reward)
+
+
+def test_a_number_where_a_tensor_was_to_be():
+    with pytest.raises(ValueError, match=r"`reward` must return a floating point tensor, got int; .*`BlackBoxReward"):
+        checked(texts().evaluate(lambda text: len(text)), 2, "reward")
 
 
 def test_an_error_of_the_reward_itself_stays():
