@@ -1,20 +1,26 @@
 """Names of checkpoints: folders, hub ids, and `builtin:NAME` for an embedded one."""
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.resources import files
 from os import PathLike, fspath
 from pathlib import Path
 from ssl import SSLError
+from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
 from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
+from torch import OutOfMemoryError
 
 _PREFIX = "builtin:"
 _ROOT = Path(str(files("redge_guidance.checkpoints")))
 _PATIENCE = 5  # seconds until a hub that does not answer counts as out of reach
+_LONGEST = 500  # characters of a message of a library
+_ASKING = threading.Lock()
+_ASKED: list[Any] = []  # how long transformers would wait for an answer, by whoever is loading
 
 
 def builtin_names() -> list[str]:
@@ -78,8 +84,51 @@ def _out_of_reach() -> str | None:
 
 @contextmanager
 def loading(name: str | PathLike[str]) -> Iterator[None]:
-    """Turn an OSError of a hub library, which may not name what was asked for, into one that does."""
+    """Whatever fails inside, while a library loads `name`, becomes an error that says what was asked for.
+
+    Nobody is asked on the terminal whether code of a checkpoint may run; without consent it is an error.
+
+    Raises:
+        OSError: from an OSError: there is no such checkpoint, or a file is missing or cannot be read.
+        ValueError: from anything else: code of its own that nobody trusts, or content that is none of a checkpoint.
+    """
+    try:
+        with _unasked():
+            yield
+    except OSError as error:
+        raise OSError(f"`{name}` could not be loaded: {_line(error)}") from error
+    except (MemoryError, OutOfMemoryError):
+        raise
+    except Exception as error:
+        message = _line(error)
+        if "trust_remote_code=True" in message:
+            raise ValueError(
+                f"`{name}` comes with Python code of its own; read it, and pass `trust_remote_code=True` to run it."
+            ) from error
+        if isinstance(error, ValueError) and not isinstance(error, UnicodeError) and f"{name}" in message:
+            raise
+        kind = "" if isinstance(error, ValueError | RuntimeError) else f"{type(error).__name__}: "
+        raise ValueError(f"`{name}` could not be loaded: {kind}{message}") from error
+
+
+@contextmanager
+def _unasked() -> Iterator[None]:
+    """A time of 0 is how transformers is told not to ask on the terminal; its concrete classes have no argument."""
+    from transformers import dynamic_module_utils as module
+
+    with _ASKING:
+        _ASKED.append(module.TIME_OUT_REMOTE_CODE)
+        module.TIME_OUT_REMOTE_CODE = 0
     try:
         yield
-    except OSError as error:
-        raise OSError(f"`{name}` could not be loaded: {error}") from error
+    finally:
+        with _ASKING:
+            last = _ASKED.pop()
+            if not _ASKED:
+                module.TIME_OUT_REMOTE_CODE = last
+
+
+def _line(error: BaseException) -> str:
+    """Its message on one line that is not endless."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import torch
 
 from redge_guidance.hub import loading, resolve
+from redge_guidance.remote import check_loaded
 
 _HUB_ARGUMENTS = ("revision", "token", "cache_dir")
 
@@ -17,6 +18,7 @@ class LoadedReward:
     """
 
     auto_class: ClassVar[Any]
+    unread_weights: ClassVar[tuple[str, ...]] = ()  # beginnings of names of weights that the reward does without
 
     @classmethod
     def from_pretrained(
@@ -54,12 +56,7 @@ class LoadedReward:
             model, found = cls.model_class(path, hub).from_pretrained(
                 path, dtype=dtype, output_loading_info=True, **hub, **placed, **(model_kwargs or {})
             )
-        missing = sorted(key for key in found["missing_keys"] if "pooler." not in key)  # which sentences do without
-        if missing:
-            raise ValueError(
-                f"`{name}` lacks {', '.join(missing[:3])}{' and more' * (len(missing) > 3)} of {type(model).__name__}, "
-                f"which would be random; it is no model for {cls.__name__}."
-            )
+            check_loaded(f"{name}", model, found, cls.unread_weights)
         make: Any = cls
         return make(model if placed else model.to(device), *processors, *args, **kwargs)
 

@@ -26,7 +26,7 @@ from redge_guidance.pipelines.text.loading import (
     read_config,
 )
 from redge_guidance.pipelines.text.prompts import as_texts, lay_out, scored_rows
-from redge_guidance.remote import REMOTE
+from redge_guidance.remote import REMOTE, load_pipeline
 from redge_guidance.text import reserved_token_ids, text_mask
 
 
@@ -142,7 +142,7 @@ class TextPipeline(Drawer, DiffusionPipeline):
 
     @classmethod
     def _load(cls, path: str, **kwargs: Any) -> Any:
-        return super().from_pretrained(path, **kwargs)
+        return load_pipeline(cls, path, **kwargs)
 
     @classmethod
     @abstractmethod

@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{parser.prog}: interrupted, nothing was written", file=sys.stderr)
         return 130
     except (ValueError, OSError, RuntimeError) as error:
-        message = " ".join(str(error).split())
+        message = " ".join(str(error).split()).replace("`trust_remote_code=True`", "`--trust-remote-code`")
         print(f"{parser.prog}: error: {message}", file=sys.stderr)
         return 2
     return 0

@@ -90,20 +90,22 @@ def _load(args: argparse.Namespace) -> tuple[Any, Any, float]:
     from diffusers import AmusedPipeline
     from transformers import AutoConfig
 
-    from redge_guidance.hub import resolve
+    from redge_guidance.hub import loading, resolve
     from redge_guidance.pipelines import MaskedImagePipeline
+    from redge_guidance.remote import load_pipeline
     from redge_guidance.rewards import CLIPReward, ImageClassifierReward
 
     device, dtype = device_of(args.device), getattr(torch, args.dtype)
+    trust = args.trust_remote_code
     if _pipeline_class(args.model) == "MaskedImagePipeline":
-        pipe: Any = MaskedImagePipeline.from_pretrained(args.model, dtype=dtype)
+        pipe: Any = MaskedImagePipeline.from_pretrained(args.model, dtype=dtype, trust_remote_code=trust)
     else:
-        pipe = AmusedPipeline.from_pretrained(resolve(args.model), dtype=dtype)
+        with loading(args.model):
+            pipe = load_pipeline(AmusedPipeline, resolve(args.model), dtype, trust)
     name = args.reward or _DEFAULT_REWARD
-    settings: dict[str, Any] = {"device": device, "dtype": dtype}
-    if args.trust_remote_code:
-        settings["trust_remote_code"] = True
-    config = AutoConfig.from_pretrained(resolve(name))
+    settings: dict[str, Any] = {"device": device, "dtype": dtype, "trust_remote_code": trust}
+    with loading(name):
+        config = AutoConfig.from_pretrained(resolve(name), trust_remote_code=trust)
     kinds = getattr(config, "architectures", None) or []
     if any(kind.endswith("ForImageClassification") for kind in kinds):
         temperature = TEMPERATURE if args.reward_temperature is None else args.reward_temperature

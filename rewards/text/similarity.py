@@ -38,6 +38,7 @@ class SentenceSimilarityReward(TextModelReward):
     """
 
     auto_class: ClassVar[Any] = AutoModel
+    unread_weights: ClassVar[tuple[str, ...]] = ("pooler.",)  # embeddings are made of the tokens' states
 
     def __init__(
         self,

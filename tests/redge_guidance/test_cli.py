@@ -204,7 +204,7 @@ def test_a_model_with_code_of_its_own_and_the_tokenizer_of_another(tmp_path, cap
         "4",
     ]
     for more, message in (
-        ([], "pass `trust_remote_code=True` to run it"),
+        ([], "pass `--trust-remote-code` to run it"),
         (["--trust-remote-code"], "a model of type 'unheard-of' is not known"),
         (["--trust-remote-code", "--family", "mdlm"], "`tokenizer` must be given"),
     ):
