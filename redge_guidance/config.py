@@ -1,6 +1,7 @@
 """Settings of guidance."""
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from typing import Any, Generic, TypeVar
@@ -113,8 +114,15 @@ class GuidanceConfig:
 
     @classmethod
     def from_json(cls, text: str) -> "GuidanceConfig":
-        """The inverse of `to_json`. Raises ValueError for an unknown field or an unknown name."""
-        values = json.loads(text)
+        """The inverse of `to_json`.
+
+        Raises:
+            ValueError: no JSON, or none of an object; an unknown field or name; a value out of range.
+        """
+        try:
+            values = json.loads(text)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ValueError(f"`text` must be JSON, as of `to_json`, and is not: {error}.") from error
         if not isinstance(values, dict):
             raise ValueError(f"`text` must be a JSON object of settings, got {type(values).__name__}.")
         unknown = set(values) - {f.name for f in fields(cls)}
@@ -143,7 +151,9 @@ def _names(cls: Any) -> list[str]:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return isinstance(value, float) or abs(value) <= sys.float_info.max  # an integer has no end
 
 
 def _to_plain(value: Any, name: str) -> Any:

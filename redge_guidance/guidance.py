@@ -10,7 +10,7 @@ from redge_guidance.config import GuidanceConfig
 from redge_guidance.draws import Draws, Noise
 from redge_guidance.gradients import RewardGradients, routes
 from redge_guidance.prediction import Prediction, distances
-from redge_guidance.randomness import noise_of
+from redge_guidance.randomness import check_seed, noise_of
 from redge_guidance.reward import AnyReward, named_tokens
 from redge_guidance.step import DenoisingStep
 from redge_guidance.trace import Figures, StepTrace, Trace
@@ -36,7 +36,8 @@ class Guidance:
         trace: a `Trace`, one `StepTrace` a guided step.
 
     Raises:
-        ValueError: a reward that is not callable, a config of another type, or one draw for a reward without gradient.
+        ValueError: a reward that is not callable, a config of another type, one draw for a reward without gradient, or
+            a seed that is none.
     """
 
     def __init__(self, reward: AnyReward, config: GuidanceConfig | None = None, seed: int = 0):
@@ -49,7 +50,7 @@ class Guidance:
             raise ValueError(f"`config` must be a GuidanceConfig, got {type(config).__name__}.")
         routes(reward, self.config)
         self.trace = Trace()
-        self._reward, self._seed, self._index = reward, seed, 0
+        self._reward, self._seed, self._index = reward, check_seed(seed), 0
 
     def begin(self) -> None:
         """A call of the sampler begins: its steps are counted from 0."""

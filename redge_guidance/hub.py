@@ -1,10 +1,12 @@
 """Names of checkpoints: folders, hub ids, and `builtin:NAME` for an embedded one."""
 
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.resources import files
 from os import PathLike, fspath
+from os.path import expanduser
 from pathlib import Path
 from ssl import SSLError
 from typing import Any
@@ -18,6 +20,7 @@ from torch import OutOfMemoryError
 _PREFIX = "builtin:"
 _ROOT = Path(str(files("redge_guidance.checkpoints")))
 _PATIENCE = 5  # seconds until a hub that does not answer counts as out of reach
+_FILES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".json", ".gguf", ".py", ".zip")
 _LONGEST = 500  # characters of a message of a library
 _ASKING = threading.Lock()
 _ASKED: list[Any] = []  # how long transformers would wait for an answer, by whoever is loading
@@ -34,25 +37,26 @@ def resolve(name: str | PathLike[str], revision: str | None = None, cache_dir: s
     A hub id becomes the folder of its cached files where the hub is out of reach, so that nothing waits for it.
 
     Raises:
-        ValueError: an unknown `builtin:` name.
+        ValueError: an unknown `builtin:` name, or no name.
         FileNotFoundError: neither a folder nor spelled like a hub id; a hub is never asked for it.
         OSError: the hub is out of reach, and nothing of this id is in the cache.
 
     >>> resolve("builtin:sentiment").endswith("sentiment")
     True
     """
+    if not isinstance(name, str | PathLike) or not fspath(name):
+        raise ValueError(f"`name` must name a checkpoint: a folder, a hub id or {_PREFIX}NAME, got {name!r}.")
     name = fspath(name)
     if name.startswith(_PREFIX):
         if name not in builtin_names():
             raise ValueError(f"`{name}` is not an embedded checkpoint; choose one of {', '.join(builtin_names())}.")
         return str(_ROOT / name.removeprefix(_PREFIX))
-    path = Path(name).expanduser()
+    path = Path(expanduser(name))
     if path.is_dir():
         return str(path)
-    is_hub_id = name.count("/") == 1 and not name.startswith((".", "/", "~")) and not path.parent.is_dir()
-    if not is_hub_id:
+    if not _is_hub_id(name) or path.exists() or (path.parent != Path() and path.parent.is_dir()):
         raise FileNotFoundError(
-            f"`{name}` is not a folder; expected a checkpoint folder, a hub id `organisation/model`, "
+            f"`{name}` is not a folder; expected a checkpoint folder, a hub id `organisation/model` or `model`, "
             f"or one of {', '.join(builtin_names())}."
         )
     trouble = _out_of_reach()
@@ -65,6 +69,12 @@ def resolve(name: str | PathLike[str], revision: str | None = None, cache_dir: s
             f"`{name}` could not be loaded: {trouble}, and nothing of it is in the cache; pass a folder, or one of "
             f"{', '.join(builtin_names())}."
         ) from error
+
+
+def _is_hub_id(name: str) -> bool:
+    """Whether a name is spelled like a hub id, of one word (`gpt2`) or two; what ends like a file is none."""
+    spelled = re.fullmatch(r"(\w[\w.-]*/)?\w([\w.-]*\w)?", name, re.ASCII) and not re.search(r"--|\.\.", name)
+    return bool(spelled) and len(name) <= 96 and Path(name).suffix not in _FILES
 
 
 def _out_of_reach() -> str | None:

@@ -5,7 +5,7 @@ import sys
 import time
 from typing import Any
 
-from redge_guidance.cli.common import device_of, quiet, write_records
+from redge_guidance.cli.common import Made, device_of, quiet, records
 from redge_guidance.config import GuidanceConfig
 
 WORD, LENGTH = 15.0, 8.0  # units of reward, beside the classifier's nats
@@ -13,8 +13,8 @@ _DEFAULT_REWARD = "builtin:sentiment"
 _BATCH = 64
 
 
-def generate(args: argparse.Namespace, config: GuidanceConfig) -> None:
-    """Write texts, and to stdout a comparison where there is a baseline."""
+def generate(args: argparse.Namespace, config: GuidanceConfig) -> Made:
+    """Texts, and a comparison where there is a baseline."""
     from redge_guidance.attach import guide
 
     quiet()
@@ -26,8 +26,7 @@ def generate(args: argparse.Namespace, config: GuidanceConfig) -> None:
         runs.append(_run(pipe, reward, prompts, args, scale=0.0))
     with guide(pipe, reward, config, seed=args.seed):
         runs.append(_run(pipe, reward, prompts, args, scale=config.scale))
-    write_records(runs, args, config)
-    _report(runs)
+    return Made(_report(runs), {} if args.json is None else {"json": records(runs, args, config)})
 
 
 def _load(args: argparse.Namespace) -> tuple[Any, list[tuple[float, Any]]]:
@@ -98,20 +97,20 @@ def _run(
     }
 
 
-def _report(runs: list[dict[str, Any]]) -> None:
+def _report(runs: list[dict[str, Any]]) -> str:
+    lines = []
     for run in runs:
         if len(runs) > 1:
-            print("guided:" if run is runs[-1] else "unguided:")
-        for record in run["records"]:
-            print(("  " if len(runs) > 1 else "") + record["text"])
+            lines.append("guided:" if run is runs[-1] else "unguided:")
+        lines += [("  " if len(runs) > 1 else "") + record["text"] for record in run["records"]]
         if len(runs) > 1:
-            print()
-    if len(runs) == 1:
-        return
-    print(f"{'':10}{'reward':>9}{'on target':>12}{'nats/token':>12}{'distinct':>10}{'seconds':>9}")
-    for run in runs:
-        name = "guided" if run is runs[-1] else "unguided"
-        print(
-            f"{name:10}{run['reward']:9.2f}{run['hits']:>12}{run['nll']:12.2f}"
-            f"{run['distinct']:>10.0%}{run['seconds']:9.1f}"
-        )
+            lines.append("")
+    if len(runs) > 1:
+        lines.append(f"{'':10}{'reward':>9}{'on target':>12}{'nats/token':>12}{'distinct':>10}{'seconds':>9}")
+        for run in runs:
+            name = "guided" if run is runs[-1] else "unguided"
+            lines.append(
+                f"{name:10}{run['reward']:9.2f}{run['hits']:>12}{run['nll']:12.2f}"
+                f"{run['distinct']:>10.0%}{run['seconds']:9.1f}"
+            )
+    return "\n".join(lines)

@@ -1,5 +1,6 @@
 """Pipelines of diffusers from a folder, none of whose parts is other than its files say."""
 
+import inspect
 import json
 import sys
 from collections.abc import Mapping
@@ -74,15 +75,15 @@ def _is_part(file: Path, name: str, entry: Any) -> bool:
 def _load_part(folder: Path, entry: list[str], dtype: torch.dtype, options: Mapping[str, Any]) -> Any:
     """A model of diffusers or transformers; None for what is no model, or has its class elsewhere."""
     library, kind_name = entry
-    if (folder / f"{library}.py").is_file():
+    if not folder.is_dir() or (folder / f"{library}.py").is_file():
         return None
-    kind: Any = getattr(
-        sys.modules.get(library), kind_name, None
-    )  # as diffusers, which imports nothing for a checkpoint
-    if not isinstance(kind, type) or not issubclass(kind, diffusers.ModelMixin | transformers.PreTrainedModel):
+    kind: Any = getattr(sys.modules.get(library), kind_name, None)  # as diffusers, which imports nothing for an index
+    bases = (diffusers.ModelMixin, transformers.PreTrainedModel)
+    if not (inspect.isclass(kind) and any(base in kind.__mro__ for base in bases)):
         return None
     more = {key: options[key] for key in ("use_safetensors",) if options.get(key) is not None}
-    model, found = kind.from_pretrained(folder, dtype=dtype, output_loading_info=True, **more)
+    loader: Any = kind
+    model, found = loader.from_pretrained(folder, dtype=dtype, output_loading_info=True, **more)
     check_loaded(f"{folder}", model, found)
     return model
 

@@ -93,7 +93,10 @@ def test_toward_a_text_by_clip(model, folders, tmp_path, capsys):
         (["--label", "7", "--out", "no/such/folder/s.png"], "`--out` must name a file in an existing folder"),
         (["--label", "7", "--want", "music"], "`--want` cannot be used with {masked}, which makes images"),
         (["--label", "bird"], "`label` must be one of cat (0), dog (1), cow (2), got 'bird'"),
-        (["--label", "cat", "--reward-temperature", "0"], "`temperature` must be > 0, got 0.0"),
+        (
+            ["--label", "cat", "--reward-temperature", "0"],
+            "`--reward-temperature` must be a finite number > 0, got 0.0",
+        ),
         (["--reward", "{clip}", "--reward-temperature", "2", "--prompt", "a"], "`--reward-temperature` is for a class"),
         (["--label", "cat", "--class-label", "5"], "`class_labels` must lie in [0, 3), got 5"),
         (["--reward", "builtin:sentiment"], "`--reward` must be an image classifier or a CLIP model"),
