@@ -122,6 +122,23 @@ def loading(name: str | PathLike[str]) -> Iterator[None]:
 
 
 @contextmanager
+def using(what: str) -> Iterator[None]:
+    """What a library raises inside where the content of a checkpoint is wrong becomes a ValueError that says of what.
+
+    Errors that are meant for a reader pass: ValueError, OSError, RuntimeError, MemoryError.
+    """
+    try:
+        with _unasked():
+            yield
+    except (ValueError, OSError, RuntimeError, MemoryError):
+        raise
+    except Exception as error:
+        raise ValueError(
+            f"{what} failed: {type(error).__name__}: {_line(error)}; do its configs and files fit one another?"
+        ) from error
+
+
+@contextmanager
 def _unasked() -> Iterator[None]:
     """A time of 0 is how transformers is told not to ask on the terminal; its concrete classes have no argument."""
     from transformers import dynamic_module_utils as module

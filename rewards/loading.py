@@ -1,11 +1,12 @@
 """Models of transformers as rewards, loaded together with what prepares their input."""
 
+import inspect
 import os
 from typing import Any, ClassVar
 
 import torch
 
-from redge_guidance.hub import loading, resolve
+from redge_guidance.hub import loading, resolve, using
 from redge_guidance.remote import check_loaded
 
 _HUB_ARGUMENTS = ("revision", "token", "cache_dir")
@@ -58,7 +59,10 @@ class LoadedReward:
             )
             check_loaded(f"{name}", model, found, cls.unread_weights)
         make: Any = cls
-        return make(model if placed else model.to(device), *processors, *args, **kwargs)
+        parts = (model if placed else model.to(device), *processors)
+        inspect.signature(make).bind(*parts, *args, **kwargs)  # a TypeError is about the arguments
+        with using(f"{cls.__name__} of `{name}`"):
+            return make(*parts, *args, **kwargs)
 
     @classmethod
     def model_class(cls, path: str, hub: dict[str, Any]) -> Any:

@@ -2,7 +2,9 @@
 
 import argparse
 import json
+import logging
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 from redge_guidance.config import GuidanceConfig
@@ -18,7 +20,7 @@ def quiet() -> None:
     import transformers
 
     for library in (diffusers.utils.logging, transformers.utils.logging, huggingface_hub.utils.logging):
-        library.set_verbosity_error()
+        library.set_verbosity(logging.CRITICAL)  # what they call an error comes back as an exception, too
     if not sys.stderr.isatty():
         diffusers.utils.logging.disable_progress_bar()
         transformers.utils.logging.disable_progress_bar()
@@ -36,6 +38,15 @@ def device_of(name: str) -> Any:
         told = " ".join(str(error).split())[:200]
         raise ValueError(f"`--device` must be a device of this machine, got {name!r}: {told}") from error
     return device
+
+
+def running(args: argparse.Namespace, reward: str) -> AbstractContextManager[None]:
+    """Around sampling: what the content of a checkpoint makes fail is bad input, unless the checkpoint is ours."""
+    from redge_guidance.hub import builtin_names, using
+
+    if {args.model, reward} <= set(builtin_names()):
+        return nullcontext()
+    return using(f"`--model` {args.model} under `--reward` {reward}")
 
 
 class Made(NamedTuple):

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from redge_guidance.cli.common import Made, device_of, quiet, records
+from redge_guidance.cli.common import Made, device_of, quiet, records, running
 from redge_guidance.config import GuidanceConfig
 from redge_guidance.trace import StepTrace
 
@@ -41,10 +41,11 @@ def generate(args: argparse.Namespace, config: GuidanceConfig) -> Made:
     if args.scale is None:
         config = replace(config, scale=scale)
     runs = []
-    if args.baseline or args.out is not None:
-        runs.append(_run(pipe, reward, args, scale=0.0))
-    with guide(pipe, reward, config, seed=args.seed) as handle:
-        runs.append(_run(pipe, reward, args, scale=config.scale))
+    with running(args, args.reward or _DEFAULT_REWARD):
+        if args.baseline or args.out is not None:
+            runs.append(_run(pipe, reward, args, scale=0.0))
+        with guide(pipe, reward, config, seed=args.seed) as handle:
+            runs.append(_run(pipe, reward, args, scale=config.scale))
     files = {} if args.json is None else {"json": records(runs, args, config)}
     report = _report(runs)
     if args.out is not None:
@@ -113,6 +114,8 @@ def _load(args: argparse.Namespace) -> tuple[Any, Any, float]:
         config = AutoConfig.from_pretrained(resolve(name), trust_remote_code=trust)
     kinds = getattr(config, "architectures", None) or []
     if any(kind.endswith("ForImageClassification") for kind in kinds):
+        if args.prompt and not _takes_text(pipe):
+            raise ValueError(f"`--prompt` has no use: {args.model} is given no text, and {name} is a classifier.")
         temperature = TEMPERATURE if args.reward_temperature is None else args.reward_temperature
         reward: Any = ImageClassifierReward.from_pretrained(name, args.label, temperature=temperature, **settings)
         scale = CLASSIFIER_SCALE

@@ -5,7 +5,7 @@ import sys
 import time
 from typing import Any
 
-from redge_guidance.cli.common import Made, device_of, quiet, records
+from redge_guidance.cli.common import Made, device_of, quiet, records, running
 from redge_guidance.config import GuidanceConfig
 
 WORD, LENGTH = 15.0, 8.0  # units of reward, beside the classifier's nats
@@ -22,10 +22,11 @@ def generate(args: argparse.Namespace, config: GuidanceConfig) -> Made:
     reward = sum(weight * goal for weight, goal in goals)
     prompts = [text for text in args.prompt or [""] for _ in range(args.samples_per_prompt)]
     runs = []
-    if args.baseline:
-        runs.append(_run(pipe, reward, prompts, args, scale=0.0))
-    with guide(pipe, reward, config, seed=args.seed):
-        runs.append(_run(pipe, reward, prompts, args, scale=config.scale))
+    with running(args, args.reward or _DEFAULT_REWARD):
+        if args.baseline:
+            runs.append(_run(pipe, reward, prompts, args, scale=0.0))
+        with guide(pipe, reward, config, seed=args.seed):
+            runs.append(_run(pipe, reward, prompts, args, scale=config.scale))
     return Made(_report(runs), {} if args.json is None else {"json": records(runs, args, config)})
 
 

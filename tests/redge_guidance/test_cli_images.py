@@ -102,6 +102,10 @@ def test_toward_a_text_by_clip(model, folders, tmp_path, capsys):
         (["--reward", "builtin:sentiment"], "`--reward` must be an image classifier or a CLIP model"),
         (["--reward", "{clip}"], "`--prompt` must say what images are to show"),
         (["--reward", "{clip}", "--prompt", "a", "--prompt", "b"], "`--prompt` must be one text for {masked}"),
+        (
+            ["--label", "cat", "--prompt", "a"],
+            "`--prompt` has no use: {masked} is given no text, and {classifier} is a",
+        ),
         (["--reward", "{clip}", "--label", "7", "--prompt", "a"], "`--label` is for a classifier"),
         (
             ["--model", "{amused}", "--label", "cat", "--class-label", "1"],
