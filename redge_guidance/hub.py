@@ -130,9 +130,11 @@ def using(what: str) -> Iterator[None]:
     try:
         with _unasked():
             yield
-    except (ValueError, OSError, RuntimeError, MemoryError):
+    except (ValueError, OSError, MemoryError):
         raise
     except Exception as error:
+        if isinstance(error, RuntimeError) and not isinstance(error, NotImplementedError | RecursionError):
+            raise
         raise ValueError(
             f"{what} failed: {type(error).__name__}: {_line(error)}; do its configs and files fit one another?"
         ) from error

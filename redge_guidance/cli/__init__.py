@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from redge_guidance.cli import images, texts
+from redge_guidance.cli.common import naming
 from redge_guidance.cli.files import Target, check_targets, write_all
 from redge_guidance.cli.terminal import (
     BAD_INPUT,
@@ -210,7 +211,8 @@ def _generate(args: argparse.Namespace, written: list[str]) -> None:
         raise ValueError(f"`--min-words` must be <= `--max-words`, got {args.min_words} and {args.max_words}.")
     if args.reward_temperature is not None and not 0 < args.reward_temperature < float("inf"):
         raise ValueError(f"`--reward-temperature` must be a finite number > 0, got {args.reward_temperature}.")
-    makes_images = images.makes_images(args.model)
+    with naming("--model"):
+        makes_images = images.makes_images(args.model)
     named = {name: getattr(args, name) for name in ("scale", "estimator", "update")}
     config = GuidanceConfig(**{name: value for name, value in named.items() if value is not None})
     for name in _TEXT_ONLY if makes_images else _IMAGE_ONLY:

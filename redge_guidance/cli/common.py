@@ -4,7 +4,8 @@ import argparse
 import json
 import logging
 import sys
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 from redge_guidance.config import GuidanceConfig
@@ -38,6 +39,17 @@ def device_of(name: str) -> Any:
         told = " ".join(str(error).split())[:200]
         raise ValueError(f"`--device` must be a device of this machine, got {name!r}: {told}") from error
     return device
+
+
+@contextmanager
+def naming(option: str) -> Iterator[None]:
+    """Errors about the argument `name` are about an option here."""
+    try:
+        yield
+    except ValueError as error:
+        if not str(error).startswith("`name` "):
+            raise
+        raise ValueError(f"`{option}` {str(error).removeprefix('`name` ')}") from error
 
 
 def running(args: argparse.Namespace, reward: str) -> AbstractContextManager[None]:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from redge_guidance.cli.common import Made, device_of, quiet, records, running
+from redge_guidance.cli.common import Made, device_of, naming, quiet, records, running
 from redge_guidance.config import GuidanceConfig
 from redge_guidance.trace import StepTrace
 
@@ -110,7 +110,7 @@ def _load(args: argparse.Namespace) -> tuple[Any, Any, float]:
             pipe = load_pipeline(AmusedPipeline, resolve(args.model), dtype, trust)
     name = args.reward or _DEFAULT_REWARD
     settings: dict[str, Any] = {"device": device, "dtype": dtype, "trust_remote_code": trust}
-    with loading(name):
+    with naming("--reward"), loading(name):
         config = AutoConfig.from_pretrained(resolve(name), trust_remote_code=trust)
     kinds = getattr(config, "architectures", None) or []
     if any(kind.endswith("ForImageClassification") for kind in kinds):

@@ -5,7 +5,7 @@ import sys
 import time
 from typing import Any
 
-from redge_guidance.cli.common import Made, device_of, quiet, records, running
+from redge_guidance.cli.common import Made, device_of, naming, quiet, records, running
 from redge_guidance.config import GuidanceConfig
 
 WORD, LENGTH = 15.0, 8.0  # units of reward, beside the classifier's nats
@@ -48,18 +48,20 @@ def _load(args: argparse.Namespace) -> tuple[Any, list[tuple[float, Any]]]:
     asked = any(value is not None for value in (args.label, args.reward, args.reward_temperature))
     if asked or not goals:
         temperature = 1.0 if args.reward_temperature is None else args.reward_temperature
-        classifier = TextClassifierReward.from_pretrained(
-            args.reward or _DEFAULT_REWARD,
-            label=args.label,
-            temperature=temperature,
-            device=device,
-            dtype=dtype,
-            **trust,
-        )
+        with naming("--reward"):
+            classifier = TextClassifierReward.from_pretrained(
+                args.reward or _DEFAULT_REWARD,
+                label=args.label,
+                temperature=temperature,
+                device=device,
+                dtype=dtype,
+                **trust,
+            )
         goals.append((1.0, classifier))
     options = ("tokenizer", "family", "mask_token_id")
     named = {name: getattr(args, name) for name in options if getattr(args, name) is not None}
-    pipe = TextPipeline.from_pretrained(args.model, dtype=dtype, **named, **trust).to(device)
+    with naming("--model"):
+        pipe = TextPipeline.from_pretrained(args.model, dtype=dtype, **named, **trust).to(device)
     pipe.set_progress_bar_config(disable=not sys.stderr.isatty(), leave=False)
     return pipe, goals
 
