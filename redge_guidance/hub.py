@@ -122,19 +122,18 @@ def loading(name: str | PathLike[str]) -> Iterator[None]:
 
 
 @contextmanager
-def using(what: str) -> Iterator[None]:
+def using(what: str, passing: tuple[type[Exception], ...] = ()) -> Iterator[None]:
     """What a library raises inside where the content of a checkpoint is wrong becomes a ValueError that says of what.
 
-    Errors that are meant for a reader pass: ValueError, OSError, RuntimeError, MemoryError.
+    Errors that are meant for a reader pass: ValueError, OSError, MemoryError, and those of `passing`.
     """
+    meant: tuple[type[Exception], ...] = (ValueError, OSError, MemoryError, OutOfMemoryError, *passing)
     try:
         with _unasked():
             yield
-    except (ValueError, OSError, MemoryError):
+    except meant:
         raise
     except Exception as error:
-        if isinstance(error, RuntimeError) and not isinstance(error, NotImplementedError | RecursionError):
-            raise
         raise ValueError(
             f"{what} failed: {type(error).__name__}: {_line(error)}; do its configs and files fit one another?"
         ) from error

@@ -1,7 +1,8 @@
 """Random command lines on tiny checkpoints that were tampered with: `python tests/fuzz.py [CASES] [--first SEED]`.
 
 A case is a function of its number. Whatever comes, the command ends with 0, or with 2 and one line that says why, and
-leaves nothing behind but what it was asked for. `--case N` runs one alone and shows where it fails.
+leaves nothing behind but what it was asked for. `--case N` runs one alone and shows where it fails. With `--library`
+the checkpoints are loaded by `from_pretrained`, which raises ValueError or OSError and nothing else.
 """
 
 import argparse
@@ -27,6 +28,15 @@ from diffusers import AmusedPipeline
 from safetensors.torch import load_file, save_file
 
 from redge_guidance.cli import main
+from redge_guidance.pipelines import MaskedImagePipeline, TextPipeline
+from redge_guidance.rewards import (
+    CLIPReward,
+    FluencyReward,
+    ImageClassifierReward,
+    ImagePreferenceReward,
+    SentenceSimilarityReward,
+    TextClassifierReward,
+)
 from tests.helpers.image_rewards import classifier, clip
 from tests.helpers.images import tiny_amused, tiny_image_pipeline
 from tests.helpers.tiny import tiny_pipeline, tiny_reward, tiny_uniform, word_tokenizer
@@ -61,6 +71,16 @@ VALUES = {
     "--reward": ["builtin:nope", "nope", "", "FILE", "TOKENIZER", "OTHER", "/", "a\0b"],
     "--json": ["", ".", "no/such", "/dev/null", "/dev/full", "FILE/x", "out.jsonl", "\udcff", "x" * 300],
     "--out": ["", "s.png", "s.gif", ".png", "/dev/null", "no/such.png", "s.webp", "out.jsonl", "\udcff.png"],
+}
+LOADED = {
+    "model": [(TextPipeline, {}), (FluencyReward, {}), (SentenceSimilarityReward, {"targets": "a"})],
+    "pipeline": [(TextPipeline, {})],
+    "uniform": [(TextPipeline, {})],
+    "masked": [(MaskedImagePipeline, {})],
+    "told": [(MaskedImagePipeline, {})],
+    "text-classifier": [(TextClassifierReward, {"label": "good"}), (SentenceSimilarityReward, {"targets": "a b"})],
+    "image-classifier": [(ImageClassifierReward, {"label": "cat"})],
+    "clip": [(CLIPReward, {"target": "a"}), (ImagePreferenceReward, {"prompt": "a"})],
 }
 FLAGS = ["--baseline", "--trust-remote-code"]
 
@@ -190,6 +210,31 @@ def case(number: int, root: Path, folder: Path) -> tuple[list[str], str]:
     return arguments, "; ".join(told)
 
 
+def load_case(number: int, root: Path) -> str | None:
+    """What is wrong with how the library fails on a checkpoint that was tampered with; None: nothing."""
+    draw = random.Random(number)
+    name = draw.choice(sorted(LOADED))
+    with tempfile.TemporaryDirectory() as there, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        place = Path(shutil.copytree(root / name, Path(there) / name))
+        told = [tamper(place, draw) for _ in range(draw.choice([1, 1, 2]))]
+        kind, settings = draw.choice(LOADED[name])
+        signal.signal(signal.SIGALRM, _late)
+        signal.alarm(PATIENCE)
+        try:
+            kind.from_pretrained(place, **settings)
+        except (ValueError, OSError) as error:
+            if len(str(error)) < 1200:
+                return None
+            return f"{number}: a message of {len(str(error))} characters\n   {kind.__name__} {name}\n   {told}"
+        except Exception as error:
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            return f"{number}: {type(error).__name__}: {error} {where}\n   {kind.__name__} {name}\n   {told}"
+        finally:
+            signal.alarm(0)
+    return None
+
+
 def run_case(number: int, root: Path, show: bool = False) -> str | None:
     """What is wrong with how the command ends; None: nothing."""
     with tempfile.TemporaryDirectory() as there, warnings.catch_warnings():
@@ -239,6 +284,9 @@ def run() -> int:
     parser.add_argument("cases", type=int, nargs="?", default=500)
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--case", type=int)
+    parser.add_argument(
+        "--library", action="store_true", help="load by `from_pretrained` rather than on a command line"
+    )
     args = parser.parse_args()
     wrong = 0
     with tempfile.TemporaryDirectory() as folder:
@@ -247,7 +295,7 @@ def run() -> int:
             print(run_case(args.case, Path(folder), show=True))
             return 0
         for number in range(args.first, args.first + args.cases):
-            found = run_case(number, Path(folder))
+            found = (load_case if args.library else run_case)(number, Path(folder))
             if found:
                 wrong += 1
                 print(found, flush=True)

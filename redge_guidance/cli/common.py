@@ -58,7 +58,7 @@ def running(args: argparse.Namespace, reward: str) -> AbstractContextManager[Non
 
     if {args.model, reward} <= set(builtin_names()):
         return nullcontext()
-    return using(f"`--model` {args.model} under `--reward` {reward}")
+    return using(f"`--model` {args.model} under `--reward` {reward}", (RuntimeError,))
 
 
 class Made(NamedTuple):

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import AutoModel
 from transformers.utils import cached_file
 
-from redge_guidance.hub import resolve
+from redge_guidance.hub import loading, resolve
 from redge_guidance.rewards.reading.framing import Frame
 from redge_guidance.rewards.reading.reading import Reading
 from redge_guidance.rewards.text.model_reward import TextModelReward
@@ -67,7 +67,9 @@ class SentenceSimilarityReward(TextModelReward):
         Raises:
             ValueError: a checkpoint with layers after the pooling, which are not supported, in addition.
         """
-        settings = _sentence_settings(resolve(name))
+        path = resolve(name, kwargs.get("revision"), kwargs.get("cache_dir"))
+        with loading(name):
+            settings = _sentence_settings(path)
         return super().from_pretrained(name, *args, **{**settings, **kwargs})
 
     @torch.no_grad()
