@@ -7,8 +7,10 @@ from contextlib import nullcontext
 
 import pytest
 from diffusers import AmusedPipeline
+from transformers import AutoConfig, dynamic_module_utils
 
 from redge_guidance.cli import main
+from redge_guidance.hub import loading
 from redge_guidance.pipelines import MaskedImagePipeline, TextPipeline
 from redge_guidance.rewards import (
     CLIPReward,
@@ -171,3 +173,16 @@ def test_code_on_the_command_line(kind, option, tmp_path, yes, capsys):
     assert main(["generate", *asked, "--trust-remote-code"]) in (1, 2)
     assert ran.exists()
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_library_that_is_told_nothing_does_not_ask_either(tmp_path, yes, capsys):
+    """As inside a concrete class that loads another: no argument of ours arrives there."""
+    folder = saved(tiny_reward(), tmp_path / "model")
+    ran = with_code(folder, "config.json", {"model_type": "unheard-of"} | auto_map())
+    before = dynamic_module_utils.TIME_OUT_REMOTE_CODE
+    capsys.readouterr()
+    with pytest.raises(ValueError, match="comes with Python code of its own"), loading("x"), loading("y"):
+        AutoConfig.from_pretrained(folder)
+    assert not ran.exists()
+    assert capsys.readouterr().out == ""
+    assert before == dynamic_module_utils.TIME_OUT_REMOTE_CODE > 0

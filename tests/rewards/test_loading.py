@@ -10,6 +10,7 @@ from transformers import AutoImageProcessor, AutoTokenizer, BertForSequenceClass
 from redge_guidance.cli import main
 from redge_guidance.pipelines import MaskedImagePipeline, TextPipeline
 from redge_guidance.rewards import (
+    AestheticReward,
     CLIPReward,
     FluencyReward,
     ImageClassifierReward,
@@ -204,3 +205,26 @@ def test_a_wrong_folder_for_a_reward_of_texts(kind, settings, folder, message, f
 def test_a_wrong_folder_for_a_reward_of_images(kind, settings, folder, message, folders):
     with pytest.raises(ValueError, match=f"`name` must be a checkpoint that {kind.__name__} can read, got.*{message}"):
         kind.from_pretrained(folders / folder, **settings)
+
+
+@pytest.mark.parametrize("content", ["[", "{}", "[1]", "null", '[{"type": 3}]', '{"a": 1}'])
+def test_modules_of_a_sentence_encoder_that_are_none(content, tmp_path):
+    encoder(word_tokenizer()).save_pretrained(tmp_path)
+    word_tokenizer().save_pretrained(tmp_path)
+    (tmp_path / "modules.json").write_text(content)
+    if content in ("{}", "null"):
+        SentenceSimilarityReward.from_pretrained(tmp_path, "a")
+        return
+    with pytest.raises(ValueError, match="could not be loaded"):
+        SentenceSimilarityReward.from_pretrained(tmp_path, "a")
+
+
+@pytest.mark.parametrize("content", [b"", b"x" * 20, None])
+def test_a_head_that_is_no_head(content, tmp_path):
+    file = tmp_path / "head.safetensors"
+    save_file({"0.weight": torch.zeros(3)}, file)
+    if content is not None:
+        file.write_bytes(content)
+    made = clip(target="a")
+    with pytest.raises(ValueError, match="`head`"):
+        AestheticReward(made.model, made.processor, file)
