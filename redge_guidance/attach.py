@@ -97,8 +97,9 @@ def guide(
         A `GuidanceHandle`; `handle.remove()`, or leaving a `with guide(...)` block, restores the pipeline.
 
     Raises:
-        ValueError: an unsupported or an already guided pipeline, a model instead of a pipeline, or a reward that is not
-            callable. While sampling: a reward of the wrong kind or shape, not finite, or without gradient.
+        ValueError: an unsupported or an already guided pipeline, a model instead of a pipeline, a reward that is not
+            callable, or a seed that torch does not take. While sampling: a reward of the wrong kind or shape, not
+            finite, or without gradient.
         RuntimeError: a pipeline that cannot draw with the versions that are installed, guided or not. While sampling:
             under `torch.inference_mode()`, in two calls at the same time, or with a version of the pipeline's library
             whose scheduler is called in a way that is not known.

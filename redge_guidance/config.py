@@ -118,8 +118,15 @@ class GuidanceConfig:
 
     @classmethod
     def from_json(cls, text: str) -> "GuidanceConfig":
-        """The inverse of `to_json`. Raises ValueError for an unknown field or an unknown name."""
-        values = json.loads(text)
+        """The inverse of `to_json`.
+
+        Raises:
+            ValueError: no JSON, or none of an object; an unknown field or name; a value out of range.
+        """
+        try:
+            values = json.loads(text)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ValueError(f"`text` must be JSON, as of `to_json`, and is not: {error}.") from error
         if not isinstance(values, dict):
             raise ValueError(f"`text` must be a JSON object of settings, got {type(values).__name__}.")
         unknown = set(values) - {f.name for f in fields(cls)}

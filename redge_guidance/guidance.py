@@ -6,14 +6,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from redge_guidance.checks import as_whole
 from redge_guidance.config import GuidanceConfig
 from redge_guidance.draws import Draws, Noise
 from redge_guidance.goals import Goals
 from redge_guidance.gradients import RewardGradients, routes
 from redge_guidance.precision import Autocast
 from redge_guidance.prediction import Prediction, distances
-from redge_guidance.randomness import noise_of
+from redge_guidance.randomness import check_seed, noise_of
 from redge_guidance.reward import AnyReward, named_tokens
 from redge_guidance.step import DenoisingStep
 from redge_guidance.trace import Figures, StepTrace, Trace
@@ -39,7 +38,8 @@ class Guidance:
         trace: a `Trace`, one `StepTrace` a guided step.
 
     Raises:
-        ValueError: a reward that is not callable, a config of another type, or one draw for a reward without gradient.
+        ValueError: a reward that is not callable, a config of another type, one draw for a reward without gradient, or
+            a seed that is none.
     """
 
     def __init__(self, reward: AnyReward, config: GuidanceConfig | None = None, seed: int = 0):
@@ -50,12 +50,9 @@ class Guidance:
         self.config = GuidanceConfig() if config is None else config
         if not isinstance(self.config, GuidanceConfig):
             raise ValueError(f"`config` must be a GuidanceConfig, got {type(config).__name__}.")
-        number = as_whole(seed)
-        if number is None:
-            raise ValueError(f"`seed` must be an integer, got {seed!r}.")
         routes(reward, self.config)
         self.trace = Trace()
-        self._reward, self._seed, self._index = reward, number, 0
+        self._reward, self._seed, self._index = reward, check_seed(seed), 0
         self._goals, self._told = Goals(reward), set[str]()
 
     def begin(self) -> None:

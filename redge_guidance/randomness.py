@@ -1,10 +1,30 @@
 """Guidance's own randomness: a function of the sampler's, of a seed, and of the step."""
 
 import hashlib
+from typing import Any
 
 import torch
 
+from redge_guidance.checks import as_whole
 from redge_guidance.step import DenoisingStep
+
+
+def check_seed(seed: Any, argument: str = "seed") -> int:
+    """`seed` as an integer, of the range that `torch.Generator.manual_seed` takes.
+
+    Raises:
+        ValueError: it is no integer, or beyond that range.
+
+    >>> check_seed(3)
+    3
+    """
+    number = as_whole(seed)
+    if number is None or not -(2**63) <= number < 2**64:
+        raise ValueError(
+            f"`{argument}` must be an integer from -2**63 to 2**64 - 1, as torch.Generator.manual_seed takes it, got "
+            f"{str(seed)[:40] if number is not None else repr(seed)[:80]}."
+        )
+    return number
 
 
 def noise_of(step: DenoisingStep, seed: int, index: int) -> torch.Generator | list[torch.Generator]:

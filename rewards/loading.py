@@ -1,11 +1,16 @@
 """Models of transformers as rewards, loaded together with what prepares their input."""
 
+import inspect
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 
-from redge_guidance.hub import loading, resolve
+from redge_guidance.hub import loading, resolve, using
+from redge_guidance.remote import check_loaded
 
 _HUB_ARGUMENTS = ("revision", "token", "cache_dir")
 
@@ -17,6 +22,7 @@ class LoadedReward:
     """
 
     auto_class: ClassVar[Any]
+    unread_weights: ClassVar[tuple[str, ...]] = ()  # beginnings of names of weights that the reward does without
 
     @classmethod
     def from_pretrained(
@@ -49,19 +55,17 @@ class LoadedReward:
         path = resolve(name, hub.get("revision"), hub.get("cache_dir"))
         hub["trust_remote_code"] = trust_remote_code
         placed = {} if device_map is None else {"device_map": device_map}
-        with loading(name):
+        with _telling(cls, name, path), loading(name):
             processors = cls.processors(path, hub)
             model, found = cls.model_class(path, hub).from_pretrained(
                 path, dtype=dtype, output_loading_info=True, **hub, **placed, **(model_kwargs or {})
             )
-        missing = sorted(key for key in found["missing_keys"] if "pooler." not in key)  # which sentences do without
-        if missing:
-            raise ValueError(
-                f"`{name}` lacks {', '.join(missing[:3])}{' and more' * (len(missing) > 3)} of {type(model).__name__}, "
-                f"which would be random; it is no model for {cls.__name__}."
-            )
+            check_loaded(f"{name}", model, found, cls.unread_weights)
         make: Any = cls
-        return make(model if placed else model.to(device), *processors, *args, **kwargs)
+        parts = (model if placed else model.to(device), *processors)
+        inspect.signature(make).bind(*parts, *args, **kwargs)  # a TypeError is about the arguments
+        with using(f"{cls.__name__} of `{name}`"):
+            return make(*parts, *args, **kwargs)
 
     @classmethod
     def model_class(cls, path: str, hub: dict[str, Any]) -> Any:
@@ -77,3 +81,34 @@ class LoadedReward:
     def processors(cls, path: str, hub: dict[str, Any]) -> list[Any]:
         """What the constructor takes after the model: tokenizer, image processor; `path` and `hub` as above."""
         raise NotImplementedError
+
+
+def _kind_of(folder: Path) -> str:
+    """What a folder without a config of a model is, in words."""
+    files = {
+        "model_index.json": "a pipeline of diffusers",
+        "adapter_config.json": "an adapter without its model",
+        "tokenizer_config.json": "a tokenizer alone",
+        "tokenizer.json": "a tokenizer alone",
+    }
+    return next((kind for file, kind in files.items() if (folder / file).is_file()), "a folder without config.json")
+
+
+@contextmanager
+def _telling(kind: type, name: Any, path: str) -> Iterator[None]:
+    """What transformers says at length of a checkpoint that is none for such a reward, in a few words."""
+    told = {
+        "Unrecognized configuration class": "a model of another kind",
+        "Unrecognized model": "one whose config.json has no `model_type` that transformers knows",
+        "instantiate the backend tokenizer": "one without a tokenizer",
+        "load image processor": "one without an image processor",
+    }
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        found = next((words for sign, words in told.items() if sign in str(error)), None)
+        if os.path.isdir(path) and not os.path.isfile(os.path.join(path, "config.json")):
+            found = _kind_of(Path(path))
+        if found is None:
+            raise
+        raise ValueError(f"`name` must be a checkpoint that {kind.__name__} can read, got {name}, {found}.") from error

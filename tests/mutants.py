@@ -43,7 +43,30 @@ FAMILY = "tests/pipelines/test_families.py"
 UNIFIED = f"{ROOM}amused_step.py"
 PIPES = f"tests/pipelines/test_drawing.py {ROOM}classifier_free.py tests/pipelines/test_masked_scheduler.py"
 
+CONSENT = f"{ROOM}consent.py"
+OUTPUTS = f"{ROOM}cli_outputs.py"
+
 MUTANTS = [
+    # faults, and code without consent
+    Mutant("redge_guidance/hub.py", "module.TIME_OUT_REMOTE_CODE = 0", "pass", CONSENT),
+    Mutant(
+        "redge_guidance/remote/parts.py",
+        '    check_loaded(f"{folder}", model, found)\n',
+        "",
+        "tests/rewards/test_loading.py",
+    ),
+    Mutant("redge_guidance/cli/files.py", "os.chmod(name, stat.S_IMODE(before.st_mode))", "pass", OUTPUTS),
+    Mutant("redge_guidance/cli/files.py", "stat.S_ISREG(found.st_mode)", "True", OUTPUTS),
+    Mutant("redge_guidance/cli/files.py", "os.replace(kept[place], place)", "pass", OUTPUTS),
+    Mutant(
+        "redge_guidance/cli/terminal.py", 'text.encode(encoding, "backslashreplace")', "text.encode(encoding)", OUTPUTS
+    ),
+    Mutant(
+        "rewards/reading/cache.py",
+        " or told != _sum(values, offsets)",
+        "",
+        "tests/rewards/reading/test_alignment.py",
+    ),
     # loading what is published
     Mutant(
         "redge_guidance/remote/views.py",

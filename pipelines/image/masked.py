@@ -21,6 +21,7 @@ from redge_guidance.pipelines.image.vq_tokens import codebook_of, to_pixels, to_
 from redge_guidance.pipelines.sampling import AfterStep, Callback, Generators, check_generators, plain_settings
 from redge_guidance.pipelines.scheduler import MaskedDiffusionScheduler
 from redge_guidance.pipelines.schedules import classifier_free, for_each_step
+from redge_guidance.remote import load_pipeline
 
 
 @dataclass
@@ -111,19 +112,20 @@ class MaskedImagePipeline(Drawer, DiffusionPipeline):
         Args:
             name: embedded checkpoint, folder, or hub id.
             dtype: of the models.
-            **kwargs: for `DiffusionPipeline.from_pretrained`.
+            **kwargs: for `DiffusionPipeline.from_pretrained`, `trust_remote_code` among them.
 
         Raises:
             ValueError, FileNotFoundError: `name` is unknown, or its parts do not fit one another.
             OSError: `name` is a hub id that cannot be loaded.
         """
-        path = resolve(name)
+        hub = {key: kwargs[key] for key in ("revision", "token", "cache_dir") if key in kwargs}
+        path = resolve(name, hub.get("revision"), hub.get("cache_dir"))
         with loading(name):
-            stored = cls.load_config(path, **{key: kwargs[key] for key in ("revision", "token") if key in kwargs})
+            stored = cls.load_config(path, **hub)
             if "vqvae" not in stored:
-                kind = stored["_class_name"]
+                kind = stored.get("_class_name")
                 raise ValueError(f"`{name}` is for {kind}, which makes no images; call {kind}.from_pretrained.")
-            pipe: MaskedImagePipeline = super().from_pretrained(path, dtype=dtype, **kwargs)
+            pipe: MaskedImagePipeline = load_pipeline(cls, path, dtype, **kwargs)
         return pipe
 
     @classmethod

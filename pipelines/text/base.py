@@ -26,7 +26,7 @@ from redge_guidance.pipelines.text.loading import (
 from redge_guidance.pipelines.text.output import TextPipelineOutput, texts_of
 from redge_guidance.pipelines.text.prompts import as_texts, lay_out, scored_rows
 from redge_guidance.positions import longest
-from redge_guidance.remote import REMOTE
+from redge_guidance.remote import REMOTE, load_pipeline
 from redge_guidance.text import end_token_ids
 
 
@@ -129,7 +129,7 @@ class TextPipeline(Drawer, DiffusionPipeline):
 
     @classmethod
     def _load(cls, path: str, **kwargs: Any) -> Any:
-        return super().from_pretrained(path, **kwargs)
+        return load_pipeline(cls, path, **kwargs)
 
     @classmethod
     @abstractmethod

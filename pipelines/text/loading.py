@@ -15,7 +15,7 @@ from redge_guidance.hub import loading, resolve
 from redge_guidance.pipelines.text.calling import clean_logits
 from redge_guidance.pipelines.text.families import ModelFamily, family_of, prepare_config
 from redge_guidance.positions import longest
-from redge_guidance.remote import is_remote, load_config, load_model, weight_files
+from redge_guidance.remote import check_loaded, is_remote, load_config, load_model, weight_files
 from redge_guidance.text import known_token_ids
 
 _HUB = ("revision", "token", "cache_dir")
@@ -95,15 +95,9 @@ def _load_native(path: str, config: Any, dtype: torch.dtype, weights_only: bool,
         weight_files(Path(path), weights_only)
     safe = {} if weights_only else {"use_safetensors": True}
     model, info = AutoModelForMaskedLM.from_pretrained(
-        path, dtype=dtype, output_loading_info=True, **(safe | dict(options))
+        path, dtype=dtype, output_loading_info=True, trust_remote_code=False, **(safe | dict(options))
     )
-    missing = sorted(info["missing_keys"])
-    if missing:
-        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        raise ValueError(
-            f"the weights do not fit {type(model).__name__}: they lack {', '.join(missing[:3])}{more}, which would be "
-            "random; is it a masked language model?"
-        )
+    check_loaded(path, model, info)
     return model
 
 

@@ -2,17 +2,18 @@
 
 import argparse
 import importlib.util
-import json
+import io
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from redge_guidance.cli.common import device_of, quiet, replacing, write_records
+from redge_guidance.cli.common import Made, device_of, naming, quiet, records, running
 from redge_guidance.config import GuidanceConfig
 from redge_guidance.trace import StepTrace
 
+_KINDS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 _PIPELINES = ("MaskedImagePipeline", "AmusedPipeline")
 _DEFAULT_REWARD = "builtin:mnist-classifier"
 TEMPERATURE = 8.0  # of a classifier: the reward goes on where the classifier is sure
@@ -27,8 +28,8 @@ def makes_images(name: str) -> bool:
     return _pipeline_class(name) in _PIPELINES
 
 
-def generate(args: argparse.Namespace, config: GuidanceConfig) -> None:
-    """Draw images, compare them on stdout with unguided ones, and write the sheet that was asked for."""
+def generate(args: argparse.Namespace, config: GuidanceConfig) -> Made:
+    """Images, their comparison with unguided ones, and the sheet that was asked for."""
     from redge_guidance.attach import guide
 
     if args.out is None and args.json is None:
@@ -40,22 +41,24 @@ def generate(args: argparse.Namespace, config: GuidanceConfig) -> None:
     if args.scale is None:
         config = replace(config, scale=scale)
     runs = []
-    if args.baseline or args.out is not None:
-        runs.append(_run(pipe, reward, args, scale=0.0))
-    with guide(pipe, reward, config, seed=args.seed) as handle:
-        runs.append(_run(pipe, reward, args, scale=config.scale))
-    write_records(runs, args, config)
+    with running(args, args.reward or _DEFAULT_REWARD):
+        if args.baseline or args.out is not None:
+            runs.append(_run(pipe, reward, args, scale=0.0))
+        with guide(pipe, reward, config, seed=args.seed) as handle:
+            runs.append(_run(pipe, reward, args, scale=config.scale))
+    files = {} if args.json is None else {"json": records(runs, args, config)}
+    report = _report(runs)
     if args.out is not None:
-        sheet, trace = Path(args.out), _trace_file(Path(args.out))
-        with replacing(sheet) as name, replacing(trace) as other:
-            _contact_sheet(runs).save(name)
-            _plot(handle.trace, other)
-        print(f"{sheet}: unguided above guided; {trace}: what guidance did")
-    _report(runs)
+        kind, sheet = _KINDS[Path(args.out).suffix.lower()], io.BytesIO()
+        _contact_sheet(runs).save(sheet, kind)
+        files |= {"out": sheet.getvalue(), "trace": _plot(handle.trace, kind)}
+        report = [f"{args.out}: unguided above guided; {trace_file(args.out)}: what guidance did", *report]
+    return Made("\n".join(report), files)
 
 
 def _pipeline_class(name: str) -> str | None:
-    from redge_guidance.hub import resolve
+    from redge_guidance.hub import loading, resolve
+    from redge_guidance.remote import read_index
 
     path = resolve(name)
     index = Path(path) / "model_index.json"
@@ -69,19 +72,22 @@ def _pipeline_class(name: str) -> str | None:
             return None
     if not index.is_file():
         return None
-    kind: str | None = json.loads(index.read_text(encoding="utf-8")).get("_class_name")
+    with loading(name):
+        kind: str = read_index(index)["_class_name"]
     return kind
 
 
 def _check_sheet(name: str) -> None:
-    if Path(name).suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+    if Path(name).suffix.lower() not in _KINDS:
         raise ValueError(f"`--out` must be a .png, .jpg or .webp file, got {name}.")
     if importlib.util.find_spec("matplotlib") is None:
         raise ValueError("`--out` plots the trace and needs matplotlib: pip install 'redge-guidance[notebook]'.")
 
 
-def _trace_file(sheet: Path) -> Path:
-    return sheet.with_name(f"{sheet.stem}-trace{sheet.suffix}")
+def trace_file(sheet: str) -> str:
+    """Where the trace of guidance goes that belongs to a contact sheet."""
+    path = Path(sheet)
+    return str(path.with_name(f"{path.stem}-trace{path.suffix}")) if path.name else sheet
 
 
 def _load(args: argparse.Namespace) -> tuple[Any, Any, float]:
@@ -90,22 +96,26 @@ def _load(args: argparse.Namespace) -> tuple[Any, Any, float]:
     from diffusers import AmusedPipeline
     from transformers import AutoConfig
 
-    from redge_guidance.hub import resolve
+    from redge_guidance.hub import loading, resolve
     from redge_guidance.pipelines import MaskedImagePipeline
+    from redge_guidance.remote import load_pipeline
     from redge_guidance.rewards import CLIPReward, ImageClassifierReward
 
     device, dtype = device_of(args.device), getattr(torch, args.dtype)
+    trust = args.trust_remote_code
     if _pipeline_class(args.model) == "MaskedImagePipeline":
-        pipe: Any = MaskedImagePipeline.from_pretrained(args.model, dtype=dtype)
+        pipe: Any = MaskedImagePipeline.from_pretrained(args.model, dtype=dtype, trust_remote_code=trust)
     else:
-        pipe = AmusedPipeline.from_pretrained(resolve(args.model), dtype=dtype)
+        with loading(args.model):
+            pipe = load_pipeline(AmusedPipeline, resolve(args.model), dtype, trust)
     name = args.reward or _DEFAULT_REWARD
-    settings: dict[str, Any] = {"device": device, "dtype": dtype}
-    if args.trust_remote_code:
-        settings["trust_remote_code"] = True
-    config = AutoConfig.from_pretrained(resolve(name))
+    settings: dict[str, Any] = {"device": device, "dtype": dtype, "trust_remote_code": trust}
+    with naming("--reward"), loading(name):
+        config = AutoConfig.from_pretrained(resolve(name), trust_remote_code=trust)
     kinds = getattr(config, "architectures", None) or []
     if any(kind.endswith("ForImageClassification") for kind in kinds):
+        if args.prompt and not _takes_text(pipe):
+            raise ValueError(f"`--prompt` has no use: {args.model} is given no text, and {name} is a classifier.")
         temperature = TEMPERATURE if args.reward_temperature is None else args.reward_temperature
         reward: Any = ImageClassifierReward.from_pretrained(name, args.label, temperature=temperature, **settings)
         scale = CLASSIFIER_SCALE
@@ -176,11 +186,12 @@ def _run(pipe: Any, reward: Any, args: argparse.Namespace, scale: float) -> dict
     }
 
 
-def _report(runs: list[dict[str, Any]]) -> None:
-    print(f"{'':10}{'reward':>9}{'on target':>12}{'seconds':>9}")
+def _report(runs: list[dict[str, Any]]) -> list[str]:
+    lines = [f"{'':10}{'reward':>9}{'on target':>12}{'seconds':>9}"]
     for run in runs:
         name = "guided" if run is runs[-1] else "unguided"
-        print(f"{name:10}{run['reward']:9.2f}{run['hits']:>12}{run['seconds']:9.1f}")
+        lines.append(f"{name:10}{run['reward']:9.2f}{run['hits']:>12}{run['seconds']:9.1f}")
+    return lines
 
 
 def _contact_sheet(runs: list[dict[str, Any]]) -> Any:
@@ -200,8 +211,8 @@ def _contact_sheet(runs: list[dict[str, Any]]) -> Any:
     return make_image_grid(rows, len(rows) // columns, columns, resize=size)
 
 
-def _plot(trace: list[StepTrace], name: str) -> None:
-    """Reward, and KL in nats a free token, over the share of denoising steps done."""
+def _plot(trace: list[StepTrace], kind: str) -> bytes:
+    """An image file: reward, and KL in nats a free token, over the share of denoising steps done."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -215,5 +226,7 @@ def _plot(trace: list[StepTrace], name: str) -> None:
     right = axis.twinx()
     right.plot(progress, [step.kl for step in trace], ".", color="C1")
     right.set_ylabel("KL(q || p), nats a free token", color="C1")
-    figure.savefig(name, dpi=150)
+    file = io.BytesIO()
+    figure.savefig(file, dpi=150, format=kind)
     pyplot.close(figure)
+    return file.getvalue()

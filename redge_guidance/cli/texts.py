@@ -5,7 +5,7 @@ import sys
 import time
 from typing import Any
 
-from redge_guidance.cli.common import device_of, quiet, write_records
+from redge_guidance.cli.common import Made, device_of, naming, quiet, records, running
 from redge_guidance.config import GuidanceConfig
 
 WORD, LENGTH = 15.0, 8.0  # units of reward, beside the classifier's nats
@@ -13,8 +13,8 @@ _DEFAULT_REWARD = "builtin:sentiment"
 _BATCH = 64
 
 
-def generate(args: argparse.Namespace, config: GuidanceConfig) -> None:
-    """Write texts, and to stdout a comparison where there is a baseline."""
+def generate(args: argparse.Namespace, config: GuidanceConfig) -> Made:
+    """Texts, and a comparison where there is a baseline."""
     from redge_guidance.attach import guide
 
     quiet()
@@ -22,12 +22,12 @@ def generate(args: argparse.Namespace, config: GuidanceConfig) -> None:
     reward = sum(weight * goal for weight, goal in goals)
     prompts = [text for text in args.prompt or [""] for _ in range(args.samples_per_prompt)]
     runs = []
-    if args.baseline:
-        runs.append(_run(pipe, reward, prompts, args, scale=0.0))
-    with guide(pipe, reward, config, seed=args.seed):
-        runs.append(_run(pipe, reward, prompts, args, scale=config.scale))
-    write_records(runs, args, config)
-    _report(runs)
+    with running(args, args.reward or _DEFAULT_REWARD):
+        if args.baseline:
+            runs.append(_run(pipe, reward, prompts, args, scale=0.0))
+        with guide(pipe, reward, config, seed=args.seed):
+            runs.append(_run(pipe, reward, prompts, args, scale=config.scale))
+    return Made(_report(runs), {} if args.json is None else {"json": records(runs, args, config)})
 
 
 def _load(args: argparse.Namespace) -> tuple[Any, list[tuple[float, Any]]]:
@@ -48,18 +48,20 @@ def _load(args: argparse.Namespace) -> tuple[Any, list[tuple[float, Any]]]:
     asked = any(value is not None for value in (args.label, args.reward, args.reward_temperature))
     if asked or not goals:
         temperature = 1.0 if args.reward_temperature is None else args.reward_temperature
-        classifier = TextClassifierReward.from_pretrained(
-            args.reward or _DEFAULT_REWARD,
-            label=args.label,
-            temperature=temperature,
-            device=device,
-            dtype=dtype,
-            **trust,
-        )
+        with naming("--reward"):
+            classifier = TextClassifierReward.from_pretrained(
+                args.reward or _DEFAULT_REWARD,
+                label=args.label,
+                temperature=temperature,
+                device=device,
+                dtype=dtype,
+                **trust,
+            )
         goals.append((1.0, classifier))
     options = ("tokenizer", "family", "mask_token_id")
     named = {name: getattr(args, name) for name in options if getattr(args, name) is not None}
-    pipe = TextPipeline.from_pretrained(args.model, dtype=dtype, **named, **trust).to(device)
+    with naming("--model"):
+        pipe = TextPipeline.from_pretrained(args.model, dtype=dtype, **named, **trust).to(device)
     pipe.set_progress_bar_config(disable=not sys.stderr.isatty(), leave=False)
     return pipe, goals
 
@@ -98,20 +100,20 @@ def _run(
     }
 
 
-def _report(runs: list[dict[str, Any]]) -> None:
+def _report(runs: list[dict[str, Any]]) -> str:
+    lines = []
     for run in runs:
         if len(runs) > 1:
-            print("guided:" if run is runs[-1] else "unguided:")
-        for record in run["records"]:
-            print(("  " if len(runs) > 1 else "") + record["text"])
+            lines.append("guided:" if run is runs[-1] else "unguided:")
+        lines += [("  " if len(runs) > 1 else "") + record["text"] for record in run["records"]]
         if len(runs) > 1:
-            print()
-    if len(runs) == 1:
-        return
-    print(f"{'':10}{'reward':>9}{'on target':>12}{'nats/token':>12}{'distinct':>10}{'seconds':>9}")
-    for run in runs:
-        name = "guided" if run is runs[-1] else "unguided"
-        print(
-            f"{name:10}{run['reward']:9.2f}{run['hits']:>12}{run['nll']:12.2f}"
-            f"{run['distinct']:>10.0%}{run['seconds']:9.1f}"
-        )
+            lines.append("")
+    if len(runs) > 1:
+        lines.append(f"{'':10}{'reward':>9}{'on target':>12}{'nats/token':>12}{'distinct':>10}{'seconds':>9}")
+        for run in runs:
+            name = "guided" if run is runs[-1] else "unguided"
+            lines.append(
+                f"{name:10}{run['reward']:9.2f}{run['hits']:>12}{run['nll']:12.2f}"
+                f"{run['distinct']:>10.0%}{run['seconds']:9.1f}"
+            )
+    return "\n".join(lines)

@@ -7,6 +7,17 @@ computed.
 
 from redge_guidance.remote.legacy import REMOTE, LegacyCache
 from redge_guidance.remote.loading import is_remote, load_config, load_model
+from redge_guidance.remote.parts import check_loaded, load_pipeline, read_index
 from redge_guidance.remote.weights import weight_files
 
-__all__ = ["REMOTE", "LegacyCache", "is_remote", "load_config", "load_model", "weight_files"]
+__all__ = [
+    "REMOTE",
+    "LegacyCache",
+    "check_loaded",
+    "is_remote",
+    "load_config",
+    "load_model",
+    "load_pipeline",
+    "read_index",
+    "weight_files",
+]

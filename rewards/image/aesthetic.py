@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModel
@@ -48,8 +49,14 @@ class AestheticReward(ImageModelReward):
 def _read_head(path: Path) -> torch.nn.Module:
     if path.suffix != ".safetensors" or not path.is_file():
         raise ValueError(f"`head` must be a file of safetensors, got {path}; a pickle is not read.")
-    weights = load_file(path)
+    try:
+        weights = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"`head` {path} cannot be read: {error}; download it again.") from error
     names = sorted((name for name in weights if name.endswith("weight")), key=_numbers)
+    flat = [f"{name} {tuple(weights[name].shape)}" for name in names if weights[name].ndim != 2]
+    if flat:
+        raise ValueError(f"`head` must be linear layers, with weights (out, in), got {flat[0]}.")
     layers = []
     for name in names:
         weight, bias = weights[name].float(), weights.get(name.removesuffix("weight") + "bias")

@@ -1,19 +1,13 @@
 """Two tokenizers on one text: which tokens are the same, which overlap, what a token is worth in the other's pieces."""
 
-import contextlib
 import hashlib
 import json
-import os
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.constants import HF_HOME
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from redge_guidance.rewards.reading.cache import cache_folder, read_ragged, write_ragged
 from redge_guidance.text import known_token_ids, special_token_ids
 
 _UNKNOWN = "\ufffd"  # what a decoder writes for bytes that are no character
@@ -205,17 +199,15 @@ class Pieces:
         """Looked up in the cache, or made, of `token_texts(generator)`, and put there.
 
         The cache is the folder `bridges` of `$REDGE_GUIDANCE_CACHE`, by default `redge-guidance` in the cache of
-        Hugging Face; a file there is named by both tokenizers. A cache that cannot be written is done without.
+        Hugging Face; a file there is named by both tokenizers, and one that is not as it was written is made anew.
+        A cache that cannot be written is done without.
         """
-        root = os.environ.get("REDGE_GUIDANCE_CACHE") or os.path.join(HF_HOME, "redge-guidance")
-        file = Path(root) / "bridges" / f"{_fingerprint(generator, model)}.safetensors"
-        try:
-            found = load_file(file)
-            return cls(found["pieces"].long(), found["offsets"].long())
-        except (OSError, SafetensorError, KeyError):
-            made = cls.make(texts, model)
-        with contextlib.suppress(OSError):
-            _write(file, {"pieces": made.pieces.int(), "offsets": made.offsets.int()})
+        file = cache_folder() / "bridges" / f"{_fingerprint(generator, model)}.safetensors"
+        found = read_ragged(file, len(texts), max(model.get_vocab().values()))
+        if found is not None:
+            return cls(*found)
+        made = cls.make(texts, model)
+        write_ragged(file, made.pieces, made.offsets)
         return made
 
     @classmethod
@@ -264,19 +256,10 @@ def _cut_behind(model: Any, leads: list[str], texts: list[str]) -> list[list[int
 
 
 def _fingerprint(*tokenizers: Any) -> str:
-    digest = hashlib.sha256(b"2")  # of the way in which a table is made
+    digest = hashlib.sha256(b"3")  # of the way in which a table is made
     for tokenizer in tokenizers:
         fast = getattr(tokenizer, "is_fast", False)
         state = tokenizer.backend_tokenizer.to_str() if fast else json.dumps(sorted(tokenizer.get_vocab().items()))
         digest.update(type(tokenizer).__name__.encode() + state.encode())
         digest.update(json.dumps(sorted(special_token_ids(tokenizer))).encode())
     return digest.hexdigest()[:40]
-
-
-def _write(file: Path, tensors: dict[str, Tensor]) -> None:
-    """Whole or not at all, whoever else writes the same file."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=file.parent) as folder:
-        part = Path(folder) / file.name
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part)
-        os.replace(part, file)

@@ -11,7 +11,7 @@ from transformers import MODEL_FOR_TEXT_ENCODING_MAPPING, AutoConfig, AutoModel,
 from transformers.utils import cached_file
 
 from redge_guidance.evaluation import check_samples
-from redge_guidance.hub import resolve
+from redge_guidance.hub import loading, resolve
 from redge_guidance.rewards.reading.framing import Frame
 from redge_guidance.rewards.reading.reading import Reading
 from redge_guidance.rewards.text.model_reward import TextModelReward
@@ -39,6 +39,7 @@ class SentenceSimilarityReward(TextModelReward):
     """
 
     auto_class: ClassVar[Any] = AutoModel
+    unread_weights: ClassVar[tuple[str, ...]] = ("pooler.",)  # embeddings are made of the tokens' states
 
     def __init__(
         self,
@@ -67,7 +68,9 @@ class SentenceSimilarityReward(TextModelReward):
         Raises:
             ValueError: a checkpoint with layers after the pooling, which are not supported, in addition.
         """
-        settings = _sentence_settings(resolve(name))
+        path = resolve(name, kwargs.get("revision"), kwargs.get("cache_dir"))
+        with loading(name):
+            settings = _sentence_settings(path)
         return super().from_pretrained(name, *args, **{**settings, **kwargs})
 
     @classmethod

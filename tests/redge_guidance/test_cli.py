@@ -96,6 +96,12 @@ def test_json_has_one_object_a_text(tmp_path, capsys):
         (["--prompt", "word " * 80], "shorten `prompt`"),
         (["--want", " "], "must be words or phrases, got ' '"),
         (["--min-words", "5", "--max-words", "4"], "`--min-words` must be <= `--max-words`, got 5 and 4"),
+        (["--device", "meta"], "`--device` must be a device of this machine, got 'meta'"),
+        (["--device", "xla"], "`--device` must be a device of this machine, got 'xla'"),
+        (["--device", "mps"], "`--device` must be a device of this machine, got 'mps'"),
+        (["--device", "cuda:99"], "`--device` must be a device of this machine, got 'cuda:99'"),
+        (["--reward-temperature", "inf"], "`--reward-temperature` must be a finite number > 0, got inf"),
+        (["--reward-temperature", "nan"], "`--reward-temperature` must be a finite number > 0, got nan"),
         (["--device", "abacus"], "`--device` must be a device of this machine, got 'abacus'"),
     ],
 )
@@ -119,8 +125,12 @@ def test_a_classifier_beside_words_needs_a_label(capsys, arguments):
     [
         ([], "required: COMMAND"),
         (["generate", "--samples-per-prompt", "0"], "argument --samples-per-prompt: must be >= 1, got 0"),
+        (["generate", "--samples-per-prompt", "9" * 30], "argument --samples-per-prompt: must be <= 1000000, got 999"),
+        (["generate", "--mask-token-id", "9" * 20], "argument --mask-token-id: must be an integer of 64 bits, got 999"),
+        (["generate", "--class-label", "1e3"], "argument --class-label: must be an integer, got '1e3'"),
+        (["generate", "--seed", str(2**64)], "`--seed` must be an integer from -2**63 to 2**64 - 1"),
         (["generate", "--nope"], "unrecognized arguments: --nope"),
-        (["generate", "--seed", "x"], "argument --seed: invalid int value: 'x'"),
+        (["generate", "--seed", "x"], "argument --seed: must be an integer, got 'x'"),
         (["generate", "--dtype", "int8"], "argument --dtype: invalid choice"),
     ],
 )
@@ -145,7 +155,7 @@ def test_a_failure_while_writing_leaves_the_old_file_and_nothing_else(tmp_path, 
     def full(*args, **kwargs):
         raise OSError("disk full")
 
-    monkeypatch.setattr("redge_guidance.cli.common.os.replace", full)
+    monkeypatch.setattr("redge_guidance.cli.files.os.replace", full)
     assert main(["generate", *FAST, "--json", str(file)]) == 2
     assert file.read_text() == "old\n"
     assert os.listdir(tmp_path) == ["out.jsonl"]
@@ -204,7 +214,7 @@ def test_a_model_with_code_of_its_own_and_the_tokenizer_of_another(tmp_path, cap
         "4",
     ]
     for more, message in (
-        ([], "pass `trust_remote_code=True` to run it"),
+        ([], "pass `--trust-remote-code` to run it"),
         (["--trust-remote-code"], "a model of type 'unheard-of' is not known"),
         (["--trust-remote-code", "--family", "mdlm"], "`tokenizer` must be given"),
     ):

@@ -93,12 +93,19 @@ def test_toward_a_text_by_clip(model, folders, tmp_path, capsys):
         (["--label", "7", "--out", "no/such/folder/s.png"], "`--out` must name a file in an existing folder"),
         (["--label", "7", "--want", "music"], "`--want` cannot be used with {masked}, which makes images"),
         (["--label", "bird"], "`label` must be one of cat (0), dog (1), cow (2), got 'bird'"),
-        (["--label", "cat", "--reward-temperature", "0"], "`temperature` must be > 0, got 0.0"),
+        (
+            ["--label", "cat", "--reward-temperature", "0"],
+            "`--reward-temperature` must be a finite number > 0, got 0.0",
+        ),
         (["--reward", "{clip}", "--reward-temperature", "2", "--prompt", "a"], "`--reward-temperature` is for a class"),
         (["--label", "cat", "--class-label", "5"], "`class_labels` must lie in [0, 3), got 5"),
         (["--reward", "builtin:sentiment"], "`--reward` must be an image classifier or a CLIP model"),
         (["--reward", "{clip}"], "`--prompt` must say what images are to show"),
         (["--reward", "{clip}", "--prompt", "a", "--prompt", "b"], "`--prompt` must be one text for {masked}"),
+        (
+            ["--label", "cat", "--prompt", "a"],
+            "`--prompt` has no use: {masked} is given no text, and {classifier} is a",
+        ),
         (["--reward", "{clip}", "--label", "7", "--prompt", "a"], "`--label` is for a classifier"),
         (
             ["--model", "{amused}", "--label", "cat", "--class-label", "1"],

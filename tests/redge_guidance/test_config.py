@@ -1,12 +1,17 @@
 import copy
 import dataclasses
+import json
+import math
 import pickle
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from redge_guidance import GuidanceConfig, ReDGE, StraightThrough
 from redge_guidance.estimators import ESTIMATORS, EntropyMix, Estimator, Pathwise, ReinforceLOO, Soft
+from redge_guidance.guidance import Guidance
 from redge_guidance.updates import Adam, Natural
 
 CONFIGS = [
@@ -124,3 +129,42 @@ def test_config_is_frozen():
         GuidanceConfig().scale = 1.0
     with pytest.raises(dataclasses.FrozenInstanceError):
         GuidanceConfig().estimator = "soft"
+
+
+PLAIN = st.sampled_from([None, True, 0, 1, 2, -1, 0.5, math.nan, math.inf, 10**400, "", "redge", "0.5"])
+OTHER = st.lists(PLAIN, max_size=2) | st.dictionaries(st.sampled_from(["name", "hard"]), PLAIN, max_size=2)
+FIELDS = st.sampled_from([field.name for field in dataclasses.fields(GuidanceConfig)])
+NAMES = st.sampled_from([*ESTIMATORS, "natural", "adam", "nope", None, 3, ["redge"]])
+SETTINGS = ["num_steps", "t1", "hard", "tau", "weight", "step_size", "damping", "num_updates", "nope"]
+NAMED = st.builds(lambda name, key, value: {"name": name, key: value}, NAMES, st.sampled_from(SETTINGS), PLAIN | OTHER)
+
+
+@given(PLAIN | OTHER | st.dictionaries(FIELDS, PLAIN | OTHER | NAMED, max_size=2))
+def test_any_json_is_a_config_or_a_valueerror(content):
+    """And a config that is read is written and read again as what it was."""
+    try:
+        config = GuidanceConfig.from_json(json.dumps(content))
+    except ValueError:
+        return
+    assert GuidanceConfig.from_json(config.to_json()) == config
+    assert math.isfinite(float(config.scale))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1", "nul", "\ud800", b"\xff", None, 3, {"scale": 1}, "[" * 100_000])
+def test_what_is_no_json(text):
+    with pytest.raises(ValueError, match="`text` must be"):
+        GuidanceConfig.from_json(text)
+
+
+@given(st.integers(-(2**66), 2**66) | st.floats() | st.text(max_size=3) | st.none() | st.booleans() | st.just([1]))
+def test_a_seed_is_what_torch_takes_as_one(seed):
+    try:
+        torch.Generator().manual_seed(seed)
+        taken = not isinstance(seed, bool)
+    except (TypeError, RuntimeError, ValueError, OverflowError):
+        taken = False
+    if taken:
+        Guidance(len, seed=seed)
+    else:
+        with pytest.raises(ValueError, match="`seed` must be an integer from"):
+            Guidance(len, seed=seed)

@@ -2,9 +2,13 @@ import copy
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from redge_guidance.rewards.reading.alignment import Pieces, character_spans, overlap, same_tokens, token_texts
+from redge_guidance.rewards.reading.cache import cache_folder, read_ragged, write_ragged
 from tests.helpers.tiny import WORDS, word_tokenizer
 from tests.helpers.tokenizers import TEXTS, tokenizer
 
@@ -141,3 +145,52 @@ def test_a_broken_or_closed_cache_is_done_without(cache, monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("REDGE_GUIDANCE_CACHE", str(tmp_path / "file"))
     assert torch.equal(pieces().pieces, made.pieces)
+
+
+TABLES = {
+    "another length": lambda t: {**t, "offsets": t["offsets"][:-1]},
+    "offsets beyond": lambda t: {**t, "offsets": t["offsets"] + 1},
+    "offsets that go back": lambda t: {**t, "offsets": t["offsets"].flip(0)},
+    "ids beyond": lambda t: {**t, "pieces": t["pieces"] + 10**6},
+    "negative ids": lambda t: {**t, "pieces": -1 - t["pieces"]},
+    "floats": lambda t: {name: one.float() for name, one in t.items()},
+    "wide": lambda t: {name: one.long() for name, one in t.items()},
+    "two axes": lambda t: {name: one[None] for name, one in t.items()},
+    "a number": lambda t: {name: one[0] for name, one in t.items()},
+    "empty": lambda t: {name: one[:0] for name, one in t.items()},
+    "one table": lambda t: {"pieces": t["pieces"]},
+    "other values": lambda t: {**t, "pieces": t["pieces"].flip(0).contiguous()},
+}
+
+
+@pytest.mark.parametrize("how", TABLES)
+@pytest.mark.parametrize("keeps_metadata", [True, False])
+def test_a_table_that_does_not_fit_is_made_anew(how, keeps_metadata, cache):
+    made = pieces()
+    (file,) = cache.iterdir()
+    with safe_open(file, "pt") as found:
+        told = found.metadata() if keeps_metadata else None
+    save_file(TABLES[how](load_file(file)), file, told)
+    again = pieces()
+    assert torch.equal(again.pieces, made.pieces)
+    assert torch.equal(again.offsets, made.offsets)
+    assert torch.equal(load_file(file)["pieces"].long(), made.pieces)
+
+
+@given(where=st.floats(0, 1), value=st.integers(0, 255), cut=st.booleans())
+def test_any_byte_of_a_table_may_be_wrong(where, value, cut, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cache")
+    values, offsets = torch.tensor([3, 1, 2]), torch.tensor([0, 2, 2, 3])
+    write_ragged(folder / "table", values, offsets)
+    content = bytearray((folder / "table").read_bytes())
+    place = min(int(where * len(content)), len(content) - 1)
+    content[place] = value
+    (folder / "table").write_bytes(content[:place] if cut else content)
+    found = read_ragged(folder / "table", 3, 3)
+    assert found is None or (torch.equal(found[0], values) and torch.equal(found[1], offsets))
+
+
+def test_the_cache_may_be_in_the_home(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("REDGE_GUIDANCE_CACHE", "~/x")
+    assert cache_folder() == tmp_path / "x"

@@ -1,0 +1,91 @@
+"""Standard output and error, signals and exit codes of the command."""
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+BAD_INPUT, FAULT, INTERRUPTED, READER_GONE, TERMINATED = 2, 1, 128 + 2, 128 + 13, 128 + 15
+
+
+class ReaderGoneError(Exception):
+    """Nobody reads standard output any more."""
+
+
+class Terminated(BaseException):
+    """SIGTERM came."""
+
+
+def say(text: str) -> None:
+    """Write lines to standard output, and see to it that they arrive; what its encoding lacks is written as `\\u....`.
+
+    Raises:
+        ReaderGoneError: the pipe is closed.
+        OSError: it cannot be written.
+    """
+    if sys.stdout is None:  # closed by whoever started the command
+        return
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    text = text.encode(encoding, "backslashreplace").decode(encoding)
+    with _arriving():
+        print(text)
+        sys.stdout.flush()
+
+
+def flush_output() -> None:
+    """As `say`, of what others have written there."""
+    if sys.stdout is not None:
+        with _arriving():
+            sys.stdout.flush()
+
+
+def complain(program: str, message: str) -> None:
+    """One line on standard error, if that can be written."""
+    with contextlib.suppress(OSError, AttributeError):
+        print(f"{program}: {' '.join(message.split())}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """SIGTERM is `Terminated` inside, so that nothing half done stays behind; only in the main thread can it be."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    if before != signal.SIG_DFL:  # ignored, or somebody else's
+        yield
+        return
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _terminate(number: int, frame: Any) -> NoReturn:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough
+    raise Terminated
+
+
+@contextmanager
+def _arriving() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError as error:
+        _forget_output()
+        raise ReaderGoneError from error
+    except OSError as error:
+        _forget_output()
+        raise OSError(f"standard output could not be written: {error.strerror or error}.") from error
+
+
+def _forget_output() -> None:
+    """What is still to be written would be a second error when the process ends."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        number = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(number, sys.stdout.fileno())
+        os.close(number)
