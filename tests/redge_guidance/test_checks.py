@@ -33,7 +33,7 @@ def test_real_numbers_of_every_kind_are_plain_floats(number, kind):
         assert found == number
 
 
-@pytest.mark.parametrize("value", NONE, ids=repr)
+@pytest.mark.parametrize("value", NONE, ids=lambda value: type(value).__name__)
 def test_what_is_no_number(value):
     assert as_whole(value) is None
     assert as_real(value) is None
