@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# What a model is told of padding: its mask alone; where each token stands as well; or rows of one length at a time.
-PADDINGS = ("mask", "positions", "apart")
+# What a model is told of padding: its mask, and where each token stands; the mask alone; or nothing, so that rows of
+# one length are read at a time. The first is nearest to what a row gets alone, in the last digits too.
+PADDINGS = ("positions", "mask", "apart")
 
 _LIMITS = ("max_position_embeddings", "max_sequence_length", "n_positions", "model_length")
 _TABLES = ("position_embeddings", "position_embedding", "embed_positions", "wpe")
@@ -52,7 +53,7 @@ def find_padding(call: Call, ids: Tensor, mask: Tensor, takes_positions: bool) -
     """
     rows = [row[seen][None] for row, seen in zip(ids, mask, strict=True)]
     alone = [call(row, torch.ones_like(row, dtype=torch.bool), None) for row in rows]
-    for padding in PADDINGS[: 1 + takes_positions]:
+    for padding in PADDINGS[not takes_positions : 2]:
         together = call(ids, mask, positions_of(mask) if padding == "positions" else None)
         at_tokens = together.shape[:2] == ids.shape and alone[0].shape[1] == rows[0].shape[1] and together.dim() > 2
         parts = [row[seen][None] if at_tokens else row[None] for row, seen in zip(together, mask, strict=True)]

@@ -6,6 +6,7 @@ import importlib
 import importlib.machinery
 import importlib.util
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +14,8 @@ from typing import Any
 
 from redge_guidance.remote.legacy import REMOTE
 from redge_guidance.remote.views import view_of
+
+_RUNNING = threading.RLock()
 
 
 class RemoteCode:
@@ -76,11 +79,16 @@ class _Loader(importlib.machinery.SourceFileLoader):
 
 
 def _load(name: str) -> ModuleType | None:
-    """The module of that name in a package of this file, or None if it has no file."""
+    """The module of that name in a package of this file, or None if it has no file; no thread sees it half run."""
+    with _RUNNING:
+        return _loaded(name)
+
+
+def _loaded(name: str) -> ModuleType | None:
     if name in sys.modules:
         return sys.modules[name]
     parent, _, last = name.rpartition(".")
-    package = sys.modules.get(parent) or _load(parent)
+    package = sys.modules.get(parent) or _loaded(parent)
     if package is None:
         return None
     folder = Path(package.__path__[0])

@@ -128,11 +128,13 @@ class Reader:
     def _note_coverage(self, tokens: RelaxedTokens, covered: Tensor, positions: Tensor) -> None:
         generated = positions & tokens.free
         coverage = covered.sum() / generated.sum().clamp(min=1)
-        tokens.notes["coverage"] = coverage.where(generated.any(), torch.ones_like(coverage))
-        if not self._warned and float(tokens.notes["coverage"]) < LOW_COVERAGE:
+        coverage = coverage.where(generated.any(), torch.ones_like(coverage))
+        if self._direct is None:  # of the same tokenizer nearly all is read directly
+            tokens.notes["coverage"] = coverage
+        if not self._warned and float(coverage) < LOW_COVERAGE:
             self._warned = True
             warnings.warn(
-                f"only {float(tokens.notes['coverage']):.0%} of the generated tokens get a gradient: the rest has no "
+                f"only {float(coverage):.0%} of the generated tokens get a gradient: the rest has no "
                 "characters in the text that the reward reads, or was cut off. Is the tokenizer the generator's?",
                 stacklevel=2,
             )

@@ -65,7 +65,7 @@ def test_a_row_that_is_cut_otherwise_leaves_the_others_as_they_are():
     alone = [drawn(words, [row.tolist()]) for row in tokens.ids]
     each = [torch.autograd.grad(reward(one).sum(), one.weights)[0][: tokens.ids.shape[1]] for one in alone]
     torch.testing.assert_close(together, torch.cat(each))
-    assert "coverage" in tokens.notes
+    assert [rows.tolist() for rows, _ in reward.reader(tokens, reward.frames(3))] == [[0, 2], [1]]
 
 
 def changed(words, change):
@@ -115,10 +115,7 @@ def test_a_model_with_more_words_added_reads_the_rest_directly():
     reward = TextClassifierReward(model("Llama", "SequenceClassification", more, num_labels=2), more, 1)
     tokens = relaxed(words, ["The old doctor", "the river"])
     torch.testing.assert_close(reward(tokens), reward.score(tokens.texts()))
-    covered = relaxed(words, ["the river"])
-    reward(covered)
-    assert "coverage" in tokens.notes
-    assert "coverage" not in covered.notes
+    assert [rows.tolist() for rows, _ in reward.reader(tokens, reward.frames(2))] == [[1], [0]]
 
 
 @pytest.fixture

@@ -127,8 +127,8 @@ def test_a_text_that_the_template_strips_takes_the_other_way_and_back():
     tokens = [relaxed(made, [text]) for text in ("the doctor", " the doctor", "the doctor")]
     reward = TextPreferenceReward(reward_model(made), made, "Who?", chat_template=TEMPLATE)
     grads = [torch.autograd.grad(reward(t).sum(), t.weights)[0] for t in tokens]
-    assert "coverage" in tokens[1].notes
-    assert "coverage" not in tokens[2].notes
+    assert reward.reader(tokens[1], reward.frames(1))[0][1].exact is False
+    assert reward.reader(tokens[2], reward.frames(1))[0][1].exact is True
     torch.testing.assert_close(grads[0], grads[2])
 
 
