@@ -12,7 +12,7 @@ from torch import Tensor
 from redge_guidance.rewards.reading.alignment import token_texts
 from redge_guidance.rewards.text.words import joins, units_of
 from redge_guidance.samples.tokens import RelaxedTokens
-from redge_guidance.text import end_token_id
+from redge_guidance.text import end_token_ids, is_in
 
 _CHUNK = 256  # spellings whose occurrences are computed at once
 
@@ -146,8 +146,8 @@ class Places:
         fixed = ~sample.free[:texts]
         if sample.given is not None:
             fixed = fixed & ~sample.given[:texts]
-        end = end_token_id(sample.tokenizer)
-        ended = torch.zeros_like(fixed) if end is None else (sample.ids[:texts] == end) & fixed
+        ends = end_token_ids(sample.tokenizer) if sample.ends is None else sample.ends
+        ended = is_in(sample.ids[:texts], ends) & fixed
         return ~(ended.cumsum(-1) > 0) & (sample.attention_mask[:texts].cumsum(-1) > 0)
 
     def _edges(self, group: Spellings) -> Tensor:
