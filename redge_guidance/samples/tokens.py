@@ -1,6 +1,7 @@
 """What a reward sees of a text that is being denoised."""
 
 import copy
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
@@ -222,7 +223,8 @@ class RelaxedTokens:
     def _decode(self, positions: Tensor) -> list[str]:
         if self.tokenizer is None:
             raise ValueError("`tokenizer` is None: texts() needs the generator's tokenizer.")
-        rows = [row[mask].tolist() for row, mask in zip(self.ids, positions, strict=True)]
+        kept = zip(self.ids.tolist(), positions.tolist(), strict=True)
+        rows = [list(itertools.compress(ids, mask)) for ids, mask in kept]
         texts: list[str] = self.tokenizer.batch_decode(rows, skip_special_tokens=True)
         return texts
 

@@ -1,5 +1,6 @@
 """Relaxed texts whose tokens are those of the model."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -34,7 +35,8 @@ class Laid(NamedTuple):
     def rows(self) -> list[tuple[list[int], int]]:
         """Of each text its ids, in their frame, and how many of them are its own."""
         counts = self.layout.in_text.sum(-1).tolist()
-        return [(row[mask].tolist(), n) for row, mask, n in zip(self.ids, self.layout.mask, counts, strict=True)]
+        rows = zip(self.ids.tolist(), self.layout.mask.tolist(), counts, strict=True)
+        return [(list(itertools.compress(ids, mask)), n) for ids, mask, n in rows]
 
 
 class DirectReader:
