@@ -7,7 +7,8 @@ VERSIONS := lowest newest
 lowest := transformers==5.0.0
 newest := transformers
 VERSION_TESTS := tests/published tests/pipelines/test_families.py tests/redge_guidance/test_hosts.py \
-	tests/redge_guidance/test_callables.py tests/redge_guidance/test_what_cannot_draw.py
+	tests/redge_guidance/test_callables.py tests/redge_guidance/test_what_cannot_draw.py \
+	tests/rewards/reading/test_kinds_of_models.py tests/pipelines/test_kinds_of_models.py
 
 .PHONY: demo test test-versions lint benchmark mutants
 
