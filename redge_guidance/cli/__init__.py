@@ -170,7 +170,12 @@ def _add_outputs(parser: argparse.ArgumentParser) -> None:
         help="image file for a contact sheet, unguided above guided images; the trace of guidance goes to a file "
         "beside it (implies --baseline)",
     )
-    parser.add_argument("--json", metavar="FILE", help="also write one JSON object a sample to FILE")
+    parser.add_argument(
+        "--json",
+        metavar="FILE",
+        help="also write one JSON object a sample to FILE, or, for -, to "
+        "standard output, and the report to standard error",
+    )
     parser.add_argument("--baseline", action="store_true", help="also run without guidance, and compare")
 
 
@@ -222,12 +227,15 @@ def _generate(args: argparse.Namespace, written: list[str]) -> None:
     made = (images if makes_images else texts).generate(args, config)
     write_all([(targets[name], content) for name, content in made.files.items()])
     written += [targets[name].name for name in made.files]
-    say(made.report)
+    if args.json == "-":  # where records go, nothing else does
+        print(made.report, file=sys.stderr)
+    else:
+        say(made.report)
 
 
 def _targets(args: argparse.Namespace) -> dict[str, Target]:
     """What is to be written, by the name of its content."""
-    names = {"json": ("--json", args.json), "out": ("--out", args.out)}
+    names = {"json": ("--json", "/dev/stdout" if args.json == "-" else args.json), "out": ("--out", args.out)}
     if args.out is not None:
         names["trace"] = ("--out", images.trace_file(args.out))
     targets = {key: Target(option, name) for key, (option, name) in names.items() if name is not None}

@@ -46,6 +46,15 @@ def _load(args: argparse.Namespace) -> tuple[Any, list[tuple[float, Any]]]:
     if args.min_words or args.max_words:
         goals.append((LENGTH, LengthReward(args.min_words or 0, args.max_words)))
     asked = any(value is not None for value in (args.label, args.reward, args.reward_temperature))
+    if args.label is None and args.reward is None and (asked or not goals):
+        goal = (
+            "`--reward-temperature` needs `--label`, got none"
+            if asked
+            else (
+                "`--label`, `--want`, `--ban`, `--min-words` or `--max-words` must say what to steer toward, got none"
+            )
+        )
+        raise ValueError(f"{goal}; the labels of {_DEFAULT_REWARD} are positive, negative and neutral.")
     if asked or not goals:
         temperature = 1.0 if args.reward_temperature is None else args.reward_temperature
         with naming("--reward"):

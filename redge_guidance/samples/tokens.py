@@ -127,12 +127,12 @@ class RelaxedTokens:
         """How much of each position is each of some tokens: `(batch, length, n)`, differentiable in `weights`.
 
         Args:
-            token_ids: `(n,)` int64, distinct.
+            token_ids: `(n,)` int64, or a list, distinct.
 
         Returns:
             The relaxed weights at the free positions, 0 for a token outside the support; 0 or 1 elsewhere.
         """
-        token_ids = token_ids.to(self.ids.device)
+        token_ids = torch.as_tensor(token_ids, device=self.ids.device)
         fixed = (self.ids[..., None] == token_ids).to(self.weights.dtype)
         if self.support is None:
             relaxed = self.weights[:, token_ids]
@@ -148,7 +148,7 @@ class RelaxedTokens:
         the weights over the draws are taken.
 
         Args:
-            token_ids: `(n,)` int64, distinct.
+            token_ids: `(n,)` int64, or a list, distinct.
 
         Returns:
             At the free positions that of `log_probs`, -inf for a token outside the support; 0 or -inf elsewhere.

@@ -101,6 +101,10 @@ class TextPreferenceReward(TextModelReward):
 
     def _frame(self, prompt: Conversation) -> Frame:
         turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(turn) for turn in prompt]
+        if turns and turns[-1].get("role") == "assistant":
+            raise ValueError(
+                "`prompt` must end before the answer, got a conversation whose last turn is the assistant's."
+            )
         if self._system is not None:
             turns = [{"role": "system", "content": self._system}, *turns]
         rendered = self._render(turns, _ANSWER)

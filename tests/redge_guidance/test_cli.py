@@ -114,10 +114,17 @@ def test_bad_input_is_one_line_and_exit_code_2(capsys, arguments, message):
     assert message in captured.err
 
 
-@pytest.mark.parametrize("arguments", [["--reward", "builtin:sentiment"], ["--reward-temperature", "2"]])
-def test_a_classifier_beside_words_needs_a_label(capsys, arguments):
-    assert main(["generate", "--want", "music", *arguments]) == 2
-    assert "`label` must be one of negative (0), neutral (1), positive (2), got None" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--want", "music", "--reward", "builtin:sentiment"], "`label` must be one of negative (0), neutral (1), po"),
+        (["--want", "music", "--reward-temperature", "2"], "`--reward-temperature` needs `--label`, got none"),
+        ([], "`--label`, `--want`, `--ban`, `--min-words` or `--max-words` must say what to steer toward, got none"),
+    ],
+)
+def test_a_goal_that_is_not_named(capsys, arguments, message):
+    assert main(["generate", *arguments]) == 2
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -304,3 +304,12 @@ def test_a_narrow_terminal_is_no_error(monkeypatch):
     monkeypatch.setattr(sys, "stdout", out)
     assert main([*FAST, "--prompt", "ΩΩ é [MASK]"]) == 0
     assert out.buffer.getvalue().decode("latin-1").count("é") >= 2
+
+
+def test_records_alone_on_standard_output():
+    command = [sys.executable, "-m", "redge_guidance.cli", *FAST, "--json", "-"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    texts = [json.loads(line)["text"] for line in done.stdout.splitlines()]
+    assert len(texts) == 2
+    assert [line for line in done.stderr.splitlines() if line] == texts
+    assert not os.path.exists("-")

@@ -149,6 +149,7 @@ def test_weights_of_some_tokens(support):
     slope = torch.randn(3, 5, 3)
     ours, reference = tokens.weights_of(wanted), dense_one_hot(tokens)[..., wanted]
     torch.testing.assert_close(ours, reference)
+    torch.testing.assert_close(tokens.weights_of([6, 2, 5]), reference)
     (grad,) = torch.autograd.grad((ours * slope).sum(), logits, retain_graph=True)
     (expected,) = torch.autograd.grad((reference * slope).sum(), logits)
     torch.testing.assert_close(grad, expected)

@@ -130,6 +130,11 @@ def test_preference_is_that_of_the_conversation_in_the_models_template(answer):
     torch.testing.assert_close(several(tokens), several.score(tokens.texts()))
 
 
+def test_a_conversation_ends_before_the_answer():
+    with pytest.raises(ValueError, match="`prompt` must end before the answer, got a conversation whose last turn"):
+        preference([*TURNS, {"role": "assistant", "content": "He is the doctor."}])
+
+
 def test_a_batch_of_unlike_lengths_is_padded_where_the_model_reads():
     reward = preference("Who?")
     texts = ["he", "the old doctor lived in a small house"]
