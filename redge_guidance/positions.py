@@ -1,5 +1,6 @@
-"""How many tokens a model takes, and how it takes rows of unlike lengths."""
+"""What a model takes: which arguments, how many tokens, and rows of unlike lengths."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,21 @@ _LIMITS = ("max_position_embeddings", "max_sequence_length", "n_positions", "mod
 _TABLES = ("position_embeddings", "position_embedding", "embed_positions", "wpe")
 
 Call = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+
+
+def bare(model: Any) -> Any:
+    """The model of which others are made that are called like it: by `torch.compile`, or by PEFT."""
+    while True:
+        compiled, adapted = getattr(model, "_orig_mod", None), getattr(model, "get_base_model", None)
+        inner = adapted() if compiled is None and callable(adapted) else compiled
+        if inner is None or inner is model:
+            return model
+        model = inner
+
+
+def accepted(model: Any) -> set[str]:
+    """Names of the arguments of `forward`."""
+    return set(inspect.signature(bare(model).forward).parameters)
 
 
 def longest(model: Any) -> int | None:

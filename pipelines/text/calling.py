@@ -11,7 +11,7 @@ from torch import Tensor
 
 from redge_guidance.pipelines.text.block_cache import Finished
 from redge_guidance.pipelines.text.families import ModelFamily
-from redge_guidance.positions import find_padding, positions_of
+from redge_guidance.positions import bare, find_padding, positions_of
 
 # how a model takes padding, as far as it was found out
 _PADDING: MutableMapping[Any, str] = weakref.WeakKeyDictionary()
@@ -168,6 +168,7 @@ def _by_padding(ids: Tensor, attention_mask: Tensor, call: Callable[[Tensor, Ten
 
 def _accepted(model: Any) -> set[str]:
     """Names of the arguments of `forward`, and of those of the decoder that it hands the others on to."""
+    model = bare(model)
     parameters = inspect.signature(model.forward).parameters
     names, inner = set(parameters), getattr(model, "model", None)
     if inner is not None and any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
@@ -283,7 +284,7 @@ def _square(model: Any, attention_mask: Tensor) -> Tensor:
     both = attention_mask[:, None, :, None] & attention_mask[:, None, None, :]
     seen = both | torch.eye(attention_mask.shape[1], dtype=torch.bool, device=attention_mask.device)
     is_eager = getattr(getattr(model, "config", None), "_attn_implementation", None) == "eager"
-    adds = is_eager and type(model).__module__.startswith("transformers.")
+    adds = is_eager and type(bare(model)).__module__.startswith("transformers.")
     return _bias(seen, getattr(model, "dtype", None)) if adds else seen
 
 

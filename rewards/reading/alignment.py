@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from redge_guidance.rewards.reading.cache import cache_folder, read_ragged, writ
 from redge_guidance.text import known_token_ids, special_token_ids
 
 _UNKNOWN = "\ufffd"  # what a decoder writes for bytes that are no character
+_MOST_BYTES = 4  # of one character
 
 
 def same_tokens(generator: Any, model: Any) -> Tensor | None:
@@ -70,7 +72,7 @@ def tokens_of(tokenizer: Any, texts: list[str], special_tokens: bool = False) ->
     """For each text its ids, the characters of the text that each stands for, and 1 for tokens that were added.
 
     A tokenizer that does not tell characters (`is_fast` False) is asked for what each token decodes to, which is looked
-    for in the text, one after the other; what is not found has an empty span.
+    for in the text, one after the other; tokens that are not found have what lies between those that are.
     """
     if not texts:
         return []
@@ -91,14 +93,47 @@ def tokens_of(tokenizer: Any, texts: list[str], special_tokens: bool = False) ->
 
 
 def _found(tokenizer: Any, ids: list[int], text: str) -> list[tuple[int, int]]:
-    spans, cursor = [], 0
-    for i in ids:
-        surface = tokenizer.decode([i]).strip()
-        begin = text.find(surface, cursor) if surface else -1
-        if begin >= 0:
-            cursor = begin + len(surface)
-        spans.append((begin, cursor) if begin >= 0 else (cursor, cursor))
+    """Tokens that are not found, as of letters that were changed, share what lies between those that are."""
+    spans: list[tuple[int, int]] = []
+    cursor, waiting = 0, 0  # the last so many tokens are not found, alone or as bytes of one character
+    lowered = text.lower() if len(text.lower()) == len(text) else text
+    for k in range(len(ids)):
+        found = ((parts, *_find(one, text, lowered, cursor)) for parts, one in _written(tokenizer, ids, k, waiting))
+        parts, begin, end = next((one for one in found if one[1] >= 0), (0, -1, -1))
+        if begin < 0:
+            spans.append((cursor, cursor))
+            waiting += 1
+            continue
+        spans[k - waiting :] = [(begin, end) if parts else _trimmed(text, cursor, begin)] * waiting
+        spans.append((begin, end))
+        cursor, waiting = end, 0
+    spans[len(ids) - waiting :] = [_trimmed(text, cursor, len(text))] * waiting
     return spans
+
+
+def _written(tokenizer: Any, ids: list[int], k: int, waiting: int) -> Iterator[tuple[int, str]]:
+    """What token k writes: alone, with the `waiting` before it that are bytes of a character, behind another."""
+    yield 0, tokenizer.decode([ids[k]])
+    if 0 < waiting < _MOST_BYTES:
+        yield waiting, tokenizer.decode(ids[k - waiting : k + 1])
+    if k:
+        yield 0, tokenizer.decode(ids[k - 1 : k + 1]).removeprefix(tokenizer.decode([ids[k - 1]]))
+
+
+def _find(written: str, text: str, lowered: str, cursor: int) -> tuple[int, int]:
+    """Where a text has what a token writes, from `cursor` on, or its small letters; (-1, -1): nowhere."""
+    surface = written.strip()
+    begin = text.find(surface, cursor) if surface else -1
+    small = lowered.find(surface.lower(), cursor) if surface else -1
+    begin = small if begin < 0 or 0 <= small < begin else begin
+    return (begin, begin + len(surface)) if begin >= 0 else (-1, -1)
+
+
+def _trimmed(text: str, begin: int, end: int) -> tuple[int, int]:
+    """The same characters without the white space around them."""
+    shown = text[begin:end].strip()
+    first = begin + text[begin:end].find(shown)
+    return first, first + len(shown)
 
 
 def token_texts(tokenizer: Any) -> list[str]:
@@ -256,7 +291,7 @@ def _cut_behind(model: Any, leads: list[str], texts: list[str]) -> list[list[int
 
 
 def _fingerprint(*tokenizers: Any) -> str:
-    digest = hashlib.sha256(b"3")  # of the way in which a table is made
+    digest = hashlib.sha256(b"4")  # of the way in which a table is made
     for tokenizer in tokenizers:
         fast = getattr(tokenizer, "is_fast", False)
         state = tokenizer.backend_tokenizer.to_str() if fast else json.dumps(sorted(tokenizer.get_vocab().items()))

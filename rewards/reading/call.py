@@ -1,7 +1,7 @@
 """Calling a model on what it is to read, as its own tokenizer would have it called."""
 
 import contextlib
-import inspect
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from redge_guidance.positions import close, find_padding, positions_of
+from redge_guidance.positions import accepted, close, find_padding, positions_of
 from redge_guidance.rewards.reading.framing import Frame, Row
 from redge_guidance.rewards.reading.reading import ModelInput, Reading
 from redge_guidance.rewards.reading.shown import showing
@@ -37,7 +37,7 @@ class ModelCall:
 
     def __init__(self, model: Any, read: ModelInput):
         self._model, self._read = model, read
-        self._takes = set(inspect.signature(model.forward).parameters)
+        self._takes, self._compiled = accepted(model), _is_compiled(model)
         self._padding = "mask"
         if read.device.type != "meta":
             try:
@@ -74,7 +74,8 @@ class ModelCall:
             inputs["attention_mask"] = reading.mask.long()
         if positions is not None:
             inputs["position_ids"] = positions
-        with _without_padding_token(self._model), showing(self._model, self._read.embedding, reading):
+        eager = _eagerly() if self._compiled else contextlib.nullcontext()
+        with eager, _without_padding_token(self._model), showing(self._model, self._read.embedding, reading):
             return _main(self._model(**inputs))
 
     @torch.no_grad()
@@ -146,6 +147,25 @@ def _main(output: Any) -> Tensor:
     return first
 
 
+def _is_compiled(model: Any) -> bool:
+    modules = model.modules() if isinstance(model, torch.nn.Module) else ()
+    return any(hasattr(one, "_orig_mod") or getattr(one, "_compiled_call_impl", None) is not None for one in modules)
+
+
+_EAGER = threading.RLock()
+
+
+@contextlib.contextmanager
+def _eagerly() -> Iterator[None]:
+    """In this block nothing runs as `torch.compile` made it, which does not see what is shown to a model."""
+    with _EAGER, torch.compiler.set_stance("force_eager"):  # which is of all threads
+        yield
+
+
+_WITHOUT: dict[int, int] = {}  # how many calls, of all threads, a config is without its padding token for
+_LOCK = threading.Lock()
+
+
 @contextlib.contextmanager
 def _without_padding_token(model: Any) -> Iterator[None]:
     """In this block a model whose config names no padding token takes the last position of every row.
@@ -154,11 +174,21 @@ def _without_padding_token(model: Any) -> Iterator[None]:
     """
     config: Any = getattr(model, "config", None)
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
-    if config is None or getattr(config, "pad_token_id", 0) is not None:
+    with _LOCK:
+        others = _WITHOUT.get(id(config), 0)
+        named = config is None or getattr(config, "pad_token_id", 0) is not None
+        if others or not named:
+            config.pad_token_id = -1
+            _WITHOUT[id(config)] = others + 1
+    if named and not others:
         yield
         return
-    config.pad_token_id = -1
     try:
         yield
     finally:
-        config.pad_token_id = None
+        with _LOCK:
+            left = _WITHOUT.pop(id(config)) - 1
+            if left:
+                _WITHOUT[id(config)] = left
+            else:
+                config.pad_token_id = None

@@ -151,8 +151,11 @@ class Framer:
 def _row(ids: list[int], offsets: list[tuple[int, int]], added: list[int], written: Written, text: str) -> Row:
     """Spans are of `text`; the token after it has the place after the text."""
     begin, end = written.begin, written.end
+    whole = end - begin == len(written.framed)  # then tokens that stand for no character are the text's, too
     inside = [
-        k for k, (first, last) in enumerate(offsets) if not added[k] and first < end and last > begin and last > first
+        k
+        for k, (first, last) in enumerate(offsets)
+        if not added[k] and (whole or (first < end and last > begin and last > first))
     ]
     if inside:
         start, stop = inside[0], inside[-1] + 1

@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
 from redge_guidance.checks import as_whole
+from redge_guidance.positions import bare
 from redge_guidance.rewards.reading.framing import Frame
 from redge_guidance.rewards.reading.reading import Reading
 from redge_guidance.rewards.text.model_reward import TextModelReward
@@ -50,7 +51,7 @@ class FluencyReward(TextModelReward):
         max_length: int | None = None,
     ):
         super().__init__(model, tokenizer, padding_side, max_length)
-        self.masked = "MaskedLM" in type(model).__name__ if masked is None else masked
+        self.masked = "MaskedLM" in type(bare(model)).__name__ if masked is None else masked
         passes = as_whole(num_passes)
         self.per_token, self.num_passes = per_token, passes or 0
         if self.masked and tokenizer.mask_token_id is None:

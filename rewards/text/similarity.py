@@ -31,7 +31,8 @@ class SentenceSimilarityReward(TextModelReward):
         pooling: how a text's embedding comes from its tokens': their `"mean"`, that of the first (`"cls"`) or of the
             `"last"`. `from_pretrained` reads it from the checkpoint's config, and takes the mean where that says
             nothing.
-        prefix: what the model wants in front of every text, such as `"query: "`.
+        prefix: what the model wants in front of every text, such as `"query: "`; `from_pretrained` takes the default
+            prompt of the checkpoint.
         padding_side, max_length: as for `TextModelReward`.
 
     Raises:
@@ -63,7 +64,7 @@ class SentenceSimilarityReward(TextModelReward):
 
     @classmethod
     def from_pretrained(cls, name: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
-        """As `TextModelReward.from_pretrained`, with pooling and length as a sentence-transformers checkpoint says.
+        """As `TextModelReward.from_pretrained`, with pooling, length and prefix of sentence-transformers.
 
         Raises:
             ValueError: a checkpoint with layers after the pooling, which are not supported, in addition.
@@ -104,7 +105,7 @@ class SentenceSimilarityReward(TextModelReward):
 
 
 def _sentence_settings(path: str) -> dict[str, Any]:
-    """Pooling and length of a checkpoint of sentence-transformers; nothing for others."""
+    """Pooling, length and default prompt of a checkpoint of sentence-transformers; nothing for others."""
     modules = _config(path, "modules.json") or []
     kinds = [module["type"].rsplit(".", 1)[-1] for module in modules]
     unknown = [kind for kind in kinds if kind not in ("Transformer", "Pooling", "Normalize")]
@@ -115,6 +116,10 @@ def _sentence_settings(path: str) -> dict[str, Any]:
     pooling = None if folder is None else _config(path, f"{folder}/config.json")
     if pooling is not None:
         settings["pooling"] = _pooling_name(pooling, path)
+    told = _config(path, "config_sentence_transformers.json") or {} if modules else {}
+    prompt = (told.get("prompts") or {}).get(told.get("default_prompt_name"))
+    if prompt:
+        settings["prefix"] = prompt
     length = (_config(path, "sentence_bert_config.json") or {}).get("max_seq_length")
     return settings if length is None else settings | {"max_length": length}
 
