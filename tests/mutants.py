@@ -314,6 +314,21 @@ MUTANTS = [
     ),
     Mutant("redge_guidance/goals.py", " or _reached(self._terms[name], *self._last[name])", "", f"{ROOM}goals.py"),
     Mutant("redge_guidance/goals.py", "and value.requires_grad:", "and False:", f"{ROOM}goals.py"),
+    Mutant(
+        "rewards/text/lexical.py",
+        ".exp().repeat(sample.draws, 1, 1)",
+        ".exp().repeat_interleave(sample.draws, 0)",
+        PHRASES,
+    ),
+    Mutant("rewards/text/spellings.py", "*logs[0].shape[1:]).mean(0)", "*logs[0].shape[1:])[0]", PHRASES),
+    Mutant(
+        "redge_guidance/goals.py",
+        "value.detach().view(count, -1)",
+        "value.detach().view(-1, count).T",
+        f"{ROOM}goals.py",
+    ),
+    Mutant("rewards/text/length.py", " or named != self._ends", "", TOKENS),
+    Mutant("pipelines/confidence.py", 'logits if order == "confidence" else kept', "kept", PIPES),
     Mutant("rewards/labels.py", "found = by_name or [", "found = [", "tests/rewards/test_labels.py"),
     Mutant(
         "redge_guidance/hosts/seam.py",

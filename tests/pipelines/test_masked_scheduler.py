@@ -213,6 +213,32 @@ def test_a_threshold_is_a_probability(order):
     assert (drawn[0] != MASK).tolist() == [True, True, False, False]
 
 
+def test_what_is_as_sure_as_the_threshold_waits():
+    scheduler = prepared(4, unmasking_order="maskgit_plus", confidence_threshold=0.5)
+    probs = torch.tensor([[0.5, 0.5], [0.8, 0.2], [0.5, 0.5], [0.75, 0.25]])
+    sample = torch.full((1, 4), MASK)
+    drawn = scheduler.step(probs.log()[None], 1.0, sample, mask_token_id=MASK, temperature=0.0).prev_sample
+    assert (drawn[0] != MASK).tolist() == [False, True, False, True]
+
+
+@pytest.mark.parametrize("sure", [0, 1])
+def test_confidence_is_the_models_whatever_is_cut(sure):
+    """top_k leaves one token, of probability 1, everywhere."""
+    probs = torch.full((2, 2), 0.5)
+    probs = torch.tensor([[0.6, 0.4], [0.6, 0.4]])
+    probs[sure] = torch.tensor([0.9, 0.1])
+    scheduler, sample = prepared(2, unmasking_order="confidence"), torch.full((1, 2), MASK)
+    drawn = scheduler.step(probs.log()[None], 1.0, sample, mask_token_id=MASK, top_k=1).prev_sample
+    assert (drawn[0] != MASK).nonzero().tolist() == [[sure]]
+
+
+@pytest.mark.parametrize("token", [-1, 5, 1.0, True])
+def test_late_tokens_are_of_the_vocabulary(token):
+    scheduler, sample = prepared(2, unmasking_order="confidence"), torch.full((1, 4), MASK)
+    with pytest.raises(ValueError, match=f"`late_tokens` must be token ids below 5, got {token}"):
+        scheduler.step(torch.zeros(1, 4, 5), 1.0, sample, mask_token_id=MASK, late_tokens=[0, token])
+
+
 @pytest.mark.parametrize(("order", "strength"), [("confidence", 0.5), ("maskgit_plus", 1.0)])
 def test_noise_of_the_confidence_fades_in_the_order_that_says_so(order, strength):
     """Of two positions the first is drawn first with probability `sigmoid(difference of confidences / noise)`."""

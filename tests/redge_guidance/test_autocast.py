@@ -6,6 +6,7 @@ import torch
 from redge_guidance import GuidanceConfig, guide
 from redge_guidance.estimators import ESTIMATORS
 from redge_guidance.guidance import guided_logits
+from redge_guidance.precision import Autocast
 from redge_guidance.rewards import LengthReward, LexicalReward
 from redge_guidance.samples.tokens import RelaxedTokens
 from tests.helpers.hosts import ONE_OF_EACH, any_reward, count_of_a, masked, seeded, uniform
@@ -124,3 +125,14 @@ def test_rewards_of_texts_steer(make, kind):
     with half(), guide(pipe, reward, GuidanceConfig(scale=4.0, num_draws=2)) as handle:
         run()
     assert sum(step.kl for step in handle.trace) > 0
+
+
+def test_what_was_in_force_is_so_anywhere_else():
+    device = torch.device("cpu")
+    with torch.autocast("cpu", dtype=torch.float16):
+        found = Autocast.here(device)
+    square = torch.ones(2, 2)
+    with found.in_force():
+        assert (square @ square).dtype == torch.float16
+        with Autocast.off(device):
+            assert (square @ square).dtype == torch.float32

@@ -1,5 +1,6 @@
 """A goal that no step could move is a warning that names it; one that is moved, or reached, is none."""
 
+import itertools
 import warnings
 
 import pytest
@@ -77,6 +78,7 @@ def test_a_black_box_whose_draws_never_differ(pipe, estimator):
         LengthReward(0, 50),
         -1 * LexicalReward("b"),
         BlackBoxReward(lambda text: "b" not in text),
+        -1 * BlackBoxReward(lambda text: "b" in text),
         tiny_reward() + LengthReward(0, 50),
         tiny_reward() + 0 * BlackBoxReward(lambda text: 3.0),
     ],
@@ -86,6 +88,31 @@ def test_a_goal_that_every_draw_reaches_is_no_warning(pipe, reward):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         write(rare(pipe), reward, GuidanceConfig(support=2), prompt="a a")
+
+
+def test_a_term_that_is_subtracted_is_a_goal_too(pipe):
+    always = BlackBoxReward(lambda text: 1.0, name="always")
+    with pytest.warns(UserWarning, match="`reward` always moved nothing in this call: .* with the value 1, and it is"):
+        write(pipe, tiny_reward() - always)
+
+
+def test_the_values_that_are_named_are_those_of_all_steps(pipe):
+    values = itertools.chain([2.0, 3.0], itertools.repeat(1.5))
+
+    def falls(tokens):
+        return tokens.weights.detach().new_full((len(tokens),), next(values))
+
+    with pytest.warns(
+        UserWarning, match="`reward` falls moved nothing in this call: .* with values from 1.5 to 3, and"
+    ):
+        write(pipe, tiny_reward() + falls)
+
+
+def test_draws_are_compared_with_those_of_the_same_text(pipe):
+    by_prompt = BlackBoxReward(lambda text: text.startswith("a"), name="by_prompt")
+    message = "`reward` by_prompt moved nothing in this call: the draws .* never differed, with values from 0 to 1"
+    with guide(pipe, by_prompt), pytest.warns(UserWarning, match=message):
+        pipe(["a", "b", "a"])
 
 
 def test_what_is_not_guided_is_not_warned_of(pipe):

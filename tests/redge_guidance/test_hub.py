@@ -1,3 +1,6 @@
+from ssl import SSLError
+from urllib.error import URLError
+
 import pytest
 from huggingface_hub import constants
 
@@ -44,3 +47,29 @@ def test_without_a_hub_an_id_of_one_word_is_one_clear_line(kind, monkeypatch, tm
         kind.from_pretrained("gpt2", cache_dir=str(tmp_path))
     assert main(["generate", "--model", "gpt2-unheard-of", "--label", "0"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("revision", [None, "old"])
+def test_without_a_hub_the_cache_that_is_named_is_looked_at(revision, monkeypatch, tmp_path):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "usual"))
+    for branch, commit in (("main", "a" * 40), ("old", "b" * 40)):
+        model = tmp_path / "named" / "models--organisation--model"
+        (model / "snapshots" / commit).mkdir(parents=True)
+        (model / "refs").mkdir(exist_ok=True)
+        (model / "refs" / branch).write_text(commit)
+    found = hub.resolve("organisation/model", revision, str(tmp_path / "named"))
+    assert found == str(model / "snapshots" / (("a" if revision is None else "b") * 40))
+
+
+@pytest.mark.parametrize(
+    ("reason", "trouble"),
+    [(OSError("no route"), "no route"), (SSLError("a certificate of one's own"), None)],
+    ids=["no route", "a certificate that only Python does not know"],
+)
+def test_a_hub_is_out_of_reach_where_nothing_answers(reason, trouble, monkeypatch):
+    def fails(*args, **kwargs):
+        raise URLError(reason)
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub, "urlopen", fails)
+    assert hub._out_of_reach() == (trouble and f"{constants.ENDPOINT} cannot be reached: {trouble}")

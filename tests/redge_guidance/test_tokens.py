@@ -1,5 +1,7 @@
 """Which ids a tokenizer has, which of them are special, and which end a text."""
 
+import itertools
+
 import pytest
 import torch
 from diffusers import DiscreteDDIMScheduler
@@ -77,9 +79,17 @@ def test_ends_are_what_the_generation_config_names_too():
     assert end_token_ids(tokenizer, Model(None)) == (1,)
     assert end_token_ids(tokenizer, Model([3, MASK])) == (1,)  # a word, and the mask
     assert end_token_ids(None, Model(3)) == ()
-    assert 8 not in reserved_token_ids(tokenizer, 9, (1, 8))
+    for ends in ((1,), (1, 8), (1,)):  # each has a list of its own
+        assert (8 in reserved_token_ids(tokenizer, 9, ends)) == (8 not in ends)
     ids = torch.tensor([[3, 8, 4, 1]])
     assert text_mask(ids, tokenizer, ends=(1, 8)).int().tolist() == [[1, 1, 0, 0]]
+
+
+@pytest.mark.parametrize(("role", "taken"), [("mask", False), ("unk", False), ("bos", True), ("sep", True)])
+def test_what_a_config_calls_an_end_is_none_where_it_is_a_mask_or_unknown(role, taken):
+    tokenizer = word_tokenizer()
+    setattr(tokenizer, f"{role}_token", "c")
+    assert end_token_ids(tokenizer, Model([1, tokenizer.convert_tokens_to_ids("c")])) == ((1, 5) if taken else (1,))
 
 
 def test_a_mask_says_what_is_padding_and_not_the_id():
@@ -93,6 +103,18 @@ def test_what_stands_for_something_else_is_not_guessed_to_be_padding(role):
     tokenizer = word_tokenizer()
     setattr(tokenizer, role, "[PAD]")
     assert text_mask(torch.tensor([[PAD, 3, PAD, 4]]), tokenizer).all()
+
+
+def test_one_token_for_beginning_end_and_padding_pads():
+    """As GPT-2 has it where its end is told to be its padding."""
+    tokenizer = word_tokenizer()
+    tokenizer.bos_token = tokenizer.pad_token = tokenizer.eos_token
+    assert text_mask(torch.tensor([[1, 1, 3, 4]]), tokenizer).int().tolist() == [[0, 0, 1, 1]]
+
+
+def test_padding_that_was_given_ends_nothing():
+    given = torch.tensor([[1, 1, 0, 0]]).bool()
+    assert text_mask(torch.tensor([[3, PAD, 4, PAD]]), word_tokenizer(), given=given).int().tolist() == [[1, 1, 1, 0]]
 
 
 def test_no_text_ends_before_what_is_written():
@@ -162,6 +184,19 @@ def test_a_length_ends_where_the_sample_does():
     (slope,) = torch.autograd.grad(reward(tokens).sum(), weights)
     assert torch.equal(slope[:, 1], slope[:, 6])
     assert slope[1, 6] > 0
+
+
+def test_a_length_that_was_asked_of_another_sample_ends_where_this_one_does():
+    ids, tokenizer = torch.tensor([[3, 4, 5, 7]]), word_tokenizer()
+    slopes = {}
+    for ends, reward in itertools.product([(1,), (1, 6)], [used := LengthReward(0, 1), None]):
+        weights = torch.nn.functional.one_hot(ids[0], 8).float().requires_grad_()
+        tokens = RelaxedTokens(ids, torch.ones_like(ids).bool(), weights, tokenizer=tokenizer, ends=ends)
+        asked = (reward or LengthReward(0, 1))(tokens)
+        slopes[ends, reward is used] = torch.autograd.grad(asked.sum(), weights)[0]
+    for ends in ((1,), (1, 6)):
+        assert torch.equal(slopes[ends, True], slopes[ends, False])
+    assert not torch.equal(slopes[(1,), True], slopes[(1, 6), True])
 
 
 def text_of_row(ids, valid, given, ends):

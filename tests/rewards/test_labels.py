@@ -63,3 +63,12 @@ def test_one_output():
 def test_against_is_read_alike():
     with pytest.raises(ValueError, match="`against` must be another label than `label`"):
         label(["-1", "0"], "0", against=0)
+
+
+def test_whether_a_label_is_predicted():
+    logits = torch.tensor([[1.0, 2.0, -1.0], [-3.0, -2.0, -1.0], [2.0, 1.0, 0.5]])
+    config = BertConfig(num_labels=3)
+    assert Label(config, 1, None, 1.0).predicted(logits) == [True, False, False]
+    config.problem_type = "multi_label_classification"  # any number of them at once
+    assert Label(config, 1, None, 1.0).predicted(logits) == [True, False, True]
+    assert label(["score"], None).predicted(logits[:, :1]) is None

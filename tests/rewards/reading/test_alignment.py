@@ -177,6 +177,22 @@ def test_a_table_that_does_not_fit_is_made_anew(how, keeps_metadata, cache):
     assert torch.equal(load_file(file)["pieces"].long(), made.pieces)
 
 
+def test_a_table_of_another_vocabulary_is_none(tmp_path):
+    file, values, offsets = tmp_path / "t.safetensors", torch.tensor([1, 2, 9]), torch.tensor([0, 1, 3])
+    write_ragged(file, values, offsets)
+    assert [one.tolist() for one in read_ragged(file, 2, 9)] == [[1, 2, 9], [0, 1, 3]]
+    assert read_ragged(file, 1, 9) is read_ragged(file, 3, 9) is read_ragged(file, 2, 8) is None
+
+
+def test_a_table_is_of_the_special_tokens_too(cache):
+    """Of which nothing is made, whatever the tokenizer's backend calls them."""
+    for pad in ("[PAD]", "b"):
+        generator = word_tokenizer()
+        generator.pad_token = pad
+        made = Pieces.of(generator, tokenizer("byte"), token_texts(generator))
+        assert (made.offsets.diff()[WORDS.index("b")] == 0) == (pad == "b")
+
+
 @given(where=st.floats(0, 1), value=st.integers(0, 255), cut=st.booleans())
 def test_any_byte_of_a_table_may_be_wrong(where, value, cut, tmp_path_factory):
     folder = tmp_path_factory.mktemp("cache")

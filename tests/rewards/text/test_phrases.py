@@ -11,6 +11,7 @@ from redge_guidance import GuidanceConfig, RelaxedTokens, guide
 from redge_guidance.estimators import EntropyMix, StraightThrough
 from redge_guidance.rewards import LexicalReward
 from tests.helpers.tiny import WORDS, tiny_pipeline, word_tokenizer
+from tests.helpers.tokenizers import tokenizer
 
 EOS, MASK, A, B, C, D = range(1, 7)
 
@@ -156,6 +157,46 @@ def test_rows_do_not_depend_on_one_another():
         ids, torch.ones_like(ids).bool(), weights, hard=False, tokenizer=word_tokenizer(), log_probs=torch.cat(rows)
     )
     torch.testing.assert_close(slope(words, together), torch.cat(alone))
+
+
+def test_every_draw_is_pulled_to_the_places_of_its_own_text():
+    """The rows are a draw of every text, then another of every text."""
+    words, logs = LexicalReward("a b"), [random_logs(4, seed) for seed in (1, 2)]
+    alone = torch.cat([slope(words, sample(row, hard=D)) for row in logs])
+    ids = torch.full((4, 4), D)
+    weights = torch.nn.functional.one_hot(ids.flatten(), len(WORDS)).float().requires_grad_()
+    together = RelaxedTokens(
+        ids, torch.ones_like(ids).bool(), weights, tokenizer=word_tokenizer(), log_probs=torch.cat(logs), draws=2
+    )
+    torch.testing.assert_close(slope(words, together), alone.repeat(2, 1))
+
+
+def test_an_end_that_was_given_ends_nothing():
+    words, logs = LexicalReward("a b"), random_logs(4, 0)
+    fixed = {"ids": [EOS, D, D, D], "free": [False, True, True, True], "hard": D}
+    given = torch.tensor([[True, False, False, False]])
+    assert slope(words, sample(logs, **fixed, given=given)).max() > 0.1
+    assert slope(words, sample(logs, **fixed)).abs().max() == 0
+
+
+def test_places_are_those_of_all_draws_whichever_comes_first():
+    """Where one draw of a text goes on with a letter, and another with a space."""
+    made = tokenizer("byte")
+    words = LexicalReward("Unhappy", case_sensitive=True)
+    un, happy = made("Unhappy", add_special_tokens=False).input_ids
+    letter, space = (made(text, add_special_tokens=False).input_ids[0] for text in ("s", " "))
+    logs = torch.randn(4, len(made), generator=torch.Generator().manual_seed(0)).log_softmax(-1)
+    slopes = []
+    for rows in (
+        [[letter, un, letter, letter], [space, un, letter, space]],
+        [[space, un, letter, space], [letter, un, letter, letter]],
+    ):
+        ids = torch.tensor(rows)
+        weights = torch.nn.functional.one_hot(ids.flatten(), len(made)).float().requires_grad_()
+        tokens = RelaxedTokens(ids, torch.ones_like(ids).bool(), weights, tokenizer=made, log_probs=logs, draws=2)
+        slopes.append(slope(words, tokens).view(2, 4, -1))
+    assert slopes[0][:, :, happy].max() > 0.1
+    torch.testing.assert_close(slopes[0], slopes[1].flip(0))
 
 
 @pytest.mark.parametrize("estimator", [EntropyMix(), StraightThrough()])

@@ -33,6 +33,12 @@ def test_normal_forms_are_one(form):
     assert not found("caf", text)
 
 
+@pytest.mark.parametrize("word", ["\u0301", "\u0301a", "a \u0301b", "a\u200b\u0301b"])
+def test_a_mark_without_a_letter_is_no_word(word):
+    with pytest.raises(ValueError, match="a letter or another sign|in which a combining mark has no letter"):
+        LexicalReward(word)
+
+
 @given(TEXT, TEXT)
 def test_normal_forms_are_one_for_any_text(word, text):
     if not regex.search(r"[^\s\p{M}\p{C}]", word):
