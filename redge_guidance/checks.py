@@ -38,7 +38,8 @@ def as_real(value: Any) -> float | None:
         return float("-inf") if found < 0 else float("inf")
     except ValueError:  # a signaling NaN
         return float("nan")
-    return operator.index(found) if isinstance(found, Integral) and -(2**63) <= found < 2**63 else number
+    whole = operator.index(found) if isinstance(found, Integral) else None
+    return number if whole is None or not -(2**63) <= whole < 2**63 else whole
 
 
 def whole_number(name: str, value: Any, lowest: int, hint: str = "") -> int:
