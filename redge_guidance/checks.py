@@ -22,7 +22,8 @@ def as_whole(value: Any) -> int | None:
 def as_real(value: Any) -> float | None:
     """The plain Python number, int or float, that `value` is; None where it is none, as True, strings and None are.
 
-    NaN and infinities are numbers here, and so is infinite what is too large for a float.
+    NaN and infinities are numbers here, and so is infinite what is too large for a float. An integer of more than 64
+    bits, which no tensor holds, is a float.
 
     >>> from fractions import Fraction
     >>> as_real(Fraction(1, 4)), as_real(2), as_real("2")
@@ -35,7 +36,10 @@ def as_real(value: Any) -> float | None:
         number = float(found)
     except OverflowError:
         return float("-inf") if found < 0 else float("inf")
-    return operator.index(found) if isinstance(found, Integral) else number
+    except ValueError:  # a signaling NaN
+        return float("nan")
+    whole = operator.index(found) if isinstance(found, Integral) else None
+    return number if whole is None or not -(2**63) <= whole < 2**63 else whole
 
 
 def whole_number(name: str, value: Any, lowest: int, hint: str = "") -> int:

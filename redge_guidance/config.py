@@ -10,6 +10,7 @@ from redge_guidance.estimators import ESTIMATORS, EntropyMix, Estimator
 from redge_guidance.updates import UPDATES, Natural, Update
 
 _Kind = TypeVar("_Kind")
+_MOST = 1e15  # nats a unit of reward, whose squares float32 still holds
 
 
 class _Named(Generic[_Kind]):
@@ -93,6 +94,8 @@ class GuidanceConfig:
         scale, start, stop = (as_real(value) for value in (self.scale, self.start, self.stop))
         if scale is None or not 0 <= scale < float("inf"):
             raise ValueError(f"`scale` must be a finite number >= 0, got {self.scale!r}; 0 switches guidance off.")
+        if scale > _MOST:
+            raise ValueError(f"`scale` must be <= {_MOST:g}, got {self.scale!r}; squares of it leave float32.")
         if start is None or stop is None or not 0 <= start < stop <= 1:
             raise ValueError(
                 f"`start` and `stop` must satisfy 0 <= start < stop <= 1, got start={self.start!r}, stop={self.stop!r};"

@@ -83,8 +83,11 @@ class Goals:
             value = f"the value {low:.4g}" if low == high else f"values from {low:.4g} to {high:.4g}"
             by_values = name in self._by_values
             why = "the draws of a text or image never differed" if by_values else "its gradient was 0 at every draw"
+            term = self._terms[name]
+            asked = f"where {'1' if term.weight > 0 else '0'} would be a yes"  # of a function that says nothing of it
+            verdict = "and it is not reached" if _says_yes_or_no(term.reward) else asked
             warnings.warn(
-                f"`reward` {name} moved nothing in this call: {why}, with {value}, and it is not reached; "
+                f"`reward` {name} moved nothing in this call: {why}, with {value}, {verdict}; "
                 f"{_MORE_DRAWS if by_values else _TOKENS}.",
                 stacklevel=2,
             )

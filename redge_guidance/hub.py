@@ -20,7 +20,7 @@ from torch import OutOfMemoryError
 _PREFIX = "builtin:"
 _ROOT = Path(str(files("redge_guidance.checkpoints")))
 _PATIENCE = 5  # seconds until a hub that does not answer counts as out of reach
-_FILES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".json", ".gguf", ".py", ".zip")
+_FILES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".json", ".gguf", ".py", ".zip", ".git")
 _LONGEST = 500  # characters of a message of a library
 _ASKING = threading.Lock()
 _ASKED: list[Any] = []  # how long transformers would wait for an answer, by whoever is loading

@@ -107,6 +107,8 @@ class Reward:
         factor = as_real(weight)
         if factor is None:
             raise TypeError(f"a reward can be multiplied by a number, got {type(weight).__name__}.")
+        if not abs(factor) < float("inf"):
+            raise ValueError(f"a reward can be multiplied by a finite number, got {factor}.")
         return RewardSum([replace(term, weight=factor * term.weight) for term in _terms(self)])
 
     __rmul__ = __mul__

@@ -181,8 +181,12 @@ def _embedded(model: Any) -> int:
 
 
 def pipeline_options(name: Any, tokenizer: Any, trust_remote_code: bool, fixed: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of `from_pretrained` that a pipeline folder can follow; a ValueError if one of `fixed` is set."""
-    for argument, value in fixed.items():
+    """Arguments of `from_pretrained` that a pipeline folder can follow; a ValueError if one of `fixed` is set.
+
+    A tokenizer takes the place of the pipeline's; the name of one is for models that have none.
+    """
+    named = tokenizer if isinstance(tokenizer, str | os.PathLike) else None
+    for argument, value in {**fixed, "tokenizer": named}.items():
         if value is not None:
             raise ValueError(f"`{argument}` cannot be used with the pipeline `{name}`, which says it itself.")
     options = {"tokenizer": tokenizer, "trust_remote_code": trust_remote_code or None}

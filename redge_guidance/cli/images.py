@@ -41,7 +41,7 @@ def generate(args: argparse.Namespace, config: GuidanceConfig) -> Made:
     if args.scale is None:
         config = replace(config, scale=scale)
     runs = []
-    with running(args, args.reward or _DEFAULT_REWARD):
+    with running(args, _DEFAULT_REWARD if args.reward is None else args.reward):
         if args.baseline or args.out is not None:
             runs.append(_run(pipe, reward, args, scale=0.0))
         with guide(pipe, reward, config, seed=args.seed) as handle:
@@ -108,7 +108,7 @@ def _load(args: argparse.Namespace) -> tuple[Any, Any, float]:
     else:
         with loading(args.model):
             pipe = load_pipeline(AmusedPipeline, resolve(args.model), dtype, trust)
-    name = args.reward or _DEFAULT_REWARD
+    name = _DEFAULT_REWARD if args.reward is None else args.reward
     settings: dict[str, Any] = {"device": device, "dtype": dtype, "trust_remote_code": trust}
     with naming("--reward"), loading(name):
         config = AutoConfig.from_pretrained(resolve(name), trust_remote_code=trust)

@@ -22,7 +22,7 @@ def generate(args: argparse.Namespace, config: GuidanceConfig) -> Made:
     reward = sum(weight * goal for weight, goal in goals)
     prompts = [text for text in args.prompt or [""] for _ in range(args.samples_per_prompt)]
     runs = []
-    with running(args, args.reward or _DEFAULT_REWARD):
+    with running(args, _DEFAULT_REWARD if args.reward is None else args.reward):
         if args.baseline:
             runs.append(_run(pipe, reward, prompts, args, scale=0.0))
         with guide(pipe, reward, config, seed=args.seed):
@@ -59,7 +59,7 @@ def _load(args: argparse.Namespace) -> tuple[Any, list[tuple[float, Any]]]:
         temperature = 1.0 if args.reward_temperature is None else args.reward_temperature
         with naming("--reward"):
             classifier = TextClassifierReward.from_pretrained(
-                args.reward or _DEFAULT_REWARD,
+                _DEFAULT_REWARD if args.reward is None else args.reward,
                 label=args.label,
                 temperature=temperature,
                 device=device,

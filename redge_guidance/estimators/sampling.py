@@ -127,7 +127,7 @@ class _Sample(torch.autograd.Function):
         estimator: RowMathematics,
         generator: Any,
     ) -> tuple[Any, Any]:
-        if info.randomness != "different":
+        if mapped is not None and info.randomness != "different":
             raise ValueError(f"`randomness` of vmap must be 'different' for a sample, got {info.randomness!r}.")
         every = logits.expand(info.batch_size, *logits.shape) if in_dims[0] is None else logits.movedim(in_dims[0], 0)
         outside = mapped if mapped is None or in_dims[1] is None else mapped.movedim(in_dims[1], 0)[0]

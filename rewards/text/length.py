@@ -43,6 +43,8 @@ class LengthReward(Reward):
         low, high = as_real(minimum), as_real(maximum)
         if low is None or not low >= 0 or (maximum is not None and (high is None or not high >= low)):
             raise ValueError(f"`minimum` and `maximum` must satisfy 0 <= minimum <= maximum, got {minimum}, {maximum}.")
+        if not low < float("inf"):
+            raise ValueError(f"`minimum` must be finite, got {minimum}.")
         if low == 0 and maximum is None:
             raise ValueError("`minimum` or `maximum` must be given, got 0 and None, which any text satisfies.")
         if unit not in _UNITS:
@@ -77,8 +79,8 @@ class LengthReward(Reward):
         return [] if end is None else [end]
 
     def _reward(self, lengths: Tensor) -> Tensor:
-        short = (self.minimum - lengths).clamp(min=0)
-        return -short if self.maximum is None else -short - (lengths - self.maximum).clamp(min=0)
+        short = (float(self.minimum) - lengths).clamp(min=0)  # integers of Python may be larger than torch's
+        return -short if self.maximum is None else -short - (lengths - float(self.maximum)).clamp(min=0)
 
     def relaxed(self, sample: RelaxedTokens) -> Tensor:
         """The mean reward over where the text ends, `(batch,)`."""

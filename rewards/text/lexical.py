@@ -143,8 +143,9 @@ class LexicalReward(Reward):
         places = Places(sample, self.spellings(sample.tokenizer).inside)
         device = sample.weights.device
         weights = torch.tensor([self.weights[word] for word in self._words], device=device)
-        total = torch.zeros(len(sample), len(self._words), device=device)
-        absent = torch.ones_like(total)
+        nothing = sample.weights[:0].sum()  # 0, whose slope is 0: there may be no word that this text has room for
+        total = torch.zeros(len(sample), len(self._words), device=device) + nothing
+        absent = torch.ones_like(total) - nothing
         for group in self._groups:
             occurs = places.occurrences(group)
             if occurs is None:

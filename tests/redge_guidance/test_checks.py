@@ -49,6 +49,9 @@ def test_the_ends_of_the_line():
     assert as_real(10**400) == math.inf
     assert as_real(-Fraction(10**400)) == -math.inf
     assert as_whole(10**400) == 10**400
+    assert as_real(2**63 - 1) == 2**63 - 1
+    assert all(type(as_real(whole)) is float for whole in (2**63, -(2**64), 10**30))  # larger than torch's integers
+    assert math.isnan(as_real(Decimal("sNaN")))
     assert as_real(torch.tensor(0.5, requires_grad=True)) == 0.5
     with pytest.raises(ValueError, match="`n` must be an integer >= 2, got 1; two are compared"):
         whole_number("n", 1, 2, "two are compared")

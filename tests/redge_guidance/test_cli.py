@@ -90,6 +90,8 @@ def test_json_has_one_object_a_text(tmp_path, capsys):
         (["--model", "builtin:nope"], "`builtin:nope` is not an embedded checkpoint; choose one of builtin:"),
         (["--model", "./nope"], "`./nope` is not a folder"),
         (["--reward", "/no/such/folder"], "`/no/such/folder` is not a folder"),
+        (["--reward", ""], "`--reward` must name a checkpoint"),
+        (["--tokenizer", "builtin:sentiment"], "`tokenizer` cannot be used with the pipeline `builtin:tatoeba-masked`"),
         (["--model", "organisation/unknown"], "organisation/unknown"),
         (["--json", "no/such/folder/out.jsonl"], "`--json` must name a file in an existing folder"),
         (["--prompt", "a [EOS]"], "`prompt` must not contain reserved tokens, got '[EOS]'"),

@@ -100,6 +100,7 @@ def test_toward_a_text_by_clip(model, folders, tmp_path, capsys):
         (["--reward", "{clip}", "--reward-temperature", "2", "--prompt", "a"], "`--reward-temperature` is for a class"),
         (["--label", "cat", "--class-label", "5"], "`class_labels` must lie in [0, 3), got 5"),
         (["--reward", "builtin:sentiment"], "`--reward` must be an image classifier or a CLIP model"),
+        (["--reward", ""], "`--reward` must name a checkpoint"),
         (["--reward", "{clip}"], "`--prompt` must say what images are to show"),
         (["--reward", "{clip}", "--prompt", "a", "--prompt", "b"], "`--prompt` must be one text for {masked}"),
         (

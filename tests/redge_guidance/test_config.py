@@ -89,6 +89,7 @@ def test_names_and_objects_are_the_same_thing():
     ("settings", "message"),
     [
         ({"scale": -1.0}, "`scale` must be a finite number >= 0, got -1.0"),
+        ({"scale": 1e19}, r"`scale` must be <= 1e\+15, got 1e\+19"),
         ({"scale": float("nan")}, "`scale` must be a finite number"),
         ({"scale": "2"}, "`scale` must be a finite number"),
         ({"start": 0.5, "stop": 0.5}, "got start=0.5, stop=0.5"),

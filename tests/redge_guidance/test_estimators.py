@@ -459,6 +459,9 @@ def test_vmap_draws_for_every_row(estimator):
     sample = mapped(logits)
     torch.manual_seed(3)
     assert torch.equal(sample, estimator(logits.movedim(1, 0)))
+    if isinstance(estimator, Soft):  # draws nothing
+        assert torch.equal(torch.func.vmap(estimator)(logits), sample.movedim(0, 1))
+        return
     with pytest.raises(ValueError, match="`randomness` of vmap must be 'different'"):
         torch.func.vmap(estimator, randomness="same")(logits)
 

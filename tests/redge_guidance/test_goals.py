@@ -143,6 +143,19 @@ def test_a_call_that_fails_says_nothing_more(pipe):
         pipe("")
 
 
+@pytest.mark.parametrize(
+    ("reward", "verdict"),
+    [
+        (LexicalReward(banned="a"), "and it is not reached; "),
+        (BlackBoxReward(lambda text: -float("b" in text)), "where 1 would be a yes; "),  # a penalty that nobody pays
+        (-BlackBoxReward(lambda text: 1.0), "where 0 would be a yes; "),
+    ],
+)
+def test_of_a_function_it_is_not_said_that_it_is_not_reached(pipe, reward, verdict):
+    with pytest.warns(UserWarning, match=f"moved nothing in this call: .*, {verdict}"):
+        write(rare(pipe), reward, GuidanceConfig(support=2, stop=0.1), prompt="a a")
+
+
 def test_images_too():
     pipe, run = masked_image()
     flat = BlackBoxReward(lambda image: 0.0, name="flat")

@@ -22,7 +22,21 @@ def test_an_id_of_the_hub_is_passed_on_as_it_is(name, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(
     "name",
-    ["./gpt2", "/gpt2", "~/gpt2", "~nobody", "a/b/c", "a b", "é", "-x", "x--y", "m.safetensors", "file", "here/x"],
+    [
+        "./gpt2",
+        "/gpt2",
+        "~/gpt2",
+        "~nobody",
+        "a/b/c",
+        "a b",
+        "é",
+        "-x",
+        "x--y",
+        "m.safetensors",
+        "a/b.git",
+        "file",
+        "here/x",
+    ],
 )
 def test_what_is_no_id_is_not_asked_for(name, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)

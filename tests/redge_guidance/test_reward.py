@@ -79,6 +79,9 @@ def test_bad_terms():
         LexicalReward("a") + 1.0
     with pytest.raises(TypeError, match="can be multiplied by a number, got str"):
         LexicalReward("a") * "b"
+    for weight in (float("nan"), float("inf"), -(10**400)):
+        with pytest.raises(ValueError, match="a reward can be multiplied by a finite number, got "):
+            weight * LexicalReward("a")
     with pytest.raises(ValueError, match="`terms` must name at least one reward, got none"):
         RewardSum([])
 

@@ -218,3 +218,16 @@ def test_phrases_on_the_embedded_model(embedded):
         texts = write()
     assert reward.score(texts).mean() >= 0.75
     assert len(set(texts)) > 1
+
+
+@pytest.mark.parametrize("words", [{"wanted": "a b c d"}, {"banned": "a b c d"}, {"banned": "zebra"}])
+def test_what_no_text_of_this_length_can_have_has_the_slope_0(words):
+    reward = LexicalReward(**words)
+    assert slope(reward, sample(random_logs(2, seed=0), hard=A, draws=2)).eq(0).all()
+
+
+def test_a_ban_that_nothing_can_break_is_no_error(recwarn):
+    pipe = tiny_pipeline(length=3)
+    with guide(pipe, LexicalReward(banned=["a b c d", "zebra"])):
+        pipe([""])
+    assert not recwarn

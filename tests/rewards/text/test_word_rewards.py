@@ -208,6 +208,13 @@ def test_length_bad_input():
         LengthReward(4, 2)
     with pytest.raises(ValueError, match="`unit` must be one of words, characters, got 'lines'"):
         LengthReward(4, unit="lines")
+    with pytest.raises(ValueError, match="`minimum` must be finite, got inf"):
+        LengthReward(float("inf"))
+
+
+def test_limits_that_no_integer_of_torch_holds():
+    assert LengthReward(2**70).score(["a"]).tolist() == [-(2.0**70)]
+    assert LengthReward(1, 2**70).score(["", "a"]).tolist() == [-1, 0]
 
 
 # black boxes
