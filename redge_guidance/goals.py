@@ -11,9 +11,10 @@ from redge_guidance.evaluation import name_of
 from redge_guidance.reward import AnyReward, Reward, RewardSum, Sample, Term
 
 _MORE_DRAWS = "take more `num_draws`, or a function that says how near a sample is"
+_NO_SLOPE = "its gradient was 0 at every draw, or the same for all tokens that may be drawn"
 _TOKENS = (
     "where it wants tokens that the model finds unlikely, name them by `token_ids(tokenizer)` or take `support=None`; "
-    "where it rounds or counts, give it a slope"
+    "where it rounds or counts, give it a slope; where it wants more than there is room for, give it room"
 )
 
 
@@ -35,19 +36,22 @@ class Goals:
         """Whether a term of this part of the reward has not been moved yet, so that it has to be looked at."""
         return any(term.name in self._unmoved for term in terms_of(reward))
 
-    def slopes(self, reward: AnyReward, values: Sequence[Tensor], target: Any) -> None:
-        """Note which terms of a sum have a gradient with respect to `target`; their values are `(draws * batch,)`."""
+    def slopes(self, reward: AnyReward, values: Sequence[Tensor], target: Any, log_q: Tensor) -> None:
+        """Note which terms of a sum have a gradient with respect to `target`; their values are `(draws * batch,)`.
+
+        `log_q` `(rows, S)` is what is to be moved: a gradient moves it where tokens that may be drawn differ in it.
+        """
         for term, value in zip(terms_of(reward), values, strict=True):
             if term.name in self._unmoved and value.requires_grad:
                 (grad,) = torch.autograd.grad(value.sum(), target, retain_graph=True, allow_unused=True)
-                self._note(term, grad)
+                self._note(term, grad, log_q)
 
-    def slope(self, reward: AnyReward, grad: Tensor) -> None:
-        """Note the gradient of a reward that has but one term."""
-        self._note(terms_of(reward)[0], grad)
+    def slope(self, reward: AnyReward, grad: Tensor, log_q: Tensor) -> None:
+        """Note the gradient of a reward that has but one term; `log_q` as in `slopes`."""
+        self._note(terms_of(reward)[0], grad, log_q)
 
-    def _note(self, term: Term, grad: Tensor | None) -> None:
-        if term.name in self._unmoved and grad is not None and bool(grad.any()):
+    def _note(self, term: Term, grad: Tensor | None, log_q: Tensor) -> None:
+        if term.name in self._unmoved and grad is not None and bool(grad.any()) and _moves(grad, log_q):
             self._moved(term)
 
     def differences(self, reward: AnyReward, values: Sequence[Tensor], count: int) -> None:
@@ -82,7 +86,11 @@ class Goals:
             low, high = self._values[name]
             value = f"the value {low:.4g}" if low == high else f"values from {low:.4g} to {high:.4g}"
             by_values = name in self._by_values
-            why = "the draws of a text or image never differed" if by_values else "its gradient was 0 at every draw"
+            why = (
+                "the draws of a text or image never differed"
+                if by_values
+                else "its gradient was 0 at every draw, or the same for all tokens that may be drawn"
+            )
             term = self._terms[name]
             asked = f"where {'1' if term.weight > 0 else '0'} would be a yes"  # of a function that says nothing of it
             verdict = "and it is not reached" if _says_yes_or_no(term.reward) else asked
@@ -91,6 +99,13 @@ class Goals:
                 f"{_MORE_DRAWS if by_values else _TOKENS}.",
                 stacklevel=2,
             )
+
+
+def _moves(grad: Tensor, log_q: Tensor) -> bool:
+    """Whether a gradient `(..., rows, S)` is not the same for all tokens of positive probability in every row."""
+    never = log_q == -torch.inf
+    highest = grad.masked_fill(never, -torch.inf).amax(-1)
+    return bool((highest > grad.masked_fill(never, torch.inf).amin(-1)).any())
 
 
 def terms_of(reward: AnyReward) -> list[Term]:

@@ -102,12 +102,12 @@ class RewardGradients:
             if not rewards.requires_grad:
                 raise ValueError(_without_gradient("returned a tensor without gradient: compute it from"))
             if self._goals.waiting(reward) and len(values) > 1:
-                self._goals.slopes(reward, values, target)
+                self._goals.slopes(reward, values, target, log_q)
             (grad,) = torch.autograd.grad(rewards.sum() / count, target, allow_unused=True)
         if grad is None:
             raise ValueError(_without_gradient("has no gradient with respect to the tokens: it must be computed from"))
         if len(values) == 1:
-            self._goals.slope(reward, grad)
+            self._goals.slope(reward, grad, log_q)
         if at_sample:
             grad = grad[0] if count == 1 else grad.sum(0)
         return grad, rewards.detach().float().view(count, -1).mean(0)

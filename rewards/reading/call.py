@@ -30,6 +30,9 @@ class ModelCall:
         model: of transformers, or called alike.
         read: how it reads; its `padding_side` becomes the one that the model takes.
 
+    Attributes:
+        of_tokens: whether there is an output for each token rather than for each text; None: not known, on "meta".
+
     Raises:
         ValueError: the model cannot be called by ids, a text's output depends on other texts, or on the embeddings
             otherwise than by the look-up.
@@ -39,6 +42,7 @@ class ModelCall:
         self._model, self._read = model, read
         self._takes, self._compiled = accepted(model), _is_compiled(model)
         self._padding = "mask"
+        self.of_tokens: bool | None = None
         if read.device.type != "meta":
             try:
                 self._find_out()
@@ -96,6 +100,7 @@ class ModelCall:
         read.padding_side, self._padding = side, found[side]
         self._check_types()
         self._check(read.padded(rows))
+        self.of_tokens = self(read.padded(rows)).dim() == 3
         for row in rows:
             self._check(read.padded([row]))
 
@@ -118,12 +123,14 @@ def _examples(read: ModelInput) -> list[Row]:
     """Two texts of different lengths, of tokens from all over the vocabulary."""
     framer = read.framer
     special = special_token_ids(framer.tokenizer)
-    known = sorted(i for i in set(framer.tokenizer.get_vocab().values()) - special if i < len(read.embedding.weight))
+    known, rows = sorted(set(framer.tokenizer.get_vocab().values()) - special), len(read.embedding.weight)
+    if not known or known[-1] >= rows:
+        raise ValueError(f"`tokenizer` has ids up to {known[-1:]}, and the model {rows} tokens; take the model's own.")
     before, after = framer.around(Frame())
     room = 8 if framer.max_length is None else max(min(8, framer.max_length - len(before) - len(after)), 1)
     ids = [known[k * len(known) // room] for k in range(room)]
-    rows = [[*before, *ids, *after], [*before, *ids[: max(room // 2, 1)], *after]]
-    return [Row(row, len(before), len(row) - len(after), [(0, 0)] * len(row)) for row in rows]
+    texts = [[*before, *ids, *after], [*before, *ids[: max(room // 2, 1)], *after]]
+    return [Row(row, len(before), len(row) - len(after), [(0, 0)] * len(row)) for row in texts]
 
 
 def _part(reading: Reading, rows: Tensor, columns: slice) -> Reading:

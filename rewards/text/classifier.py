@@ -27,6 +27,7 @@ class TextClassifierReward(TextModelReward):
     """
 
     auto_class: ClassVar[Any] = AutoModelForSequenceClassification
+    of_tokens: ClassVar[bool | None] = False
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
 """How likely a text is under a language model, as a reward."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -38,6 +38,8 @@ class FluencyReward(TextModelReward):
         ValueError: a masked model whose tokenizer has no mask token, a tokenizer that has no token for the end of a
             text, or `num_passes` below 2.
     """
+
+    of_tokens: ClassVar[bool | None] = True
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
 """What rewards made of a Hugging Face model of texts have in common."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -28,6 +28,9 @@ class TextModelReward(LoadedReward, Reward):
         padding_side: of batches, `"left"` or `"right"`; None: left for models that read the last token.
         max_length: in tokens; None: what the tokenizer and the model's config say.
 
+    Raises:
+        ValueError: as `Reader`, or a model of another kind.
+
     Attributes:
         answer_only: whether the prompt in front is left out of what the model is shown.
         reader: what turns texts, finished or relaxed, into the model's input.
@@ -35,13 +38,23 @@ class TextModelReward(LoadedReward, Reward):
 
     modality = "text"
     answer_only: bool = False
+    of_tokens: ClassVar[bool | None] = None  # whether the model is to have an output for each token, or for each text
 
     def __init__(self, model: Any, tokenizer: Any, padding_side: str | None = None, max_length: int | None = None):
-        self.model = model.eval().requires_grad_(False)
+        if not isinstance(model, torch.nn.Module):
+            raise ValueError(f"`model` must be a model of transformers, got {type(model).__name__}.")
+        self.model: Any = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         if padding_side is None:
             padding_side = "left" if _reads_last_token(model) else "right"
         self.reader = Reader(model, tokenizer, padding_side, max_length)
+        found = self.reader.outputs.of_tokens
+        if self.of_tokens is not None and found is not None and found != self.of_tokens:
+            wanted, other = ("each token", "each text") if self.of_tokens else ("each text", "each token")
+            raise ValueError(
+                f"`model` must have an output for {wanted}, for {type(self).__name__}, got {type(model).__name__}, "
+                f"which has one for {other}; is it the model with the right head?"
+            )
 
     @classmethod
     def processors(cls, path: str, hub: dict[str, Any]) -> list[Any]:

@@ -41,6 +41,7 @@ class TextPreferenceReward(TextModelReward):
     """
 
     auto_class: ClassVar[Any] = AutoModelForSequenceClassification
+    of_tokens: ClassVar[bool | None] = False
 
     def __init__(
         self,

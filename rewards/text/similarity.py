@@ -40,6 +40,7 @@ class SentenceSimilarityReward(TextModelReward):
     """
 
     auto_class: ClassVar[Any] = AutoModel
+    of_tokens: ClassVar[bool | None] = True
     unread_weights: ClassVar[tuple[str, ...]] = ("pooler.",)  # embeddings are made of the tokens' states
 
     def __init__(

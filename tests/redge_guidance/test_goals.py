@@ -42,6 +42,13 @@ def test_a_function_that_wants_a_token_outside_the_support(pipe):
     write(pipe, count_of_b, GuidanceConfig(support=None))
 
 
+@pytest.mark.parametrize("reward", [LengthReward(minimum=9), LengthReward(maximum=1), LengthReward(9) + tiny_reward()])
+def test_a_length_that_gaps_leave_as_it_is(reward):
+    """No end may be drawn there, so that the slope of the end moves nothing."""
+    with pytest.warns(UserWarning, match="LengthReward moved nothing in this call: its gradient was 0 .* room"):
+        write(tiny_pipeline(), reward, prompt="a [MASK] [MASK] b")
+
+
 def test_a_sum_names_the_term_and_no_other(pipe):
     reward = tiny_reward() + count_of_b + LexicalReward("a")
     with pytest.warns(UserWarning, match="moved nothing in this call") as caught:
@@ -92,7 +99,7 @@ def test_a_goal_that_every_draw_reaches_is_no_warning(pipe, reward):
 
 def test_a_term_that_is_subtracted_is_a_goal_too(pipe):
     always = BlackBoxReward(lambda text: 1.0, name="always")
-    with pytest.warns(UserWarning, match="`reward` always moved nothing in this call: .* with the value 1, and it is"):
+    with pytest.warns(UserWarning, match="`reward` always moved nothing in this call: .* with the value 1, where 0"):
         write(pipe, tiny_reward() - always)
 
 
@@ -103,7 +110,7 @@ def test_the_values_that_are_named_are_those_of_all_steps(pipe):
         return tokens.weights.detach().new_full((len(tokens),), next(values))
 
     with pytest.warns(
-        UserWarning, match="`reward` falls moved nothing in this call: .* with values from 1.5 to 3, and"
+        UserWarning, match="`reward` falls moved nothing in this call: .* with values from 1.5 to 3, where 1"
     ):
         write(pipe, tiny_reward() + falls)
 

@@ -137,6 +137,25 @@ def test_a_model_without_a_table_of_embeddings_is_refused():
         TextClassifierReward(canine, words, 1)
 
 
+def test_models_with_another_head_are_refused_when_the_reward_is_made():
+    words = tokenizer("wordpiece")
+    labels, tokens = (model("Bert", head, words, num_labels=2) for head in ("SequenceClassification", "MaskedLM"))
+    with pytest.raises(ValueError, match="must have an output for each text, for TextClassifierReward, got BertForMas"):
+        TextClassifierReward(tokens, words, 1)
+    with pytest.raises(ValueError, match="must have an output for each token, for FluencyReward, got BertForSequenc"):
+        FluencyReward(labels, words, masked=True)
+    with pytest.raises(ValueError, match="must have an output for each token, for SentenceSimilarityReward"):
+        SentenceSimilarityReward(labels, words, "a")
+    with pytest.raises(ValueError, match="`model` must be a model of transformers, got TokenizersBackend"):
+        TextClassifierReward(words, labels, 1)
+
+
+def test_a_tokenizer_that_is_larger_than_the_model_is_named():
+    large = tokenizer("byte")
+    with pytest.raises(ValueError, match=r"`tokenizer` has ids up to \[\d+\], and the model 150 tokens"):
+        TextClassifierReward(model("Bert", "SequenceClassification", large, vocab_size=150, num_labels=2), large, 1)
+
+
 def test_another_thread_that_calls_the_model_meanwhile_is_left_alone():
     import threading
 
