@@ -20,7 +20,7 @@ from redge_guidance.hosts import seam as seam_module
 from redge_guidance.hosts.attachment import Attachment
 from redge_guidance.hosts.seam import Seam
 from redge_guidance.pipelines import MaskedDiffusionScheduler
-from redge_guidance.rewards import FluencyReward
+from redge_guidance.rewards import BlackBoxReward, FluencyReward
 from tests.helpers.hosts import ALL, ONE_OF_EACH, any_reward, count_of_a, llada2, masked, seeded, state_of
 from tests.helpers.tiny import WORDS, tiny_llada2, tiny_pipeline, word_tokenizer
 
@@ -511,6 +511,20 @@ def test_a_pipeline_without_a_call_is_guided_whenever_its_scheduler_is_used():
         assert [step.progress for step in handle.trace] == 2 * first
     assert torch.equal(pipe.generate(), bare)
     assert not {"step", "set_timesteps"} & set(vars(pipe.scheduler))
+
+
+def test_goals_of_a_sampler_without_a_call_are_judged_at_the_next_one_and_at_the_end():
+    never = BlackBoxReward(lambda text: 0.0, name="never")
+    pipe = Loop()
+    handle = guide(pipe, never, GuidanceConfig(num_draws=2))
+    pipe.generate()
+    with pytest.warns(UserWarning, match="`reward` never moved nothing in this call"):
+        pipe.generate()  # which sets the timesteps anew
+    handle.remove()
+    handle = guide(pipe, never, GuidanceConfig(num_draws=2))
+    pipe.generate()
+    with pytest.warns(UserWarning, match="`reward` never moved nothing in this call"):
+        handle.remove()
 
 
 @pytest.fixture

@@ -16,13 +16,13 @@ class Recorder:
     """In the place of `Guidance`: keeps the steps, moves nothing."""
 
     def __init__(self, reward, config, seed):
-        self.steps, self.calls, self.trace, self.made_with = [], 0, [], (reward, config, seed)
+        self.steps, self.calls, self.ends, self.trace, self.made_with = [], 0, 0, [], (reward, config, seed)
 
     def begin(self):
         self.calls += 1
 
     def end(self):
-        pass
+        self.ends += 1
 
     def __call__(self, step):
         self.steps.append(frozen(step))
@@ -50,7 +50,7 @@ def test_generate_of_diffusion_gemma(recorders):
     model.generate(PROMPT, attention_mask=PROMPT != 0, **settings)
     steps = recorders[0].steps
     assert recorders[0].made_with == (None, None, 5)
-    assert recorders[0].calls == 1
+    assert (recorders[0].calls, recorders[0].ends) == (1, 2)  # goals are judged by canvas
     assert [step.progress for step in steps] == [0, 0.5] * 2  # of every canvas
     assert [step.temperature for step in steps] == pytest.approx([0.9, 0.7] * 2)
     first, second = ["-GGG????", "GGGG????"], ["-GGG....????", "GGGG....????"]
@@ -70,7 +70,7 @@ def test_dream(recorders):
         assert hook(0, x, logits) is logits
         assert hook(1, x.index_fill(1, torch.tensor([3]), 4), logits) is logits
     steps = recorders[0].steps
-    assert (recorders[0].calls, recorders[0].made_with) == (2, (None, None, 5))
+    assert (recorders[0].calls, recorders[0].ends, recorders[0].made_with) == (2, 2, (None, None, 5))
     assert [step.progress for step in steps] == [0, 0.5] * 2
     assert [picture(step) for step in steps] == [["-GG??", "GGG??"], ["-GG.?", "GGG.?"]] * 2
     for step in steps:

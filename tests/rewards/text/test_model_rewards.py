@@ -323,6 +323,19 @@ def test_causal_fluency_is_the_models_own_loss_from_the_start_to_the_end(text):
         torch.testing.assert_close(reward(tokens), reward.score(tokens.texts()))
 
 
+@pytest.mark.parametrize("generator", ["byte", "unigram"])
+def test_what_could_stand_in_the_place_of_the_end_is_worth_its_log_probability(generator):
+    """Nothing comes after the end, so that its slope is the prediction of the end, divided by the number of tokens."""
+    words, made = tokenizer(generator), tokenizer("unigram")
+    model, end = causal_lm(made), made.eos_token_id
+    tokens = relaxed(words, ["the river"])
+    (grad,) = torch.autograd.grad(FluencyReward(model, made)(tokens).sum(), tokens.weights)
+    ids = torch.tensor([[end, *made("the river").input_ids]])  # which has the end already
+    with torch.no_grad():
+        log_probs = model(input_ids=ids).logits.log_softmax(-1)[0, -2]
+    torch.testing.assert_close(grad[-1, words.eos_token_id], log_probs[end] / (ids.shape[1] - 1))
+
+
 def test_a_start_or_end_that_the_tokenizer_writes_itself_is_not_written_twice():
     made = tokenizer("unigram")  # which puts </s> after a text, and has no token for its beginning
     reward, end = FluencyReward(causal_lm(made), made), made.eos_token_id
