@@ -277,6 +277,7 @@ def test_a_signal_leaves_nothing_half_done_and_says_what_is_true(
         return real(*args)
 
     monkeypatch.setattr(sys.modules[module], name, stopped)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in the background ignores
     if where == "images._plot":
         more = ["--model", "builtin:mnist-masked", "--reward", "builtin:mnist-classifier", "--label", "7"]
         more += ["--out", str(tmp_path / "a.png")]

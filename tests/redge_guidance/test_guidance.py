@@ -344,12 +344,12 @@ def test_kl_budget_holds_for_every_sequence(support):
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_guidance_raises_the_reward(config, reward):
     pipe = tiny_pipeline(length=8)
-    prompts = [""] * 300
+    prompts = [""] * (300 if config.num_draws < 32 else 100)
     # The model is random and very sure of itself; a high temperature gives guidance something to choose from.
     bare = reward.score(pipe(prompts, generator=seeded(), temperature=3.0).texts)
     with guide(pipe, reward, config):
         guided = reward.score(pipe(prompts, generator=seeded(), temperature=3.0).texts)
-    error = (bare.var() / 300 + guided.var() / 300).sqrt()
+    error = ((bare.var() + guided.var()) / len(prompts)).sqrt()
     assert guided.mean() > bare.mean() + 3 * error
 
 

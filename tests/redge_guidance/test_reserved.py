@@ -41,6 +41,7 @@ OURS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:.*moved nothing in this call")  # what is wanted may not be drawn
 @pytest.mark.parametrize("make", OURS.values(), ids=OURS)
 def test_our_pipelines_draw_none_guided_or_not(make):
     pipe, run = make()
