@@ -45,7 +45,6 @@ PIPES = f"tests/pipelines/test_drawing.py {ROOM}classifier_free.py tests/pipelin
 
 READING = "tests/rewards/reading/test_kinds_of_models.py tests/rewards/reading/test_any_cut.py"
 FLUENCY = "tests/rewards/text/test_model_rewards.py"
-KINDS_DRAWN = "tests/pipelines/test_kinds_of_models.py"
 
 CONSENT = f"{ROOM}consent.py"
 OUTPUTS = f"{ROOM}cli_outputs.py"
@@ -53,12 +52,10 @@ OUTPUTS = f"{ROOM}cli_outputs.py"
 MUTANTS = [
     # how models are read
     Mutant("rewards/reading/shown.py", "if threading.get_ident() != thread:", "if False:", READING),
-    Mutant("rewards/reading/call.py", 'if found[side] != "apart":', "if True:", READING),
     Mutant("rewards/reading/reader.py", "if mine == theirs]", "if True]", READING),
     Mutant("redge_guidance/positions.py", "else module.padding_idx + 1", "else module.padding_idx", READING),
     Mutant("rewards/text/fluency.py", "counted = reading.text | reading.end", "counted = reading.text", FLUENCY),
     Mutant("rewards/reading/carried.py", "self._firsts[self._end] = after", "pass", FLUENCY),
-    Mutant("pipelines/text/calling.py", "ids = ids.where(attention_mask, padding)", "pass", KINDS_DRAWN),
     # faults, and code without consent
     Mutant("redge_guidance/hub.py", "module.TIME_OUT_REMOTE_CODE = 0", "pass", CONSENT),
     Mutant(
