@@ -1,6 +1,7 @@
 """How often guided texts have a wanted word or phrase of several tokens, by scale, beside unguided ones.
 
-The scales were set on other words (New York, xylophone, hippopotamus) than those that are reported.
+The reward was written with seven of these words at hand (music, café, in front of, a lot of, look forward to, good
+morning, as soon as possible); the other six were tried here for the first time.
 
     python benchmarks/phrases.py
 """
