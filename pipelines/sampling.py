@@ -56,12 +56,17 @@ def _of_every_step(name: str, value: Any, fits: Callable[[float], bool], wanted:
 
 def plain_token_ids(name: str, ids: Any, vocabulary: int) -> list[int]:
     """`ids`, one or several, as plain integers; a ValueError, with `name`, if one is no id below `vocabulary`."""
+    return plain_ids(name, ids, vocabulary, f"be token ids below {vocabulary}")
+
+
+def plain_ids(name: str, ids: Any, end: int, wanted: str) -> list[int]:
+    """`ids`, one or several, as plain integers; a ValueError, "`name` must `wanted`", if one is not in [0, end)."""
     found = []
     for one in ids if is_sequence(ids) else [ids]:
-        token = as_whole(one)
-        if token is None or not 0 <= token < vocabulary:
-            raise ValueError(f"`{name}` must be token ids below {vocabulary}, got {one!r}.")
-        found.append(token)
+        number = as_whole(one)
+        if number is None or not 0 <= number < end:
+            raise ValueError(f"`{name}` must {wanted}, got {one!r}.")
+        found.append(number)
     return found
 
 

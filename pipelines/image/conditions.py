@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from redge_guidance.checks import as_whole, is_sequence
+from redge_guidance.pipelines.sampling import plain_ids
 
 
 def takes_text(transformer: Any) -> bool:
@@ -21,12 +21,7 @@ def labels_of(class_labels: Any, num_classes: int) -> Tensor:
     """
     if class_labels is None:
         return torch.tensor([num_classes])
-    labels = []
-    for one in class_labels if is_sequence(class_labels) else [class_labels]:
-        label = as_whole(one)
-        if label is None or not 0 <= label < num_classes:
-            raise ValueError(f"`class_labels` must lie in [0, {num_classes}), got {one!r}.")
-        labels.append(label)
+    labels = plain_ids("class_labels", class_labels, num_classes, f"lie in [0, {num_classes})")
     if not labels:
         raise ValueError(f"`class_labels` must lie in [0, {num_classes}), got none.")
     return torch.tensor(labels)

@@ -13,8 +13,8 @@ from redge_guidance.pipelines.text.block_cache import Finished
 from redge_guidance.pipelines.text.families import ModelFamily
 from redge_guidance.positions import bare, find_padding, positions_of
 
-# how a model takes padding, as far as it was found out
-_PADDING: MutableMapping[Any, str] = weakref.WeakKeyDictionary()
+# how a model takes padding by the `attention` of its family, as far as it was found out
+_PADDING: MutableMapping[Any, dict[str, str]] = weakref.WeakKeyDictionary()
 _SMALLEST_ALPHA = 1e-3  # sigma = -log alpha is infinite when nothing is left
 
 
@@ -41,9 +41,10 @@ def clean_logits(
     """
     more = dict(inputs or {})
     reads_mask = family.attention in ("2d", "4d") and "attention_mask" in _accepted(model)
-    if reads_mask and model not in _PADDING and not attention_mask.all():
-        _PADDING[model] = _find_padding(model, family, ids, attention_mask, alpha, more)
-    if attention_mask.all() or (reads_mask and _PADDING[model] != "apart"):
+    padded, found = not attention_mask.all(), _PADDING.setdefault(model, {})
+    if reads_mask and padded and family.attention not in found:
+        found[family.attention] = _find_padding(model, family, ids, attention_mask, alpha, more)
+    if not padded or (reads_mask and found[family.attention] != "apart"):
         return _call(model, family, ids, attention_mask, alpha, more)
 
     def whole(rows: Tensor, part: Tensor) -> Tensor:
@@ -187,7 +188,8 @@ def _call(
     if family.is_block:
         logits = _call_block(model, family, ids, alpha, 0, None)
         return _shifted(logits, attention_mask) if family.shift_logits else logits
-    logits = _call_padded(model, family, ids, attention_mask, alpha, more, _PADDING.get(model) == "positions")
+    with_positions = _PADDING.get(model, {}).get(family.attention) == "positions"
+    logits = _call_padded(model, family, ids, attention_mask, alpha, more, with_positions)
     return _shifted(logits, attention_mask) if family.shift_logits else logits
 
 

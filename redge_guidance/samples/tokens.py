@@ -157,7 +157,7 @@ class RelaxedTokens:
         logs = self.log_probs
         if logs is None:
             logs = self.weights.detach().view(self.draws, rows, -1).mean(0).log()
-        token_ids = token_ids.to(self.ids.device)
+        token_ids = torch.as_tensor(token_ids, device=self.ids.device)
         fixed = (self.ids[:texts, :, None] == token_ids).to(logs).log()
         if self.support is None:
             relaxed = logs[:, token_ids]

@@ -187,7 +187,7 @@ def character_spans(tokenizer: Any, ids: list[int], text: str, texts: list[str])
     start, silent = 0, 0  # how many tokens before this one may be parts of a character that it ends
     prefixes = [ids[: n + 1] for n in range(len(ids))]
     for n, prefix in enumerate(tokenizer.batch_decode(prefixes, skip_special_tokens=True)):
-        end = max(start, _common(prefix, text))
+        end = max(start, common_length(prefix, text))
         begun = end == start and prefix.endswith(_UNKNOWN) and end < len(text)  # the character ends in a later token
         spans.append((start, end + 1 if begun else end))
         if end > start and not parts[n]:
@@ -197,7 +197,7 @@ def character_spans(tokenizer: Any, ids: list[int], text: str, texts: list[str])
     return torch.tensor(spans, dtype=torch.long).view(-1, 2)
 
 
-def _common(a: str, b: str) -> int:
+def common_length(a: str, b: str) -> int:
     """How many characters both begin with."""
     return next((k for k, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 

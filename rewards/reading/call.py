@@ -124,8 +124,10 @@ def _examples(read: ModelInput) -> list[Row]:
     framer = read.framer
     special = special_token_ids(framer.tokenizer)
     known, rows = sorted(set(framer.tokenizer.get_vocab().values()) - special), len(read.embedding.weight)
-    if not known or known[-1] >= rows:
-        raise ValueError(f"`tokenizer` has ids up to {known[-1:]}, and the model {rows} tokens; take the model's own.")
+    if not known:
+        raise ValueError("`tokenizer` has no tokens but special ones; take the model's own.")
+    if known[-1] >= rows:
+        raise ValueError(f"`tokenizer` has ids up to {known[-1]}, and the model {rows} tokens; take the model's own.")
     before, after = framer.around(Frame())
     room = 8 if framer.max_length is None else max(min(8, framer.max_length - len(before) - len(after)), 1)
     ids = [known[k * len(known) // room] for k in range(room)]

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from redge_guidance.checks import as_whole
 from redge_guidance.positions import longest
-from redge_guidance.rewards.reading.alignment import tokens_of
+from redge_guidance.rewards.reading.alignment import common_length, tokens_of
 from redge_guidance.text import end_token_id
 
 
@@ -50,8 +50,8 @@ class Frame:
             begin = len(self.prefix)
             return Written(self.prefix + text + self.suffix, begin, begin + len(text), 0)
         framed = self.template(text)
-        begin = _common(framed, self.prefix)
-        end = max(begin, len(framed) - _common(framed[::-1], self.suffix[::-1]))
+        begin = common_length(framed, self.prefix)
+        end = max(begin, len(framed) - common_length(framed[::-1], self.suffix[::-1]))
         shown = framed[begin:end]
         if begin < len(self.prefix) or end > len(framed) - len(self.suffix):  # the template drops the turn
             shown, end = "", begin
@@ -188,11 +188,6 @@ def _leading(added: list[int]) -> int:
     """Special tokens in front: all of them where there is nothing else but a last one."""
     count = next((k for k, special in enumerate(added) if not special), len(added))
     return count if count < len(added) else max(len(added) - 1, min(len(added), 1))
-
-
-def _common(a: str, b: str) -> int:
-    """How many characters both begin with."""
-    return next((k for k, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def _longest(model: Any, tokenizer: Any) -> int | None:

@@ -5,6 +5,7 @@ import torch
 
 from redge_guidance.pipelines import MaskedDiffusionScheduler, MaskedTextPipeline
 from redge_guidance.pipelines.text.calling import clean_logits
+from redge_guidance.pipelines.text.families import ModelFamily
 from redge_guidance.positions import longest
 from tests.helpers.kinds import MASKED, model
 from tests.helpers.tokenizers import tokenizer
@@ -37,6 +38,32 @@ def test_logits_are_the_models_own(kind, fill):
         alone = clean_logits(pipe.model, pipe._family, torch.tensor([row]), mask[:1, : len(row)] | True, torch.ones(1))
         torch.testing.assert_close(alone[0], own(pipe, row), atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(logits[-len(row) :], own(pipe, row), atol=1e-5, rtol=1e-5)
+
+
+class _SeesSquareMasks(torch.nn.Module):
+    """Adds the mean over the text to every token, but over padding too where its mask is a row."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding = torch.nn.Embedding(60, 8)
+
+    def forward(self, input_ids, attention_mask):
+        seen = attention_mask[:, 0, -1] if attention_mask.dim() == 4 else torch.ones_like(input_ids)
+        seen = seen.float()[..., None] if seen.dtype in (torch.bool, torch.long) else (seen == 0).float()[..., None]
+        hidden = self.embedding(input_ids)
+        return (hidden + (hidden * seen).sum(1, keepdim=True) / seen.sum(1, keepdim=True)) @ self.embedding.weight.T
+
+
+@pytest.mark.parametrize("order", [("4d", "2d"), ("2d", "4d")])
+@torch.no_grad()
+def test_what_one_family_found_out_is_not_taken_for_another(order):
+    both, ids = _SeesSquareMasks(), torch.tensor([[0, 0, 5, 6], [7, 8, 9, 10]])
+    for attention in order:
+        family, mask = ModelFamily(attention=attention), ids > 0
+        together = clean_logits(both, family, ids, mask, torch.ones(2))
+        alone = clean_logits(both, family, ids[:1, 2:], mask[:1, 2:], torch.ones(1))
+        torch.testing.assert_close(together[0, 2:], alone[0])
 
 
 @pytest.mark.parametrize("kind", MASKED)

@@ -150,6 +150,7 @@ def test_weights_of_some_tokens(support):
     ours, reference = tokens.weights_of(wanted), dense_one_hot(tokens)[..., wanted]
     torch.testing.assert_close(ours, reference)
     torch.testing.assert_close(tokens.weights_of([6, 2, 5]), reference)
+    torch.testing.assert_close(tokens.log_probs_of([6, 2, 5]), tokens.log_probs_of(wanted))
     (grad,) = torch.autograd.grad((ours * slope).sum(), logits, retain_graph=True)
     (expected,) = torch.autograd.grad((reference * slope).sum(), logits)
     torch.testing.assert_close(grad, expected)
