@@ -1,14 +1,16 @@
 """How a reward is asked for its value, and what is checked of the answer."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from redge_guidance.chats import Prompt
 
-def of_pixels(reward: Any, pixels: Tensor, prompts: Sequence[str] | None) -> Tensor:
+
+def of_pixels(reward: Any, pixels: Tensor, prompts: Sequence[Prompt] | None) -> Tensor:
     """The value of a reward that is no `Reward`: `score(pixels, prompts)` as preference models have it, or a call."""
     score = getattr(reward, "score", None)
     value: Tensor = call_plain(reward, pixels, "image") if score is None else score(pixels, prompts)
@@ -38,7 +40,7 @@ def call_plain(reward: Any, shown: Any, modality: str) -> Tensor:
     return value
 
 
-_OF_TEXTS = {"answers", "attention_mask", "draws", "embed", "finished", "free", "given", "ids", "log_probs"}
+_OF_TEXTS = {"answers", "attention_mask", "draws", "embed", "finished", "free", "given", "ids", "judged", "log_probs"}
 _OF_TEXTS |= {"log_probs_of", "notes", "prompts", "support", "text_positions", "texts", "tokenizer"}
 _OF_TEXTS |= {"weights", "weights_of"}
 _IMAGES, _TEXTS = "a reward of images", "a reward of texts"
@@ -87,29 +89,6 @@ def checked(rewards: Any, batch: int, name: str) -> Tensor:
     if not rewards.isfinite().all():
         raise ValueError(f"`{name}` returned NaN or infinity; make it finite for every sequence.")
     return rewards
-
-
-def check_samples(samples: Any, argument: str = "samples") -> None:
-    """A ValueError unless these are pixels, or several strings; one string is not read letter by letter."""
-    if isinstance(samples, Tensor):
-        return
-    if isinstance(samples, str):
-        raise ValueError(f"`{argument}` must be a list of strings, got the string {samples!r}; put it into a list.")
-    if isinstance(samples, Mapping) or not (hasattr(samples, "__len__") and hasattr(samples, "__getitem__")):
-        raise ValueError(f"`{argument}` must be a list of strings, or pixels, got {type(samples).__name__}.")
-    wrong = [one for one in samples if not isinstance(one, str)]
-    if wrong:
-        raise ValueError(f"`{argument}` must be strings, or pixels in a tensor; got {wrong[0]!r:.60} among them.")
-
-
-def check_prompts(samples: Any, prompts: Sequence[str] | None) -> None:
-    """A ValueError if these are no samples, or there are prompts, and not a string for each sample."""
-    check_samples(samples)
-    if prompts is None:
-        return
-    check_samples(prompts, "prompts")
-    if len(prompts) != len(samples):
-        raise ValueError(f"`prompts` must be one a sample, {len(samples)}, got {len(prompts)}.")
 
 
 def name_of(reward: Any) -> str:

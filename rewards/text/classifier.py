@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
-from redge_guidance.evaluation import check_prompts, check_samples
+from redge_guidance.chats import Prompt
+from redge_guidance.finished import to_judge
 from redge_guidance.rewards.labels import Label
 from redge_guidance.rewards.reading.reading import Reading
 from redge_guidance.rewards.text.model_reward import TextModelReward, outputs_of
@@ -20,7 +21,7 @@ class TextClassifierReward(TextModelReward):
         model: any `AutoModelForSequenceClassification`; it is put into eval mode and its parameters are frozen.
         tokenizer: the tokenizer it was trained with; it need not be the generator's.
         label, against, temperature: as for `Label`.
-        padding_side, max_length: as for `TextModelReward`.
+        padding_side, max_length, answer_only: as for `TextModelReward`.
 
     Raises:
         ValueError: as `Label`.
@@ -39,8 +40,9 @@ class TextClassifierReward(TextModelReward):
         temperature: float = 1.0,
         padding_side: str | None = None,
         max_length: int | None = None,
+        answer_only: bool | None = None,
     ):
-        super().__init__(model, tokenizer, padding_side, max_length)
+        super().__init__(model, tokenizer, padding_side, max_length, answer_only)
         self._label = Label(model.config, label, against, temperature)
 
     @property
@@ -50,11 +52,11 @@ class TextClassifierReward(TextModelReward):
 
     def predict(self, texts: list[str], batch_size: int = 32) -> list[str]:
         """Names of the likeliest labels of finished texts."""
-        check_samples(texts, "texts")
+        texts, _, batch_size = to_judge(texts, batch_size=batch_size)
         return self._label.names(self._logits(texts, batch_size))
 
-    def reached(self, samples: list[str], prompts: Sequence[str] | None = None) -> list[bool] | None:
-        check_prompts(samples, prompts)
+    def reached(self, samples: list[str], prompts: Sequence[Prompt] | None = None) -> list[bool] | None:
+        samples, prompts, _ = to_judge(samples, prompts)
         return self._label.predicted(self._logits(samples))
 
     def value(self, reading: Reading) -> Tensor:

@@ -10,7 +10,8 @@ from torch import Tensor
 from transformers import MODEL_FOR_TEXT_ENCODING_MAPPING, AutoConfig, AutoModel, AutoModelForTextEncoding
 from transformers.utils import cached_file
 
-from redge_guidance.evaluation import check_samples
+from redge_guidance.chats import Prompt
+from redge_guidance.finished import to_judge
 from redge_guidance.hub import loading, resolve
 from redge_guidance.rewards.reading.framing import Frame
 from redge_guidance.rewards.reading.reading import Reading
@@ -33,7 +34,7 @@ class SentenceSimilarityReward(TextModelReward):
             nothing.
         prefix: what the model wants in front of every text, such as `"query: "`; `from_pretrained` takes the default
             prompt of the checkpoint.
-        padding_side, max_length: as for `TextModelReward`.
+        padding_side, max_length, answer_only: as for `TextModelReward`.
 
     Raises:
         ValueError: no target, or a pooling that is not known.
@@ -53,8 +54,9 @@ class SentenceSimilarityReward(TextModelReward):
         prefix: str = "",
         padding_side: str | None = None,
         max_length: int | None = None,
+        answer_only: bool | None = None,
     ):
-        super().__init__(model, tokenizer, padding_side, max_length)
+        super().__init__(model, tokenizer, padding_side, max_length, answer_only)
         if pooling not in _POOLINGS:
             raise ValueError(f"`pooling` must be one of {', '.join(_POOLINGS)}, got {pooling!r}.")
         self.targets = [targets] if isinstance(targets, str) else list(targets)
@@ -84,14 +86,14 @@ class SentenceSimilarityReward(TextModelReward):
     @torch.no_grad()
     def embed(self, texts: list[str], batch_size: int = 32) -> Tensor:
         """Sentence embeddings of length 1, `(len(texts), dim)`."""
-        check_samples(texts, "texts")
+        texts, _, batch_size = to_judge(texts, batch_size=batch_size)
         parts = [texts[first : first + batch_size] for first in range(0, len(texts), batch_size)]
         return torch.cat([self._embed(self.reader.read_texts(part, self.frames(len(part)))) for part in parts])
 
     def value(self, reading: Reading) -> Tensor:
         return (self._embed(reading) @ self._directions.T).mean(-1)
 
-    def frames(self, count: int, draws: int = 1, prompts: Sequence[str] | None = None) -> Sequence[Frame]:
+    def frames(self, count: int, draws: int = 1, prompts: Sequence[Prompt] | None = None) -> Sequence[Frame]:
         return [self._frame] * count
 
     def _embed(self, reading: Reading) -> Tensor:
