@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -113,6 +114,13 @@ def _moves(grad: Tensor, log_q: Tensor) -> bool:
 def terms_of(reward: AnyReward) -> list[Term]:
     """Those of a sum, or the reward itself."""
     return reward.terms if isinstance(reward, RewardSum) else [Term(1.0, reward, name_of(reward))]
+
+
+def exchanged(reward: AnyReward, old: Any, new: AnyReward) -> AnyReward:
+    """The same reward with `new` in the place of `old`, a term of it or the reward itself."""
+    if not isinstance(reward, RewardSum):
+        return new if reward is old else reward
+    return RewardSum([replace(term, reward=new) if term.reward is old else term for term in reward.terms])
 
 
 def _says_yes_or_no(reward: AnyReward) -> bool:

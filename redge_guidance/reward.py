@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from redge_guidance.accepting import as_reward
 from redge_guidance.chats import Prompt
 from redge_guidance.checks import as_real
 from redge_guidance.evaluation import checked, name_of, of_pixels
@@ -247,6 +248,8 @@ class RewardSum(Reward):
     def _score(self, term: Term, samples: Any, prompts: Sequence[Prompt] | None, batch_size: int) -> Tensor:
         if isinstance(term.reward, Reward):
             value = term.reward.score(samples, prompts, batch_size)
+        elif not isinstance(samples, Tensor) and callable(asked := getattr(term.reward, "score", None)):
+            value = torch.as_tensor(asked(samples, prompts), dtype=torch.float)
         elif not isinstance(samples, Tensor):  # a plain callable needs the tokens
             raise ValueError(
                 f"the term {term.name} has no `score`, so texts cannot be scored; make it a class derived from "
@@ -284,4 +287,5 @@ def _terms(reward: Any) -> list[Term]:
         return reward.terms
     if not callable(reward) and not hasattr(reward, "score"):
         raise TypeError(f"a reward can be added to a callable, got {type(reward).__name__}.")
-    return [Term(1.0, reward, name_of(reward))]
+    found = as_reward(reward)
+    return [Term(1.0, found, name_of(found))]

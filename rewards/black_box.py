@@ -94,22 +94,41 @@ class BlackBoxReward(Reward):
             result = self.function(*told) if self.batched else [self.function(*(one[0] for one in told))]
         except Exception as error:
             raise RuntimeError(f"`{self.name}` raised {type(error).__name__}: {error}; on {shown}.") from error
-        if isinstance(result, Tensor):
-            result = result.tolist()
-        if not isinstance(result, Sequence) and not hasattr(result, "__len__"):
-            raise ValueError(f"`{self.name}` must return a list of numbers, got {type(result).__name__}, on {shown}.")
-        if len(result) != len(samples):
-            raise ValueError(f"`{self.name}` must return {len(samples)} numbers, got {len(result)}, on {shown}.")
-        return [self._number(value, sample) for value, sample in zip(result, samples, strict=True)]
+        return numbers_of(result, samples, self.name)
 
-    def _number(self, value: Any, sample: Any) -> float:
-        try:
-            number = float(value)
-        except (TypeError, ValueError, RuntimeError):
-            number = math.nan
-        if isinstance(value, str) or not math.isfinite(number):
-            raise ValueError(f"`{self.name}` must return a finite number, got {value!r}, on {_shown(sample)}.")
-        return number
+
+def numbers_of(result: Any, samples: Sequence[Any], name: str, missing: float | None = None) -> list[float]:
+    """What a function has returned for some samples, as plain numbers.
+
+    Args:
+        result: a list, an array or a tensor.
+        samples: as many.
+        name: of the function.
+        missing: what None is worth; None: it is an error.
+
+    Raises:
+        ValueError: something else, not as many, or not finite, with the sample.
+    """
+    first = _shown(samples[0])
+    shown = first if len(samples) == 1 else f"{len(samples)} samples, the first {first}"
+    if isinstance(result, Tensor):
+        result = result.tolist()
+    if not isinstance(result, Sequence) and not hasattr(result, "__len__"):
+        raise ValueError(f"`{name}` must return a list of numbers, got {type(result).__name__}, on {shown}.")
+    if len(result) != len(samples):
+        raise ValueError(f"`{name}` must return {len(samples)} numbers, got {len(result)}, on {shown}.")
+    pairs = zip(result, samples, strict=True)
+    return [missing if value is None and missing is not None else _number(value, one, name) for value, one in pairs]
+
+
+def _number(value: Any, sample: Any, name: str) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError, RuntimeError):
+        number = math.nan
+    if isinstance(value, str) or not math.isfinite(number):
+        raise ValueError(f"`{name}` must return a finite number, got {value!r}, on {_shown(sample)}.")
+    return number
 
 
 def _shown(sample: Any) -> str:

@@ -100,7 +100,7 @@ class RelaxedTokens:
             ValueError: a reward of images, or what is not callable.
         """
         check_modality(reward, self.modality)
-        return call_plain(reward, self, self.modality)
+        return call_plain(reward, self, self.modality, self.prompts)
 
     def judged(self, answer_only: bool | None = None) -> "RelaxedTokens":
         """These texts as a reward is to judge them: without the `lead` if `answer_only`; None: if this is a chat."""

@@ -45,6 +45,27 @@ class TextClassifierReward(TextModelReward):
         super().__init__(model, tokenizer, padding_side, max_length, answer_only)
         self._label = Label(model.config, label, against, temperature)
 
+    @classmethod
+    def from_pipeline(cls, pipe: Any, label: str | int | None = None, **settings: Any) -> "TextClassifierReward":
+        """Of a text-classification pipeline of transformers, with its model and tokenizer.
+
+        Args:
+            pipe: a `TextClassificationPipeline`.
+            label, settings: as for the class.
+
+        Raises:
+            ValueError: another pipeline, or no label where the model has several.
+        """
+        if not all(hasattr(pipe, name) for name in ("model", "tokenizer", "task")) or pipe.tokenizer is None:
+            raise ValueError(f"`pipe` must be a text-classification pipeline, got {type(pipe).__name__}.")
+        if label is None and pipe.model.config.num_labels > 1:
+            names = [str(name) for _, name in sorted(pipe.model.config.id2label.items())]
+            raise ValueError(
+                f"`label` must name one of {', '.join(names)}, of the model's {len(names)} labels; write "
+                f"`TextClassifierReward.from_pipeline(pipe, label={names[-1]!r})`."
+            )
+        return cls(pipe.model, pipe.tokenizer, label, **settings)
+
     @property
     def label_name(self) -> str:
         """The label as the classifier's config spells it."""

@@ -72,6 +72,10 @@ class TextModelReward(LoadedReward, Reward):
         """Rewards `(batch,)` of what the model is shown."""
         raise NotImplementedError
 
+    def value_for(self, reading: Reading, prompts: Sequence[Prompt] | None) -> Tensor:
+        """The same, of a reward that compares with what each text was asked for; None: not known."""
+        return self.value(reading)
+
     def frames(self, count: int, draws: int = 1, prompts: Sequence[Prompt] | None = None) -> Sequence[Frame]:
         """What stands around each of `count` texts.
 
@@ -89,7 +93,11 @@ class TextModelReward(LoadedReward, Reward):
         sample = sample if device == here else sample.to(here)
         frames = self.frames(len(sample), sample.draws, sample.prompts)
         parts = self.reader(sample, frames)
-        values = [self.value(reading) for _, reading in parts]
+        told = sample.prompts
+        values = [
+            self.value_for(reading, None if told is None else [told[k] for k in rows.tolist()])
+            for rows, reading in parts
+        ]
         if len(parts) == 1:
             return values[0].to(device)
         order = torch.cat([rows for rows, _ in parts]).argsort()
@@ -103,7 +111,8 @@ class TextModelReward(LoadedReward, Reward):
         for first in range(0, len(samples), batch_size):
             chosen = order[first : first + batch_size]
             reading = self.reader.read_texts([samples[k] for k in chosen], [frames[k] for k in chosen])
-            values[chosen] = self.value(reading).float().cpu()
+            told = None if prompts is None else [prompts[k] for k in chosen]
+            values[chosen] = self.value_for(reading, told).float().cpu()
         return values
 
     def forward(self, reading: Reading) -> Tensor:
