@@ -80,7 +80,7 @@ def as_strings(error: WrongKind) -> Any:
         raise error
     arranged, batched, takes_prompt = how
     if error.told:
-        _tell(name, batched, takes_prompt, "since it cannot be shown RelaxedTokens")
+        _tell(name, how, "since it cannot be shown RelaxedTokens")
     return _make(arranged, batched, takes_prompt, None, name)
 
 
@@ -106,7 +106,7 @@ def _of_function(function: Any) -> Any:
             f"`reward` {name} must be called by what is known of a sample, got a function of "
             f"({', '.join(found.required)}). {_ACCEPTED}."
         )
-    _tell(name, *how[1:], f"whose parameters are {' and '.join(found.required)}")
+    _tell(name, how, f"whose parameters are {' and '.join(found.required)}")
     return _make(*how, None, name)
 
 
@@ -140,9 +140,11 @@ def _tried(arranged: Arranged, takes_prompt: bool) -> tuple[Arranged, bool, bool
     return None
 
 
-def _tell(name: str, batched: bool, takes_prompt: bool, why: str) -> None:
-    one = "f(texts, prompts)" if takes_prompt else "f(texts)"
-    call = one if batched else one.replace("texts", "text").replace("prompts", "prompt")
+def _tell(name: str, how: tuple[Arranged, bool, bool], why: str) -> None:
+    arranged, batched, takes_prompt = how
+    names = ["text", "prompt"] if takes_prompt else ["text"]
+    names = names[::-1] if arranged.prompt_first else names
+    call = f"f({', '.join(one + 's' * batched for one in names)})"
     warnings.warn(
         f"`reward` {name}, {why}, is taken for a function of strings, {call}, by its values for two of them; name the "
         "parameters so, or make it a `BlackBoxReward`, and nothing is guessed.",

@@ -94,10 +94,8 @@ class TextModelReward(LoadedReward, Reward):
         frames = self.frames(len(sample), sample.draws, sample.prompts)
         parts = self.reader(sample, frames)
         told = sample.prompts
-        values = [
-            self.value_for(reading, None if told is None else [told[k] for k in rows.tolist()])
-            for rows, reading in parts
-        ]
+        of_rows = [None if told is None else [told[k] for k in rows.tolist()] for rows, _ in parts]
+        values = [self.value_for(reading, few) for few, (_, reading) in zip(of_rows, parts, strict=True)]
         if len(parts) == 1:
             return values[0].to(device)
         order = torch.cat([rows for rows, _ in parts]).argsort()

@@ -51,7 +51,7 @@ class PairReward(TextModelReward):
         if getattr(getattr(model, "config", None), "num_labels", 1) != 1:
             raise ValueError(f"`model` must have one output, got {model.config.num_labels}.")
         self._between = _between(tokenizer)
-        if "token_type_ids" in tokenizer("a", "a"):
+        if any(tokenizer("a", "a").get("token_type_ids", [])):
             model = _Typed(model, tokenizer.sep_token_id)
         super().__init__(model, tokenizer, padding_side, max_length, answer_only)
         self.prompt, self.activation = prompt, activation
@@ -72,7 +72,7 @@ class PairReward(TextModelReward):
         reward = cls(model, encoder.tokenizer, prompt, **settings)
         theirs = torch.as_tensor(encoder.predict([list(pair) for pair in _PROBES], show_progress_bar=False))
         reward.prompt = None
-        ours = torch.cat([reward.score(answer, asked) for asked, answer in _PROBES])
+        ours = torch.cat([reward.score([answer], [asked]) for asked, answer in _PROBES])
         reward.prompt = prompt
         if not torch.allclose(ours, theirs.float(), rtol=1e-3, atol=1e-4):
             raise ValueError(f"`encoder` must be worth its own scores {theirs.tolist()}, got {ours.tolist()}.")
