@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from redge_guidance.chats import Prompt
 from redge_guidance.checks import plain
 from redge_guidance.text import before_text, fixed_before
 
@@ -42,6 +43,14 @@ class Canvas:
         """Positions that are drawn with tokens of the caller behind them, where no text may end."""
         return before_text(self.free, self.prompt)
 
+    @property
+    def lead(self) -> Tensor:
+        """The prompt in front of an answer, and what stands before it; none in texts with gaps.
+
+        Of those the end is not drawn, but filled up.
+        """
+        return self.given.cumprod(-1).bool() & self.free[:, -1:]
+
     def to(self, device: torch.device | str) -> "Canvas":
         """The same on a device."""
         return Canvas(*(tensor.to(device) for tensor in (self.ids, self.attention_mask, self.prompt, self.free)))
@@ -58,22 +67,25 @@ class Drawing:
 
     Attributes:
         canvas: as it was before the first step.
-        prompts: what each of the `batch` sequences was asked for; None where the pipeline takes no text.
+        prompts: what each of the `batch` sequences was asked for, a text or a conversation; None where the pipeline
+            takes no text.
         block, num_blocks: the block that is being drawn, from 0, and how many there are.
         steps_before, num_steps: denoising steps of the blocks before this one, and of all; None: there is one block.
         class_labels: `(batch,)` int64, of a model of classes; None elsewhere.
         ranks: `(batch, length)` int64, when every position is drawn in an order of grids; None elsewhere. The pipeline
             reads it in every step, so that it may be changed in place where sequences are exchanged.
+        chat: whether the prompts are turns of a chat, in the chat template.
     """
 
     canvas: Canvas
-    prompts: Sequence[str] | None = None
+    prompts: Sequence[Prompt] | None = None
     block: int = 0
     num_blocks: int = 1
     steps_before: int = 0
     num_steps: int | None = None
     class_labels: Tensor | None = None
     ranks: Tensor | None = None
+    chat: bool = False
 
 
 # Innermost last. A context variable, so that threads, and calls within calls, see their own.

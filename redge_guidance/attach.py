@@ -87,7 +87,8 @@ def guide(
         reward: any callable from `RelaxedTokens`, or from pixels `(batch, 3, height, width)` in [0, 1] where the
             pipeline makes images, to a differentiable tensor `(batch,)`, higher is better; on images also anything
             with `score(pixels, prompts)`. It need not be differentiable for the estimator `reinforce_loo`, nor where
-            it, or a term of a sum, says so.
+            it, or a term of a sum, says so. Functions of strings, reward functions as in TRL
+            and models of other libraries are accepted as `redge_guidance.accepting.as_reward` says.
         config: `GuidanceConfig()` when None.
         seed: of guidance's own noise.
         decode_chunk_size: of images, this many are decoded to pixels at a time, and once more in the backward pass,

@@ -6,9 +6,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from redge_guidance.accepting import as_reward, as_strings
 from redge_guidance.config import GuidanceConfig
 from redge_guidance.draws import Draws, Noise
-from redge_guidance.goals import Goals
+from redge_guidance.evaluation import WrongKind
+from redge_guidance.goals import Goals, exchanged
 from redge_guidance.gradients import RewardGradients, routes
 from redge_guidance.precision import Autocast
 from redge_guidance.prediction import Prediction, distances
@@ -29,7 +31,8 @@ class Guidance:
         reward: any callable from `RelaxedTokens`, or from pixels `(batch, 3, height, width)` in [0, 1] where the
             pipeline makes images, to a differentiable tensor `(batch,)`, higher is better; on images also anything
             with `score(pixels, prompts)`. It need not be differentiable for the estimator `reinforce_loo`, nor where
-            it, or a term of a sum, says so.
+            it, or a term of a sum, says so. Functions of strings, reward functions as in TRL
+            and models of other libraries are accepted as `redge_guidance.accepting.as_reward` says.
         config: `GuidanceConfig()` when None.
         seed: of guidance's own noise.
 
@@ -43,10 +46,7 @@ class Guidance:
     """
 
     def __init__(self, reward: AnyReward, config: GuidanceConfig | None = None, seed: int = 0):
-        if not callable(reward) and not hasattr(reward, "score"):
-            raise ValueError(
-                f"`reward` must be a callable from RelaxedTokens, or pixels, to (batch,), got {type(reward).__name__}."
-            )
+        reward = as_reward(reward)
         self.config = GuidanceConfig() if config is None else config
         if not isinstance(self.config, GuidanceConfig):
             raise ValueError(f"`config` must be a GuidanceConfig, got {type(config).__name__}.")
@@ -80,8 +80,14 @@ class Guidance:
             raise RuntimeError(
                 "guidance needs gradients and cannot run under `torch.inference_mode()`; use `torch.no_grad()` instead."
             )
-        noise = noise_of(step, self._seed, index)
-        logits, figures = guided_logits(step, self._reward, config, noise, self._goals)
+        while True:
+            noise = noise_of(step, self._seed, index)
+            try:
+                logits, figures = guided_logits(step, self._reward, config, noise, self._goals)
+                break
+            except WrongKind as error:
+                self._reward = exchanged(self._reward, error.reward, as_strings(error))
+                self._goals = Goals(self._reward)
         self.trace.append(replace(figures, seconds=time.perf_counter() - started))
         return logits
 

@@ -1,12 +1,13 @@
 """Text generation with a masked diffusion language model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from redge_guidance.chats import Prompt
 from redge_guidance.pipelines.drawing import Canvas
 from redge_guidance.pipelines.sampling import AfterStep, Callback, Generators, plain_settings
 from redge_guidance.pipelines.scheduler import MaskedDiffusionScheduler
@@ -33,8 +34,7 @@ from redge_guidance.text import end_token_id, is_in
 class MaskedTextPipeline(TextPipeline):
     """Generate, continue or fill in text with any Hugging Face model that maps ids to logits.
 
-    Text lies on a canvas of token positions; after its end the canvas is filled with the end-of-text token. Hidden
-    positions hold the mask token, and `scheduler` decides which of them to draw in each denoising step.
+    Hidden positions hold the mask token, and `scheduler` decides which of them to draw in each denoising step.
 
     Args:
         model: called as in `ModelFamily`; returns logits `(batch, length, vocabulary)` of the tokens at the same ones.
@@ -94,7 +94,7 @@ class MaskedTextPipeline(TextPipeline):
     @torch.no_grad()
     def __call__(
         self,
-        prompt: str | list[str] = "",
+        prompt: Prompt | Sequence[Prompt] = "",
         *,
         gen_length: int | None = None,
         block_length: int | None = None,
@@ -117,7 +117,8 @@ class MaskedTextPipeline(TextPipeline):
 
         Args:
             prompt: text to continue; `""` is unconditional. A prompt with mask tokens in it (`"I [MASK] you."`) is
-                a whole text of which only those are filled in; it does not end before its last given word.
+                a whole text of which only those are filled in; it does not end before its last given word. A list of
+                messages (`{"role": "user", "content": "Hello."}`) is a chat to answer, in the tokenizer's template.
             gen_length: number of new tokens after every prompt; None: up to the canvas of the pipeline, and at least
                 half a canvas. A model with block-causal attention goes on to the end of a block.
             block_length: draw blocks of so many tokens one after the other, from left to right (LLaDA's
@@ -142,7 +143,7 @@ class MaskedTextPipeline(TextPipeline):
             use_cache: with block-causal attention, read finished blocks once, where the model takes a cache.
             generator: source of all randomness; the same generator gives the same texts. A list of one a prompt makes
                 every text independent of the others.
-            return_dict: return an output object instead of `(sequences, texts)`.
+            return_dict: return an output object, with the `answers`, instead of `(sequences, texts)`.
             callback_on_step_end: called as `callback(pipe, step, timestep, {name: tensor})`; may return a dict with a
                 new `sample`.
             callback_on_step_end_tensor_inputs: of `["sample", "logits"]`; default `["sample"]`.
@@ -163,7 +164,7 @@ class MaskedTextPipeline(TextPipeline):
         canvas, sample = drawing.canvas, drawing.canvas.ids
         length = self.config.block_length if block_length is None else block_length
         blocks, steps, size = self._blocks(canvas, length, stride_length, num_inference_steps, generator)
-        settings: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+        settings: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "generator": generator}
         read = self._reader(canvas, guidance_scale, suppress_tokens, stride_length, use_cache)
         one_source, done = generator is None or isinstance(generator, torch.Generator), 0
         with self.progress_bar(total=sum(steps)) as progress_bar:
@@ -183,7 +184,6 @@ class MaskedTextPipeline(TextPipeline):
                             mask_token_id=self.tokenizer.mask_token_id,
                             free=block,
                             late_tokens=late_tokens,
-                            generator=generator,
                             return_dict=False,
                             **settings,
                         )
