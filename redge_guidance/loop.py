@@ -77,7 +77,7 @@ class LogitsGuidance:
     ):
         if tokenizer is None and images is None:
             raise ValueError(
-                "`tokenizer` must be given, got None; where tokens are those of images, give `images=(codebook, decode)`."
+                "`tokenizer` must be given, got None; where tokens are those of images, `images=(codebook, decode)`."
             )
         self._guidance = Guidance(reward, config, seed)
         self._tokenizer, self._images = tokenizer, read_images(images)
@@ -93,6 +93,11 @@ class LogitsGuidance:
     @property
     def config(self) -> GuidanceConfig:
         return self._guidance.config
+
+    @property
+    def of_images(self) -> bool:
+        """Whether tokens are those of images."""
+        return self._images is not None
 
     @property
     def trace(self) -> Trace:
