@@ -89,3 +89,17 @@ def read_images(images: Images | None) -> ImageDecoder | None:
         f"`images` must be an ImageDecoder or `(codebook, decode)`, a tensor `(codes, dim)` and a function from "
         f"`(batch, length, dim)` to pixels, got {type(images).__name__}."
     )
+
+
+def hidden_id(vocabulary: slice | None, codebook: Tensor) -> int:
+    """Id of a hidden token among ids of image tokens that are counted from 0.
+
+    Raises:
+        ValueError: a part of the vocabulary that is not as large as the codebook.
+    """
+    codes = len(codebook)
+    if vocabulary is not None and (
+        vocabulary.start is None or vocabulary.stop is None or vocabulary.stop - vocabulary.start != codes
+    ):
+        raise ValueError(f"`vocabulary` must be a slice of the {codes} codes of the codebook, got {vocabulary}.")
+    return codes
