@@ -22,7 +22,7 @@ from redge_guidance.trace import Trace
 
 
 class GuidanceHandle:
-    """A reward attached to a pipeline or a model, as returned by `guide`. A context manager that removes itself on exit.
+    """A reward attached to a pipeline or a model, as `guide` returns it. A context manager that removes itself on exit.
 
     Attributes:
         config: the settings in force.
@@ -108,7 +108,7 @@ def guide(
     not guided, and a copy of it, by `copy` or `pickle`, comes out unguided. The scheduler may be exchanged between
     calls. Two calls at the same time are refused.
 
-    Given a model, any `torch.nn.Module` whose forward returns logits, with its `tokenizer`, the samplers are guided that
+    Given a model, any `torch.nn.Module` whose forward returns logits, and its `tokenizer`, the samplers are guided that
     are functions of it: the logits at the masks of every call that is made without gradients are moved. The reward's
     own calls of the model, and those of training, are not. What `LogitsGuidance` asks of a loop is read off the calls:
     the tokens, their padding, where a sampling begins; what cannot be read is said here once.

@@ -79,22 +79,25 @@ def ids_of(arguments: Mapping[str, Any], model: Any) -> Tensor:
 
 
 def cached(arguments: Mapping[str, Any]) -> int | None:
-    """How many tokens the cache of a call holds; None: there is no cache, or its length is not known."""
+    """How many tokens the cache of a call holds; None: there is no cache, -1: its length is not known."""
     cache = next((arguments[name] for name in _CACHES if arguments.get(name) is not None), None)
     if cache is None:
         return None
     if hasattr(cache, "get_seq_length"):
         return int(cache.get_seq_length())
     try:
-        return int(cache[0][0].shape[-2])
+        return int(cache[0][0].shape[-2]) if len(cache) else 0
     except (TypeError, IndexError, KeyError, AttributeError):
-        return None
+        return -1
 
 
 def start_of(arguments: Mapping[str, Any], length: int, in_cache: int | None) -> int:
     """Position of the first token of a call with a cache: by what the call says, or after what is in the cache.
 
     `replace_position` is Fast-dLLM's: `(batch, text)` bool, the positions of the cache that the call replaces.
+
+    Raises:
+        ValueError: neither says it.
     """
     replaced = arguments.get("replace_position")
     if isinstance(replaced, Tensor) and replaced.any():
@@ -105,6 +108,11 @@ def start_of(arguments: Mapping[str, Any], length: int, in_cache: int | None) ->
         positions = arguments.get(name)
         if isinstance(positions, Tensor) and positions.numel() and positions.shape[-1] == length:
             return int(positions.reshape(-1)[0])
+    if in_cache < 0:
+        raise ValueError(
+            "a call of the guided model has a cache whose length is not known; say where its tokens begin by `start`, a "
+            "function of the arguments of the call by name."
+        )
     return in_cache
 
 

@@ -148,9 +148,8 @@ class ForwardAttachment:
         """The call with all of its text: what the model has in its cache was in earlier calls."""
         ids = ids_of(arguments, self.model)
         length = ids.shape[1]
-        start = start_of(arguments, length, self._cached)
-        if self._settings.start is not None:
-            start = int(self._settings.start(arguments))
+        said = self._settings.start
+        start = start_of(arguments, length, self._cached) if said is None else int(said(arguments))
         padding = padding_of(arguments, ids.shape, start)
         text = torch.ones_like(ids, dtype=torch.bool) if padding is None else padding
         if start:

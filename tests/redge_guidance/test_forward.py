@@ -6,7 +6,6 @@ import threading
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 
 from redge_guidance import GuidanceConfig, guide
 from tests.helpers.hosts import JUMP, MASK, RESERVED, all_of_a, count_of_a, seeded
@@ -94,8 +93,9 @@ def test_scale_zero_and_removal_leave_the_sampler_as_it_is(model):
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_dtype_and_inference_mode(model, mode, dtype):
+    reward = tiny_reward()
     model.to(dtype)
-    with mode(), guide(model, tiny_reward(), GuidanceConfig(scale=4.0, num_draws=1), tokenizer=TOKENS):
+    with mode(), guide(model, reward, GuidanceConfig(scale=4.0, num_draws=1), tokenizer=TOKENS):
         pairs = calls_of(model, lambda: sampled(model, generator=seeded()))
     assert all(after.dtype == dtype for _, after in pairs)
     assert not torch.equal(*pairs[0])
@@ -138,12 +138,15 @@ def test_what_a_forward_may_return(model, kind):
         with guide(wrapped, all_of_a, JUMP, tokenizer=TOKENS):
             moved = wrapped(PROMPT, None)
     assert type(moved) is type(bare)
-    one, other = ({"tensor": lambda x: x, "tuple": lambda x: x[0], "dict": lambda x: x["logits"]}[kind](x) for x in (bare, moved))
+    one, other = (x if kind == "tensor" else x[0 if kind == "tuple" else "logits"] for x in (bare, moved))
     assert (other[:, 2:, 3] > one[:, 2:, 3]).all()
     assert torch.equal(one[:, :2], other[:, :2])
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")  # peft calls it
 def test_compiled_and_adapted_models(model):
+    peft = pytest.importorskip("peft")
+
     def draw(other):
         with guide(model if other is None else other, all_of_a, JUMP, tokenizer=TOKENS) as handle:
             drawn = sampled(model if other is None else other, generator=seeded())
@@ -152,7 +155,7 @@ def test_compiled_and_adapted_models(model):
 
     expected = draw(None)
     assert torch.equal(draw(torch.compile(model, backend="eager")), expected)
-    adapted = get_peft_model(copy.deepcopy(model), LoraConfig(target_modules=["Wqkv"], r=2)).eval()
+    adapted = peft.get_peft_model(copy.deepcopy(model), peft.LoraConfig(target_modules=["Wqkv"], r=2)).eval()
     assert torch.equal(draw(adapted), expected)
 
 
