@@ -15,7 +15,7 @@ IDS = torch.tensor([[3, 4, MASK, MASK], [5, 6, MASK, MASK]])
 WITHOUT = IDS.where(torch.arange(4) >= 2, MASK)
 SCALE = 2.5
 # the gradient at a deterministic relaxed sample, of a reward that is not linear: what it is depends on the prediction
-BENT = GuidanceConfig(scale=1.5, estimator="soft", update=Natural(num_updates=2), num_draws=1, support=None)
+BENT = GuidanceConfig(scale=8.0, estimator="soft", update=Natural(num_updates=2), num_draws=1, support=None)
 
 
 def pair_of_a(tokens):
