@@ -97,10 +97,10 @@ def test_it_is_recognised_and_said(model, calls):
     with guide(model, all_of_a, JUMP, tokenizer=TOKENS) as handle:
         with pytest.warns(UserWarning, match=rf'the prompt. Pass `classifier_free="{calls.split(",")[0]}"`') as told:
             found = logits_of(model, calls, "difference")
-        check(found, model, all_of_a, JUMP, "difference")
         with warnings.catch_warnings():  # once
             warnings.simplefilter("error")
             logits_of(model, calls, "difference")
+    check(found, model, all_of_a, JUMP, "difference")
     assert len(handle.trace) == 2
     assert len(told) == 1
 
