@@ -79,7 +79,9 @@ def ours(pipe: Any, family: str, prompt: str, how: dict[str, Any]) -> Tensor:
     return pipe(prompt, gen_length=NEW, temperature=0.0, guidance_scale=scale, **settings).sequences
 
 
-def compare(pipe: Any, reward: Any, names: dict[str, Any], family: str, what: str, how: dict[str, Any]) -> dict[str, Any]:
+def compare(
+    pipe: Any, reward: Any, names: dict[str, Any], family: str, what: str, how: dict[str, Any]
+) -> dict[str, Any]:
     tokenizer, mask, shift = pipe.tokenizer, pipe.tokenizer.mask_token_id, family == "dream"
     scale = how.get("cfg_scale")
     mixed = {"classifier_free": "doubled", "guidance_scale": 1 + scale} if scale else {"classifier_free": None}
@@ -120,7 +122,9 @@ def main() -> None:
     reward = TextClassifierReward.from_pretrained("builtin:sentiment", label="positive")
     dream = args.dllm / "dllm/pipelines/dream/models/generation_utils.py"
     names = {"llada": module(args.llada / "generate.py"), "dream": module(dream)}
-    rows = [compare(pipe, reward, names[family], family, what, how) for family, what, how in cases(args.llada, args.dllm)]
+    rows = [
+        compare(pipe, reward, names[family], family, what, how) for family, what, how in cases(args.llada, args.dllm)
+    ]
     public = {"LLaDA": "b7e6c35", "dllm": "ca17675"}
     save(args.output, environment("transformers", "diffusers") | {"seed": 0, "public": public, "rows": rows})
 

@@ -26,7 +26,7 @@ def one_by_one(model, ids, mask, guided, generator, steps, temperature=1.0):
         logits = guided(model(ids), ids)
         hidden = ids == mask
         rows = logits[hidden].float()
-        rows[:, mask:mask + 1] = -torch.inf
+        rows[:, mask : mask + 1] = -torch.inf
         drawn = multinomial((rows / temperature).softmax(-1), hidden.nonzero()[:, 0], generator)
         number = uniform(torch.ones_like(hidden), generator).clamp(min=1e-20)
         counts = -(-hidden.sum(-1) // left)
@@ -120,7 +120,9 @@ def test_a_uniform_loop_is_the_pipeline():
 
     pipe.scheduler.step = Loop(pipe.scheduler)
     assert torch.equal(pipe(["a", ""], generator=generator).sequences, expected)
-    assert [step.progress for step in guidance.trace] == [step.progress for step in handle.trace] == [0, 0.25, 0.5, 0.75]
+    assert (
+        [step.progress for step in guidance.trace] == [step.progress for step in handle.trace] == [0, 0.25, 0.5, 0.75]
+    )
 
 
 def test_one_text_without_a_batch_and_the_last_logits():
@@ -181,7 +183,13 @@ def test_bad_input():
     for message, arguments in wrong.items():
         with pytest.raises(ValueError, match=message):
             guidance(*arguments)
-    for name, value in {"progress": 1.0, "temperature": -1, "offset": 1, "prompts": ["a"], "given": ids[0] == 1}.items():
+    for name, value in {
+        "progress": 1.0,
+        "temperature": -1,
+        "offset": 1,
+        "prompts": ["a"],
+        "given": ids[0] == 1,
+    }.items():
         with pytest.raises(ValueError, match=f"`{name}` must be"):
             guidance(logits, ids, **{name: value})
     no_mask = word_tokenizer()
