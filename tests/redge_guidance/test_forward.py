@@ -218,10 +218,10 @@ def test_bad_calls(model):
     no_mask.mask_token = None
     with pytest.raises(ValueError, match="`mask_token_id` must be given"):
         guide(model, count_of_a, tokenizer=no_mask)
-    with guide(model, count_of_a, tokenizer=TOKENS), torch.no_grad():
+    with guide(model, count_of_a, tokenizer=TOKENS), torch.no_grad():  # noqa: SIM117
         with pytest.raises(ValueError, match="`inputs_embeds` was passed to the guided ModernBert"):
             model(inputs_embeds=torch.zeros(1, 3, 16))
-    with guide(model.model, count_of_a, tokenizer=TOKENS), torch.no_grad():
+    with guide(model.model, count_of_a, tokenizer=TOKENS), torch.no_grad():  # noqa: SIM117
         with pytest.raises(ValueError, match="guide the model with the head"):
             model(input_ids=PROMPT)
     assert not model._forward_hooks

@@ -127,7 +127,7 @@ def test_another_prompt_instead_of_none(model):
     other[:, :2] = 7
     with guide(model, all_of_a, JUMP, tokenizer=TOKENS, classifier_free="two_calls", guidance_scale=SCALE) as handle:
         c, u = model(input_ids=ids).logits, model(input_ids=other).logits
-        own = [copy for copy in (c, u)]
+        own = [c, u]
         longer = torch.cat([torch.full((2, 1), 7), other], 1)
         model(input_ids=ids)
         model(input_ids=longer)
