@@ -110,8 +110,8 @@ def start_of(arguments: Mapping[str, Any], length: int, in_cache: int | None) ->
             return int(positions.reshape(-1)[0])
     if in_cache < 0:
         raise ValueError(
-            "a call of the guided model has a cache whose length is not known; say where its tokens begin by `start`, a "
-            "function of the arguments of the call by name."
+            "a call of the guided model has a cache whose length is not known; say where its tokens begin by `start`, "
+            "a function of the arguments of the call by name."
         )
     return in_cache
 
