@@ -12,6 +12,7 @@ from redge_guidance.draws import Draws, Noise
 from redge_guidance.evaluation import WrongKind
 from redge_guidance.goals import Goals, exchanged
 from redge_guidance.gradients import RewardGradients, routes
+from redge_guidance.inference import gradients_allowed, outside_inference_mode
 from redge_guidance.precision import Autocast
 from redge_guidance.prediction import Prediction, distances
 from redge_guidance.randomness import check_seed, noise_of
@@ -69,25 +70,23 @@ class Guidance:
 
         Raises:
             ValueError: a reward of the wrong shape, not finite, or without gradient.
-            RuntimeError: under `torch.inference_mode()`.
+            RuntimeError: a reward with parameters that were made under `torch.inference_mode()`.
         """
         started = time.perf_counter()
         config, index = self.config, self._index
         self._index += 1
         if config.scale == 0 or not config.start <= step.progress < config.stop or not step.free.any():
             return None
-        if torch.is_inference_mode_enabled():
-            raise RuntimeError(
-                "guidance needs gradients and cannot run under `torch.inference_mode()`; use `torch.no_grad()` instead."
-            )
-        while True:
-            noise = noise_of(step, self._seed, index)
-            try:
-                logits, figures = guided_logits(step, self._reward, config, noise, self._goals)
-                break
-            except WrongKind as error:
-                self._reward = exchanged(self._reward, error.reward, as_strings(error))
-                self._goals = Goals(self._reward)
+        with gradients_allowed():
+            here = outside_inference_mode(step)
+            while True:
+                noise = noise_of(step, self._seed, index)
+                try:
+                    logits, figures = guided_logits(here, self._reward, config, noise, self._goals)
+                    break
+                except WrongKind as error:
+                    self._reward = exchanged(self._reward, error.reward, as_strings(error))
+                    self._goals = Goals(self._reward)
         self.trace.append(replace(figures, seconds=time.perf_counter() - started))
         return logits
 
