@@ -11,6 +11,7 @@ from redge_guidance.guidance import Guidance
 from redge_guidance.hosts.attachment import Attachment
 from redge_guidance.reward import AnyReward
 from redge_guidance.step import DenoisingStep
+from redge_guidance.stopping import StopRule
 from redge_guidance.trace import Trace
 
 
@@ -68,6 +69,7 @@ def guide(
     *,
     seed: int = 0,
     decode_chunk_size: int | None = None,
+    stop_when: StopRule | None = None,
 ) -> GuidanceHandle:
     """Steer every sample that `pipe` draws toward `reward`, until the handle is removed.
 
@@ -92,6 +94,8 @@ def guide(
         seed: of guidance's own noise.
         decode_chunk_size: of images, this many are decoded to pixels at a time, and once more in the backward pass,
             which bounds the memory; None: all at once, and only once.
+        stop_when: asked after every guided step about every sequence, with the list of its `SequenceFigures` so far in
+            this call; True ends its guidance, not its sampling, see `redge_guidance.stopping`. `Settled()` is one.
 
     Returns:
         A `GuidanceHandle`; `handle.remove()`, or leaving a `with guide(...)` block, restores the pipeline.
@@ -115,4 +119,4 @@ def guide(
         >>> len(output.texts), len(handle.trace) > 0
         (2, True)
     """
-    return GuidanceHandle(pipe, Guidance(reward, config, seed), decode_chunk_size)
+    return GuidanceHandle(pipe, Guidance(reward, config, seed, stop_when), decode_chunk_size)

@@ -13,8 +13,9 @@ from redge_guidance.gradients import RewardGradients, routes
 from redge_guidance.precision import Autocast
 from redge_guidance.prediction import Prediction, distances
 from redge_guidance.randomness import check_seed, noise_of
-from redge_guidance.reward import AnyReward, named_tokens
+from redge_guidance.reward import AnyReward, asks_for_whole_batch, named_tokens
 from redge_guidance.step import DenoisingStep
+from redge_guidance.stopping import Stopping, StopRule
 from redge_guidance.trace import Figures, StepTrace, Trace
 from redge_guidance.updates import LogProbs, project_to_budget
 
@@ -32,6 +33,7 @@ class Guidance:
             it, or a term of a sum, says so.
         config: `GuidanceConfig()` when None.
         seed: of guidance's own noise.
+        stop_when: ends the guidance of a sequence, see `Stopping`; None: nothing does.
 
     Attributes:
         config: the settings in force.
@@ -42,7 +44,13 @@ class Guidance:
             a seed that is none.
     """
 
-    def __init__(self, reward: AnyReward, config: GuidanceConfig | None = None, seed: int = 0):
+    def __init__(
+        self,
+        reward: AnyReward,
+        config: GuidanceConfig | None = None,
+        seed: int = 0,
+        stop_when: StopRule | None = None,
+    ):
         if not callable(reward) and not hasattr(reward, "score"):
             raise ValueError(
                 f"`reward` must be a callable from RelaxedTokens, or pixels, to (batch,), got {type(reward).__name__}."
@@ -54,10 +62,12 @@ class Guidance:
         self.trace = Trace()
         self._reward, self._seed, self._index = reward, check_seed(seed), 0
         self._goals, self._told = Goals(reward), set[str]()
+        self._stopping = Stopping(stop_when)
 
     def begin(self) -> None:
         """A call of the sampler begins: its steps are counted from 0."""
         self._index, self._goals = 0, Goals(self._reward)
+        self._stopping = Stopping(self._stopping.rule)
 
     def end(self) -> None:
         """A call of the sampler is over: a warning for every goal that nothing moved and that is not reached, once."""
@@ -80,9 +90,14 @@ class Guidance:
             raise RuntimeError(
                 "guidance needs gradients and cannot run under `torch.inference_mode()`; use `torch.no_grad()` instead."
             )
-        noise = noise_of(step, self._seed, index)
-        logits, figures = guided_logits(step, self._reward, config, noise, self._goals)
-        self.trace.append(replace(figures, seconds=time.perf_counter() - started))
+
+        def guided(step: DenoisingStep) -> tuple[Tensor, StepTrace]:
+            noise = noise_of(step, self._seed, index)
+            return guided_logits(step, self._reward, config, noise, self._goals)
+
+        logits, figures = self._stopping.guide(step, guided, asks_for_whole_batch(self._reward))
+        if figures is not None:
+            self.trace.append(replace(figures, seconds=time.perf_counter() - started, step=index))
         return logits
 
 

@@ -49,10 +49,13 @@ class Reward:
         differentiable: False for a reward without gradient, which guidance then climbs by the score function.
         name: what the trace calls it in a sum.
         modality: `"text"`, `"image"`, or None for a reward that takes either: what it is asked about.
+        whole_batch: True for a reward that knows the sequences of a batch by their place, as one with a target for each
+            of them; it is asked about all of them then, also where guidance of some has stopped.
     """
 
     differentiable: bool = True
     modality: str | None = None
+    whole_batch: bool = False
 
     def __call__(self, sample: Any) -> Tensor:
         """Rewards `(batch,)` of relaxed samples, higher is better."""
@@ -269,6 +272,12 @@ def named_tokens(reward: AnyReward, tokenizer: Any) -> list[int]:
     """`reward.token_ids(tokenizer)` of a reward that has the method; none otherwise."""
     ids = getattr(reward, "token_ids", None)
     return [] if ids is None or tokenizer is None else list(ids(tokenizer))
+
+
+def asks_for_whole_batch(reward: AnyReward) -> bool:
+    """Whether a reward, or a term of a sum, says that it knows sequences by their place in the batch."""
+    terms = reward.terms if isinstance(reward, RewardSum) else [Term(1.0, reward, "")]
+    return any(getattr(term.reward, "whole_batch", False) for term in terms)
 
 
 def _terms(reward: Any) -> list[Term]:

@@ -71,6 +71,7 @@ class TextPreferenceReward(TextModelReward):
         if prompts is not None and not len(prompts):
             raise ValueError("`prompt` must be a message, a conversation, or a list of them, got an empty list.")
         self._frames = None if prompts is None else [self._frame(one) for one in prompts]
+        self.whole_batch = self._frames is not None and not self._single
         self._of_prompts: dict[str, Frame] = {}
         if prompts is None:
             self._frame("Hello.")  # a template that does not serve is an error now
