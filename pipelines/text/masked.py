@@ -163,12 +163,7 @@ class MaskedTextPipeline(TextPipeline):
         canvas, sample = drawing.canvas, drawing.canvas.ids
         length = self.config.block_length if block_length is None else block_length
         blocks, steps, size = self._blocks(canvas, length, stride_length, num_inference_steps, generator)
-        settings: dict[str, Any] = {
-            "temperature": temperature,
-            "top_k": top_k,
-            "top_p": top_p,
-            "late_tokens": late_tokens,
-        }
+        draws: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "late_tokens": late_tokens}
         read = self._reader(canvas, guidance_scale, suppress_tokens, stride_length, use_cache)
         one_source, done = generator is None or isinstance(generator, torch.Generator), 0
         with self.progress_bar(total=sum(steps)) as progress_bar, self._running(sum(steps)):
@@ -190,7 +185,7 @@ class MaskedTextPipeline(TextPipeline):
                             free=block,
                             generator=generator,
                             return_dict=False,
-                            **settings,
+                            **draws,
                         )
                         sample = after_step(done, t, sample, logits)
                         done += 1
