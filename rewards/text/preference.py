@@ -8,6 +8,7 @@ import jinja2
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
+from redge_guidance.rewards.reading.cache import Recent
 from redge_guidance.rewards.reading.framing import Frame
 from redge_guidance.rewards.reading.reading import Reading
 from redge_guidance.rewards.text.model_reward import TextModelReward, outputs_of
@@ -72,7 +73,7 @@ class TextPreferenceReward(TextModelReward):
             raise ValueError("`prompt` must be a message, a conversation, or a list of them, got an empty list.")
         self._frames = None if prompts is None else [self._frame(one) for one in prompts]
         self.whole_batch = self._frames is not None and not self._single
-        self._of_prompts: dict[str, Frame] = {}
+        self._of_prompts: Recent[str, Frame] = Recent()
         if prompts is None:
             self._frame("Hello.")  # a template that does not serve is an error now
 
@@ -97,9 +98,9 @@ class TextPreferenceReward(TextModelReward):
                 "`prompt` is None and there are no prompts to the texts; make the reward with `prompt=`, or let "
                 "`score` or the pipeline know the `prompts`."
             )
-        for prompt in set(prompts) - set(self._of_prompts):
-            self._of_prompts[prompt] = self._frame(prompt)
-        return [self._of_prompts[prompt] for prompt in prompts]
+        frames = {prompt: self._of_prompts.get(prompt) or self._frame(prompt) for prompt in dict.fromkeys(prompts)}
+        self._of_prompts.update(frames)
+        return [frames[prompt] for prompt in prompts]
 
     def _frame(self, prompt: Conversation) -> Frame:
         turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(turn) for turn in prompt]
