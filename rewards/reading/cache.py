@@ -15,7 +15,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 _SUM = "sha256"
-_Key, _Value = TypeVar("_Key"), TypeVar("_Value")
+_Key = TypeVar("_Key")
+_Value = TypeVar("_Value")
 
 
 class Recent(OrderedDict[_Key, _Value]):
