@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from redge_guidance.chats import Prompt
 from redge_guidance.checks import plain
+from redge_guidance.logging import get_logger, is_progress_bar_enabled
 from redge_guidance.text import before_text, fixed_before
 
 
@@ -88,12 +90,34 @@ class Drawing:
     chat: bool = False
 
 
+logger = get_logger(__name__)
+
 # Innermost last. A context variable, so that threads, and calls within calls, see their own.
 _DRAWINGS: ContextVar[tuple[tuple[Any, Drawing], ...]] = ContextVar("drawings", default=())
 
 
 class Drawer:
-    """A pipeline that says what it is drawing."""
+    """A pipeline that says what it is drawing, and that a callback can end, by `pipe._interrupt = True`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._interrupt, self._num_timesteps = False, 0
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether the call in progress, or the last one, was told to take no further step; as in diffusers."""
+        return self._interrupt
+
+    @property
+    def num_timesteps(self) -> int:
+        """Denoising steps of the call in progress, or of the last one, those of all its blocks; as in diffusers."""
+        return self._num_timesteps
+
+    def progress_bar(self, iterable: Any = None, total: int | None = None) -> Any:
+        """As in diffusers; none after `redge_guidance.logging.disable_progress_bar()`."""
+        if not is_progress_bar_enabled():
+            return tqdm(iterable, total=total, disable=True)
+        return super().progress_bar(iterable, total)  # type: ignore[misc]  # of the class that it is mixed into
 
     @property
     def drawing(self) -> Drawing | None:
@@ -103,6 +127,23 @@ class Drawer:
     def register_to_config(self, **settings: Any) -> None:
         """As in diffusers; numbers are kept as plain ones, so that they can be written to a file."""
         super().register_to_config(**{name: plain(value) for name, value in settings.items()})  # type: ignore[misc]
+
+    @contextmanager
+    def _running(self, num_timesteps: int) -> Iterator[None]:
+        """The steps of a call, all blocks of it; a call within it, by a callback, leaves this one as it was."""
+        before, nested = (self._interrupt, self._num_timesteps), self.drawing is not None
+        self._interrupt, self._num_timesteps = False, num_timesteps
+        try:
+            yield
+        finally:
+            if nested:
+                self._interrupt, self._num_timesteps = before
+
+    def _say_undrawn(self, undrawn: Tensor, what: str) -> None:
+        """Say how many positions, `(batch, length)` bool, an interrupted call left, and what became of them."""
+        count = int(undrawn.sum()) if self.interrupt else 0
+        if count:
+            logger.warning("the call was interrupted with %d positions not drawn to the end: %s", count, what)
 
     @contextmanager
     def _draw(self, drawing: Drawing) -> Iterator[None]:

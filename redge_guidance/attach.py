@@ -17,6 +17,7 @@ from redge_guidance.hosts.registry import supports
 from redge_guidance.loop import LogitsGuidance
 from redge_guidance.reward import AnyReward
 from redge_guidance.step import DenoisingStep, Generators
+from redge_guidance.stopping import StopRule
 from redge_guidance.text import end_token_ids
 from redge_guidance.trace import Trace
 
@@ -78,6 +79,7 @@ def guide(
     *,
     seed: int = 0,
     decode_chunk_size: int | None = None,
+    stop_when: StopRule | None = None,
     tokenizer: Any = None,
     mask_token_id: int | None = None,
     num_steps: int | None = None,
@@ -124,6 +126,8 @@ def guide(
         seed: of guidance's own noise.
         decode_chunk_size: of images, this many are decoded to pixels at a time, and once more in the backward pass,
             which bounds the memory; None: all at once, and only once.
+        stop_when: asked after every guided step about every sequence, with the list of its `SequenceFigures` so far in
+            this call; True ends its guidance, not its sampling, see `redge_guidance.stopping`. `Settled()` is one.
         tokenizer: of a model; this and all that follows is for models.
         mask_token_id: what a hidden token holds; None: the tokenizer's.
         num_steps, block_length, remasking: of the sampler, as `LogitsGuidance` has them; two calls of one step count as
@@ -184,6 +188,7 @@ def guide(
             images=decoder,
             block_length=block_length,
             remasking=remasking,
+            stop_when=stop_when,
             ends=None if tokenizer is None else end_token_ids(tokenizer, pipe),
         )
         settings = ForwardSettings(
@@ -201,7 +206,7 @@ def guide(
     said = {"tokenizer": tokenizer, "mask_token_id": mask_token_id, "num_steps": num_steps, "images": images}
     said |= {"block_length": block_length, "prompts": prompts, "generator": generator, "free": free, "start": start}
     said |= {"guidance_scale": guidance_scale, "conditional_first": conditional_first, "vocabulary": vocabulary}
-    return _guide_pipeline(pipe, Guidance(reward, config, seed), decode_chunk_size, said)
+    return _guide_pipeline(pipe, Guidance(reward, config, seed, stop_when), decode_chunk_size, said)
 
 
 def _guide_pipeline(pipe: Any, guidance: Guidance, chunk_size: int | None, said: dict[str, Any]) -> GuidanceHandle:

@@ -16,8 +16,9 @@ from redge_guidance.inference import gradients_allowed, outside_inference_mode
 from redge_guidance.precision import Autocast
 from redge_guidance.prediction import Prediction, distances
 from redge_guidance.randomness import check_seed, noise_of
-from redge_guidance.reward import AnyReward, named_tokens
+from redge_guidance.reward import AnyReward, asks_for_whole_batch, named_tokens
 from redge_guidance.step import DenoisingStep
+from redge_guidance.stopping import Stopping, StopRule
 from redge_guidance.trace import Figures, StepTrace, Trace
 from redge_guidance.updates import LogProbs, project_to_budget
 
@@ -36,6 +37,7 @@ class Guidance:
             and models of other libraries are accepted as `redge_guidance.accepting.as_reward` says.
         config: `GuidanceConfig()` when None.
         seed: of guidance's own noise.
+        stop_when: ends the guidance of a sequence, see `Stopping`; None: nothing does.
 
     Attributes:
         config: the settings in force.
@@ -46,7 +48,13 @@ class Guidance:
             a seed that is none.
     """
 
-    def __init__(self, reward: AnyReward, config: GuidanceConfig | None = None, seed: int = 0):
+    def __init__(
+        self,
+        reward: AnyReward,
+        config: GuidanceConfig | None = None,
+        seed: int = 0,
+        stop_when: StopRule | None = None,
+    ):
         reward = as_reward(reward)
         self.config = GuidanceConfig() if config is None else config
         if not isinstance(self.config, GuidanceConfig):
@@ -55,10 +63,12 @@ class Guidance:
         self.trace = Trace()
         self._reward, self._seed, self._index = reward, check_seed(seed), 0
         self._goals, self._told = Goals(reward), set[str]()
+        self._stopping = Stopping(stop_when)
 
     def begin(self) -> None:
         """A call of the sampler begins: its steps are counted from 0."""
         self._index, self._goals = 0, Goals(self._reward)
+        self._stopping = Stopping(self._stopping.rule)
 
     def end(self) -> None:
         """A call of the sampler is over: a warning for every goal that nothing moved and that is not reached, once."""
@@ -77,17 +87,21 @@ class Guidance:
         self._index += 1
         if config.scale == 0 or not config.start <= step.progress < config.stop or not step.free.any():
             return None
-        with gradients_allowed():
-            here = outside_inference_mode(step)
+
+        def guided(step: DenoisingStep) -> tuple[Tensor, StepTrace]:
             while True:
                 noise = noise_of(step, self._seed, index)
                 try:
-                    logits, figures = guided_logits(here, self._reward, config, noise, self._goals)
-                    break
+                    return guided_logits(step, self._reward, config, noise, self._goals)
                 except WrongKind as error:
                     self._reward = exchanged(self._reward, error.reward, as_strings(error))
                     self._goals = Goals(self._reward)
-        self.trace.append(replace(figures, seconds=time.perf_counter() - started))
+
+        with gradients_allowed():
+            here = outside_inference_mode(step)
+            logits, figures = self._stopping.guide(here, guided, asks_for_whole_batch(self._reward))
+        if figures is not None:
+            self.trace.append(replace(figures, seconds=time.perf_counter() - started, step=index))
         return logits
 
 

@@ -14,6 +14,7 @@ from redge_guidance.following import Following
 from redge_guidance.guidance import Guidance
 from redge_guidance.reward import AnyReward
 from redge_guidance.step import DenoisingStep, Generators
+from redge_guidance.stopping import StopRule
 from redge_guidance.text import reserved_token_ids
 from redge_guidance.trace import Trace
 
@@ -33,7 +34,7 @@ class LogitsGuidance:
     Mix the logits of classifier-free guidance first, and shift those of a model that predicts the next token.
 
     Args:
-        reward, config, seed: as for `guide`.
+        reward, config, seed, stop_when: as for `guide`.
         tokenizer: the model's, which says what is reserved, what ends a text, and to rewards what the text is; None:
             for images.
         mask_token_id: what a hidden token holds; None: the tokenizer's. Without any (uniform diffusion) every call says
@@ -74,12 +75,13 @@ class LogitsGuidance:
         block_length: int | None = None,
         remasking: bool = False,
         ends: Sequence[int] | None = None,
+        stop_when: StopRule | None = None,
     ):
         if tokenizer is None and images is None:
             raise ValueError(
                 "`tokenizer` must be given, got None; where tokens are those of images, `images=(codebook, decode)`."
             )
-        self._guidance = Guidance(reward, config, seed)
+        self._guidance = Guidance(reward, config, seed, stop_when)
         self._tokenizer, self._images = tokenizer, read_images(images)
         mask = getattr(tokenizer, "mask_token_id", None) if mask_token_id is None else mask_token_id
         self._mask = None if mask is None else whole_number("mask_token_id", mask, 0, "it is the id of a token")

@@ -56,11 +56,14 @@ class Reward:
         name: what the trace calls it in a sum.
         modality: `"text"`, `"image"`, or None for a reward that takes either: what it is asked about.
         answer_only: whether the prompt in front is left out of what is judged; None: in a chat it is, elsewhere not.
+        whole_batch: True for a reward that knows the sequences of a batch by their place, as one with a target for each
+            of them; it is asked about all of them then, also where guidance of some has stopped.
     """
 
     differentiable: bool = True
     modality: str | None = None
     answer_only: bool | None = None
+    whole_batch: bool = False
 
     def __call__(self, sample: Any) -> Tensor:
         """Rewards `(batch,)` of relaxed samples, higher is better."""
@@ -280,6 +283,12 @@ def named_tokens(reward: AnyReward, tokenizer: Any) -> list[int]:
     """`reward.token_ids(tokenizer)` of a reward that has the method; none otherwise."""
     ids = getattr(reward, "token_ids", None)
     return [] if ids is None or tokenizer is None else list(ids(tokenizer))
+
+
+def asks_for_whole_batch(reward: AnyReward) -> bool:
+    """Whether a reward, or a term of a sum, says that it knows sequences by their place in the batch."""
+    terms = reward.terms if isinstance(reward, RewardSum) else [Term(1.0, reward, "")]
+    return any(getattr(term.reward, "whole_batch", False) for term in terms)
 
 
 def _terms(reward: Any) -> list[Term]:

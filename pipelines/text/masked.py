@@ -145,7 +145,7 @@ class MaskedTextPipeline(TextPipeline):
                 every text independent of the others.
             return_dict: return an output object, with the `answers`, instead of `(sequences, texts)`.
             callback_on_step_end: called as `callback(pipe, step, timestep, {name: tensor})`; may return a dict with a
-                new `sample`.
+                new `sample`; `pipe._interrupt = True` makes this step the last.
             callback_on_step_end_tensor_inputs: of `["sample", "logits"]`; default `["sample"]`.
 
         Raises:
@@ -164,17 +164,18 @@ class MaskedTextPipeline(TextPipeline):
         canvas, sample = drawing.canvas, drawing.canvas.ids
         length = self.config.block_length if block_length is None else block_length
         blocks, steps, size = self._blocks(canvas, length, stride_length, num_inference_steps, generator)
-        settings: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "generator": generator}
+        draws: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "late_tokens": late_tokens}
         read = self._reader(canvas, guidance_scale, suppress_tokens, stride_length, use_cache)
         one_source, done = generator is None or isinstance(generator, torch.Generator), 0
-        with self.progress_bar(total=sum(steps)) as progress_bar:
+        with self.progress_bar(total=sum(steps)) as progress_bar, self._running(sum(steps)):
             for number, block in enumerate(blocks):
                 self.scheduler.set_timesteps(steps[number], device=sample.device, num_tokens=size)
                 now = replace(drawing, block=number, num_blocks=len(blocks), steps_before=done, num_steps=sum(steps))
                 with self._draw(now):
                     for t in self.scheduler.timesteps:
-                        if one_source and size is not None and not self._hidden(sample, block).any():
-                            done, _ = done + 1, progress_bar.update()  # a list of generators advances alike
+                        nothing_left = one_source and size is not None and not self._hidden(sample, block).any()
+                        if self.interrupt or nothing_left:  # a list of generators advances alike
+                            done, _ = done + 1, progress_bar.update(not self.interrupt)
                             continue
                         logits = read(sample, block, self.scheduler.alpha(float(t)))
                         sample, _ = self.scheduler.step(
@@ -183,15 +184,16 @@ class MaskedTextPipeline(TextPipeline):
                             sample,
                             mask_token_id=self.tokenizer.mask_token_id,
                             free=block,
-                            late_tokens=late_tokens,
+                            generator=generator,
                             return_dict=False,
-                            **settings,
+                            **draws,
                         )
                         sample = after_step(done, t, sample, logits)
                         done += 1
                         progress_bar.update()
                 if size is not None:
                     sample = self._ended(sample, canvas)
+        self._say_undrawn(self._hidden(sample, canvas.free), "they hold the mask token, and are left out of the texts")
         return self._output(sample, canvas, return_dict)
 
     def _blocks(
@@ -209,8 +211,7 @@ class MaskedTextPipeline(TextPipeline):
             size = self._family.block_size
             assert size is not None
             length = block_length or size
-            shape = (length, size, self._family.leading_token)
-            blocks = aligned_blocks(canvas.free, canvas.attention_mask, *shape)
+            blocks = aligned_blocks(canvas.free, canvas.attention_mask, length, size, self._family.leading_token)
             if num_inference_steps is not None:
                 check_independent(blocks, num_inference_steps, generator)
                 return blocks, steps_of_blocks(blocks, num_inference_steps), length

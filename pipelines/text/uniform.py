@@ -193,7 +193,7 @@ class UniformTextPipeline(TextPipeline):
                 the same texts. A list of one a prompt makes every text independent of the others.
             return_dict: return an output object, with the `answers`, instead of `(sequences, texts)`.
             callback_on_step_end: called as `callback(pipe, step, timestep, {name: tensor})`; may return a dict with a
-                new `sample`.
+                new `sample`; `pipe._interrupt = True` makes this step the last.
             callback_on_step_end_tensor_inputs: of `["sample", "logits"]`; default `["sample"]`.
 
         Raises:
@@ -217,8 +217,11 @@ class UniformTextPipeline(TextPipeline):
         noise = random_tokens(canvas.free, self._vocabulary(canvas.ids, canvas.attention_mask), generator)
         sample = torch.where(canvas.free, noise, canvas.ids)
         settings: dict[str, Any] = {"generator": generator, "attention_mask": canvas.attention_mask}
-        with self.progress_bar(total=steps) as progress_bar, self._draw(drawing):
+        with self.progress_bar(total=steps) as progress_bar, self._running(steps), self._draw(drawing):
             for step, t in enumerate(self.scheduler.timesteps):
+                if self.interrupt:
+                    self._say_undrawn(canvas.free, "the texts are those of its last step, with noise in them")
+                    break
                 greedy = noise_removal == "greedy" and step + 1 == steps
                 logits = self._denoise(canvas, sample, step / steps, classes, temperature, greedy)
                 for warper in logit_warpers(top_k, top_p):

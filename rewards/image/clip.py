@@ -35,6 +35,7 @@ class CLIPReward(EmbeddingReward):
         self._targets: Tensor | None = None
         if target is not None:
             self._targets = torch.stack([self._embed_target(one) for one in targets])
+        self.whole_batch = len(targets) > 1
 
     def __call__(self, sample: Any) -> Tensor:
         self._check_targets(len(sample) // sample.tokens.draws)

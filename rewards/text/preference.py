@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
 from redge_guidance.chats import Prompt, as_messages, is_conversation, key_of
+from redge_guidance.rewards.reading.cache import Recent
 from redge_guidance.rewards.reading.framing import Frame
 from redge_guidance.rewards.reading.reading import Reading
 from redge_guidance.rewards.text.model_reward import TextModelReward, outputs_of
@@ -70,7 +71,8 @@ class TextPreferenceReward(TextModelReward):
         if prompts is not None and not len(prompts):
             raise ValueError("`prompt` must be a message, a conversation, or a list of them, got an empty list.")
         self._frames = None if prompts is None else [self._frame(one) for one in prompts]
-        self._of_prompts: dict[Hashable, Frame] = {}
+        self.whole_batch = self._frames is not None and not self._single
+        self._of_prompts: Recent[Hashable, Frame] = Recent()
         if prompts is None:
             self._frame("Hello.")  # a template that does not serve is an error now
 
@@ -96,10 +98,10 @@ class TextPreferenceReward(TextModelReward):
                 "`score` or the pipeline know the `prompts`."
             )
         keys = [key_of(prompt) for prompt in prompts]
-        for key, prompt in dict(zip(keys, prompts, strict=True)).items():
-            if key not in self._of_prompts:
-                self._of_prompts[key] = self._frame(prompt)
-        return [self._of_prompts[key] for key in keys]
+        known = dict(zip(keys, prompts, strict=True))
+        frames = {key: self._of_prompts.get(key) or self._frame(prompt) for key, prompt in known.items()}
+        self._of_prompts.update(frames)
+        return [frames[key] for key in keys]
 
     def _frame(self, prompt: Prompt) -> Frame:
         turns = as_messages(prompt)
