@@ -40,7 +40,8 @@ def sampling_of(asked: Mapping[str, Any], options: Options, pipe: Any) -> Sampli
     `do_sample` or a temperature says otherwise, as for the harness's other models.
     """
     ours = {name: value for name, value in asked.items() if name not in _OF_HARNESS and value is not None}
-    limit = min(_DEFAULT_LENGTH, (longest(pipe.model) or 2 * _DEFAULT_LENGTH) // 2)
+    most = options.max_length or longest(pipe.model) or 2 * _DEFAULT_LENGTH
+    limit = max(1, min(_DEFAULT_LENGTH, most // 2))
     theirs: Any = normalize_gen_kwargs({name: value for name, value in asked.items() if name not in ours}, limit)
     temperature = theirs.get("temperature", 1.0) if theirs["do_sample"] else 0.0
     call = {"gen_length": theirs["max_gen_toks"], "temperature": temperature}
