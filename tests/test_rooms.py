@@ -141,6 +141,7 @@ THEIRS = {
     "_attn_implementation",
     "_keys_to_ignore_on_load_unexpected",
     "_orig_mod",
+    "_hf_hook",
     "_softmax_backward_data",
 }
 

@@ -114,7 +114,7 @@ class ModelCall:
 
     def _check(self, finished: Reading) -> None:
         """An error if embeddings give something else than the ids that they are of."""
-        relaxed = self._read.embedding.weight[finished.ids] * self._read.scale
+        relaxed = self._read.table[finished.ids] * self._read.scale
         if not close(self(replace(finished, embeddings=relaxed)), self(finished)):
             raise ValueError("its outputs are not those of its ids when their embeddings are put in their place.")
 
@@ -123,7 +123,7 @@ def _examples(read: ModelInput) -> list[Row]:
     """Two texts of different lengths, of tokens from all over the vocabulary."""
     framer = read.framer
     special = special_token_ids(framer.tokenizer)
-    known, rows = sorted(set(framer.tokenizer.get_vocab().values()) - special), len(read.embedding.weight)
+    known, rows = sorted(set(framer.tokenizer.get_vocab().values()) - special), len(read.table)
     if not known:
         raise ValueError("`tokenizer` has no tokens but special ones; take the model's own.")
     if known[-1] >= rows:

@@ -121,9 +121,10 @@ def test_what_is_greedy():
     pairs = [("a b", greedy), ("a b", greedy.replace(" d", " e").replace(" a", " b") + " a"), ("", "c")]
     found = lm.loglikelihood(requests(*pairs, kind="loglikelihood"), disable_tqdm=True)
     assert [one[1] for one in found[:2]] == [True, False]
+    unchecked = RedgeLM(pipe=pipe, num_corruptions=2, is_check_greedy=False)
     with pytest.warns(UserWarning, match="no continuation counts as the greedy one"):
-        unchecked = RedgeLM(pipe=pipe, num_corruptions=2, is_check_greedy=False)
-        assert not unchecked.loglikelihood(requests(pairs[0], kind="loglikelihood"), disable_tqdm=True)[0][1]
+        found = unchecked.loglikelihood(requests(pairs[0], kind="loglikelihood"), disable_tqdm=True)
+    assert not found[0][1]
 
 
 def test_rewards_have_no_part_in_log_likelihoods():
