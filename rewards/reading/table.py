@@ -57,4 +57,5 @@ def _asked(embedding: Any) -> Tensor:
         raise ValueError(
             f"the input embeddings of `model` must be a look-up, one vector a token, got {type(embedding).__name__}."
         )
-    return table[0].detach().clone()
+    found: Tensor = table[0].detach().clone()
+    return found
