@@ -40,7 +40,7 @@ class ModelCall:
 
     def __init__(self, model: Any, read: ModelInput):
         self._model, self._read = model, read
-        self._takes, self._compiled = accepted(model), _is_compiled(model)
+        self._takes = accepted(model)
         self._padding = "mask"
         self.of_tokens: bool | None = None
         if read.device.type != "meta":
@@ -78,7 +78,7 @@ class ModelCall:
             inputs["attention_mask"] = reading.mask.long()
         if positions is not None:
             inputs["position_ids"] = positions
-        eager = _eagerly() if self._compiled else contextlib.nullcontext()
+        eager = _eagerly() if _is_compiled(self._model) else contextlib.nullcontext()
         with eager, _without_padding_token(self._model), showing(self._model, self._read.embedding, reading):
             return _main(self._model(**inputs))
 

@@ -43,8 +43,10 @@ def at(place, wrap):
     return drawn(wrap, as_it_is) if place == "generator" else drawn(as_it_is, wrap)
 
 
-@PLACES
-@pytest.mark.parametrize("wrap", [ATTENTION, EMBEDDING], ids=["attention", "embedding"])
+@pytest.mark.parametrize(
+    ("place", "wrap"),  # merging into the embedding of this generator would change its tied head too
+    [("generator", ATTENTION), ("reward", ATTENTION), ("reward", EMBEDDING)],
+)
 def test_an_adapter_is_worth_what_it_is_merged(place, wrap):
     assert torch.equal(at(place, wrap), at(place, lambda model: wrap(model).merge_and_unload()))
 
@@ -65,6 +67,15 @@ def test_an_adapter_on_the_embedding_has_the_gradient_of_the_merged_model():
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_compiled_models_draw_the_same(place, backend):
     assert torch.equal(at(place, lambda model: torch.compile(model, backend=backend)), drawn(as_it_is, as_it_is))
+
+
+def test_a_reward_may_be_compiled_after_it_was_made():
+    from tests.helpers.reward_models import relaxed
+
+    reward, words = TextClassifierReward(copy.deepcopy(tiny_reward().model), word_tokenizer(), "good"), word_tokenizer()
+    expected = reward(relaxed(words, ["a b c", "d"]))
+    reward.model.compile(backend="eager")
+    torch.testing.assert_close(reward(relaxed(words, ["a b c", "d"])), expected)
 
 
 @PLACES
