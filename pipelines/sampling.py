@@ -136,6 +136,38 @@ def multinomial(probs: Tensor, row: Tensor, generator: Generators) -> Tensor:
     return torch.cat(parts)
 
 
+class Source:
+    """Random numbers for `copies` copies of each of some texts, one copy after the other.
+
+    Args:
+        generator: one for all, or a list of one a text, whose numbers then depend on that text alone.
+        copies: of every text.
+        count: of the texts; None: as many as there are generators.
+    """
+
+    def __init__(self, generator: torch.Generator | Sequence[torch.Generator], copies: int, count: int | None = None):
+        self._generator, self._copies, self._count = generator, copies, count
+
+    def of(self, members: Sequence[int]) -> "Source":
+        """The same for some of the texts, by their numbers."""
+        one = isinstance(self._generator, torch.Generator)
+        own: Any = self._generator if one else [self._generator[k] for k in members]  # type: ignore[index]
+        return Source(own, self._copies, len(members))
+
+    def uniform(self, *shape: int) -> Tensor:
+        """In [0, 1), `(texts * copies, *shape)` float32, on the CPU."""
+        return self._drawn(lambda n, g: torch.rand(n, *shape, generator=g, device=g.device))
+
+    def integers(self, below: int, *shape: int) -> Tensor:
+        """In [0, below), `(texts * copies, *shape)` int64, on the CPU."""
+        return self._drawn(lambda n, g: torch.randint(below, (n, *shape), generator=g, device=g.device))
+
+    def _drawn(self, draw: Callable[[int, torch.Generator], Tensor]) -> Tensor:
+        if isinstance(self._generator, torch.Generator):
+            return draw((self._count or 1) * self._copies, self._generator).cpu()
+        return torch.cat([draw(self._copies, one).cpu() for one in self._generator])
+
+
 def _placed(rows: list[Tensor], free: Tensor) -> Tensor:
     """What was drawn for each row, at its free positions."""
     numbers = torch.cat([row.to(free.device) for row in rows])

@@ -49,7 +49,7 @@ def test_the_source_is_one_tree():
 
 def room(module):
     parts = module.split(".")
-    rooms = ("pipelines", "rewards", "hosts", "cli", "estimators", "samples")
+    rooms = ("pipelines", "rewards", "hosts", "cli", "estimators", "samples", "harness")
     return parts[1] if len(parts) > 1 and parts[1] in rooms else "core"
 
 
@@ -74,6 +74,11 @@ MAY_NOT = [  # (who, does not import)
     ("rewards", "pipelines"),
     ("rewards", "hosts"),
     ("rewards", "estimators"),
+    ("core", "harness"),
+    ("hosts", "harness"),
+    ("pipelines", "harness"),
+    ("rewards", "harness"),
+    ("harness", "cli"),
 ]
 ABOVE_HOSTS = {"redge_guidance", "redge_guidance.attach"}
 
@@ -136,6 +141,7 @@ THEIRS = {
     "_attn_implementation",
     "_keys_to_ignore_on_load_unexpected",
     "_orig_mod",
+    "_hf_hook",
     "_softmax_backward_data",
 }
 

@@ -10,10 +10,12 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from redge_guidance.chats import Prompt
+from redge_guidance.checks import real_number
 from redge_guidance.hub import loading, resolve
 from redge_guidance.pipelines.drawing import Canvas, Drawer, Drawing
-from redge_guidance.pipelines.sampling import Generators, check_generators, plain_settings
+from redge_guidance.pipelines.sampling import Generators, Source, check_generators, plain_settings
 from redge_guidance.pipelines.text.allowed import allowed_logits
+from redge_guidance.pipelines.text.bound import Scoring
 from redge_guidance.pipelines.text.calling import clean_logits
 from redge_guidance.pipelines.text.families import FAMILIES, ModelFamily, with_config
 from redge_guidance.pipelines.text.loading import (
@@ -145,8 +147,9 @@ class TextPipeline(Drawer, DiffusionPipeline):
         texts: str | list[str],
         num_corruptions: int = 16,
         batch_size: int = 32,
-        generator: torch.Generator | None = None,
+        generator: Generators = None,
         prompts: Prompt | Sequence[Prompt] | None = None,
+        guidance_scale: float = 1.0,
     ) -> Tensor:
         """Upper bound on `-log p(text)`, or `-log p(text | prompt)`: the negative ELBO, by Monte Carlo, unbiased.
 
@@ -163,8 +166,11 @@ class TextPipeline(Drawer, DiffusionPipeline):
             texts: strings.
             num_corruptions: corruptions a text, at stratified noise levels.
             batch_size: sequences in one call of the model.
-            generator: source of the corruptions; None: seeded with 0, so that equal calls give equal figures.
+            generator: source of the corruptions; None: seeded with 0, so that equal calls give equal figures. A list
+                of one a text makes every figure independent of the other texts.
             prompts: what each text, or all of them, follows: texts, or conversations in the chat template.
+            guidance_scale: of classifier-free guidance by the prompts, as in a call: the bound is then on the
+                probability of the model that draws by guided logits.
 
         Returns:
             `(len(texts),)` float32 on the CPU, nats a text.
@@ -174,31 +180,30 @@ class TextPipeline(Drawer, DiffusionPipeline):
         """
         texts = as_texts(texts, "texts")
         counts = {"num_corruptions": num_corruptions, "batch_size": batch_size}
-        *_, num_corruptions, batch_size = plain_settings(1.0, None, counts)
-        check_generators(generator, 1)
-        generator = generator or torch.Generator().manual_seed(0)
+        one_scale = real_number("guidance_scale", guidance_scale)
+        *_, scale, num_corruptions, batch_size = plain_settings(1.0, None, counts, one_scale)
+        check_generators(generator, len(texts))
+        source = Source(generator or torch.Generator().manual_seed(0), num_corruptions)
         settings = (self._family.shift_logits, self.config.length, longest(self.model))
         rows = scored_rows(self.tokenizer, texts, prompts, *settings)
         total = torch.zeros(len(texts))
-        for length, start in sorted({(len(ids), start) for ids, start in rows}):
+        for length, front, start in sorted({(len(ids), front, start) for ids, front, start in rows}):
             check_length(self.model, length)
             if length <= start:
                 continue  # nothing of an empty text is to be predicted
-            members = [i for i, (ids, first) in enumerate(rows) if (len(ids), first) == (length, start)]
+            members = [i for i, (ids, *given) in enumerate(rows) if (len(ids), *given) == (length, front, start)]
             ids = torch.tensor([rows[i][0] for i in members])
+            how = Scoring(front, start, batch_size, source.of(members), scale)
             strata = torch.arange(num_corruptions).repeat(len(ids))
-            uniform = torch.rand(len(strata), generator=generator, device=generator.device).cpu()
-            levels = (strata + uniform) / num_corruptions
+            levels = (strata + how.source.uniform()) / num_corruptions
             ids = ids.repeat_interleave(num_corruptions, 0)
-            losses = self._corrupted_nll(ids, start, levels, batch_size, generator)
+            losses = self._corrupted_nll(ids, levels, how)
             total[members] = losses.view(-1, num_corruptions).mean(-1)
         return total
 
     @abstractmethod
-    def _corrupted_nll(
-        self, ids: Tensor, start: int, levels: Tensor, batch_size: int, generator: torch.Generator
-    ) -> Tensor:
-        """One estimate of the bound a row, `(rows,)`: `levels` `(rows,)` in [0, 1), the first `start` ids stay."""
+    def _corrupted_nll(self, ids: Tensor, levels: Tensor, how: Scoring) -> Tensor:
+        """One estimate of the bound a row, `(rows,)`: `levels` `(rows,)` in [0, 1), what `how` calls given stays."""
 
     @property
     def device(self) -> torch.device:

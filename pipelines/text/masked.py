@@ -23,6 +23,7 @@ from redge_guidance.pipelines.text.blocks import (
     stretches,
     strides,
 )
+from redge_guidance.pipelines.text.bound import Scoring, masked_losses
 from redge_guidance.pipelines.text.calling import BlockReader, WindowReader
 from redge_guidance.pipelines.text.families import ModelFamily, set_mask_token
 from redge_guidance.pipelines.text.output import TextPipelineOutput
@@ -272,30 +273,27 @@ class MaskedTextPipeline(TextPipeline):
         ended = (is_in(sample, self.ends) & canvas.free).any(-1, keepdim=True)
         return sample.masked_fill(ended & self._hidden(sample, canvas.free), end)
 
-    def _corrupted_nll(
-        self, ids: Tensor, start: int, levels: Tensor, batch_size: int, generator: torch.Generator
-    ) -> Tensor:
-        losses = torch.zeros(len(ids))
-        for first, end in stretches(start, ids.shape[1], self._family.block_size if self._family.is_block else None):
-            size = end - first
-            k = (levels * size).long().clamp(max=size - 1) + 1
-            order = torch.rand(len(ids), size, generator=generator, device=generator.device).cpu()
-            chosen = order.argsort(-1).argsort(-1) < k[:, None]
-            hidden = torch.nn.functional.pad(chosen, (first, ids.shape[1] - end))
-            for part in torch.arange(len(ids)).split(batch_size):
-                x_0, masked = ids[part].to(self._execution_device), hidden[part].to(self._execution_device)
-                rows = self._predicted(x_0, masked, 1 - k[part].to(x_0.device) / size)
-                loss = torch.zeros(x_0.shape, device=rows.device)
-                loss[masked] = torch.nn.functional.cross_entropy(rows, x_0[masked], reduction="none")
-                losses[part] += (loss.sum(-1).cpu() * size) / k[part]
-        return losses
+    def _corrupted_nll(self, ids: Tensor, levels: Tensor, how: Scoring) -> Tensor:
+        block_size = self._family.block_size if self._family.is_block else None
+        parts = list(stretches(how.start, ids.shape[1], block_size))
 
-    def _predicted(self, x_0: Tensor, masked: Tensor, alpha: Tensor) -> Tensor:
+        def predict(x_0: Tensor, masked: Tensor, alpha: Tensor) -> Tensor:
+            return self._predicted(x_0, masked, alpha, how)
+
+        return masked_losses(ids, levels, parts, how, predict, self._execution_device)
+
+    def _predicted(self, x_0: Tensor, masked: Tensor, alpha: Tensor, how: Scoring) -> Tensor:
         """Logits `(n, vocabulary)` float32 at the masked positions."""
-        x_t = x_0.masked_fill(masked, self.tokenizer.mask_token_id)
-        everywhere = torch.ones_like(masked)
-        if self._family.is_block:
-            logits = BlockReader(self.model, self._family, use_cache=False)(x_t, everywhere, alpha, masked)
-        else:
-            logits = self._logits(x_t, everywhere, alpha)
-        return self._without_suppressed(logits[masked].float())
+        mask_id = int(self.tokenizer.mask_token_id)
+
+        def read(x_t: Tensor) -> Tensor:
+            everywhere = torch.ones_like(masked)
+            if self._family.is_block:
+                return BlockReader(self.model, self._family, use_cache=False)(x_t, everywhere, alpha, masked)[masked]
+            return self._logits(x_t, everywhere, alpha)[masked]
+
+        x_t = x_0.masked_fill(masked, mask_id)
+        logits, other = read(x_t).float(), how.without_prompt(x_t, mask_id)
+        if other is not None:
+            logits = classifier_free(logits, read(other).float(), how.guidance_scale)
+        return self._without_suppressed(logits)

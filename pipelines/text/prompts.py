@@ -15,6 +15,32 @@ from redge_guidance.pipelines.text.families import ModelFamily
 from redge_guidance.text import end_token_id, special_token_ids
 
 
+class Encoded(str):
+    """A text with the token ids that it is to have, special tokens among them; nothing else is put around it.
+
+    For prompts that were tokenized elsewhere: a chat in its template, a context that was cut to fit, one half of a text
+    that was tokenized whole. It goes wherever a pipeline takes a string.
+
+    Attributes:
+        ids: token ids.
+        start: how many of them, at the beginning, the caller did not write, such as a beginning-of-text token.
+
+    >>> Encoded("a b", [0, 3, 4], start=1).ids
+    [0, 3, 4]
+    """
+
+    ids: list[int]
+    start: int
+
+    def __new__(cls, text: str, ids: Sequence[int], start: int = 0) -> "Encoded":
+        new = super().__new__(cls, text)
+        new.ids, new.start = [int(i) for i in ids], start
+        return new
+
+    def __getnewargs__(self) -> tuple[str, list[int], int]:  # type: ignore[override]  # of copies and pickles
+        return str(self), self.ids, self.start
+
+
 def encode(
     tokenizer: Any, text: str, argument: str, allow_mask: bool = True, needs_start: bool = False
 ) -> tuple[list[int], list[int]]:
@@ -23,6 +49,8 @@ def encode(
     A text that `needs_start`, since its model predicts every token from the one before, begins with the
     beginning-of-text token, where there is one, even if the tokenizer adds none (Dream's `add_bos_token`).
     """
+    if isinstance(text, Encoded):
+        return text.ids[: text.start], text.ids[text.start :]
     ids: list[int] = tokenizer(text, add_special_tokens=False).input_ids
     mask = tokenizer.mask_token_id
     special = special_token_ids(tokenizer)
@@ -163,8 +191,8 @@ def scored_rows(
     shifted: bool,
     length: int,
     longest: int | None = None,
-) -> list[tuple[list[int], int]]:
-    """For each text the ids of its canvas, and how many of them, at its beginning, are given.
+) -> list[tuple[list[int], int, int]]:
+    """For each text the ids of its canvas, how many of them stand before its prompt, and how many are given.
 
     Args:
         tokenizer: has an end-of-text token.
@@ -186,6 +214,7 @@ def scored_rows(
     rows = []
     for text, prompt in zip(texts, before, strict=True):
         start, ids = encode(tokenizer, text, "texts", allow_mask=False, needs_start=shifted)
+        given: list[int] = []
         if prompt is None:
             taken = len(start + ids)
             ids += [end] * (max(length, taken + (longest is None or taken < longest)) - taken)
@@ -193,8 +222,8 @@ def scored_rows(
             start = chat(tokenizer, prompt, "prompts")
         else:
             start, given = encode(tokenizer, prompt, "prompts", allow_mask=False, needs_start=shifted)
-            start = start + given
-        rows.append((start + ids, max(len(start), int(shifted))))
+        first = max(len(start + given), int(shifted))
+        rows.append((start + given + ids, len(start) if given else first, first))
     return rows
 
 

@@ -22,6 +22,7 @@ from redge_guidance.pipelines.sampling import (
 from redge_guidance.pipelines.schedules import classifier_free
 from redge_guidance.pipelines.text.allowed import check_parts
 from redge_guidance.pipelines.text.base import TextPipeline
+from redge_guidance.pipelines.text.bound import Scoring
 from redge_guidance.pipelines.text.families import ModelFamily, set_mask_token
 from redge_guidance.pipelines.text.output import TextPipelineOutput
 from redge_guidance.pipelines.text.posterior import denoiser_logits, elbo_rate, leave_one_out_logits
@@ -265,23 +266,25 @@ class UniformTextPipeline(TextPipeline):
         size: int | None = getattr(getattr(self.model, "config", None), "vocab_size", None)
         return size or self._logits(ids[:1], attention_mask[:1]).shape[-1]
 
-    def _corrupted_nll(
-        self, ids: Tensor, start: int, levels: Tensor, batch_size: int, generator: torch.Generator
-    ) -> Tensor:
+    def _corrupted_nll(self, ids: Tensor, levels: Tensor, how: Scoring) -> Tensor:
+        if how.guidance_scale != 1:
+            raise ValueError(
+                "`guidance_scale` of `nll` needs a mask that hides the prompt, which uniform diffusion does not have, "
+                f"got {how.guidance_scale}; leave it out."
+            )
         # The few tokens replaced at small t weigh most: t = u^2 draws them more often, weighted by dt = 2 u du.
         times = levels.square()
         alpha = 1 - times.clamp(_SHORTEST_TIME, 1 - _SMALLEST_ALPHA)[:, None].expand(ids.shape)
         somewhere = ids[:1].to(self._execution_device)
         vocabulary = self._vocabulary(somewhere, torch.ones_like(somewhere, dtype=torch.bool))
-        uniform = torch.rand(ids.shape, generator=generator, device=generator.device).cpu()
-        noise = torch.randint(vocabulary, ids.shape, generator=generator, device=generator.device).cpu()
-        seen = torch.where((uniform < 1 - alpha) & (torch.arange(ids.shape[1]) >= start), noise, ids)
+        uniform, noise = how.source.uniform(ids.shape[1]), how.source.integers(vocabulary, ids.shape[1])
+        seen = torch.where((uniform < 1 - alpha) & (torch.arange(ids.shape[1]) >= how.start), noise, ids)
         losses = torch.empty(len(ids))
-        for part in torch.arange(len(ids)).split(batch_size):
+        for part in torch.arange(len(ids)).split(how.batch_size):
             x_0, x_t, a = (tensor[part].to(self._execution_device) for tensor in (ids, seen, alpha))
             logits = self._logits(x_t, torch.ones_like(x_t, dtype=torch.bool), a[:, 0]).float()
             logits = self._without_suppressed(logits)
             if self.config.prediction_type == "denoiser":
                 logits = leave_one_out_logits(logits, x_t, a)
-            losses[part] = elbo_rate(logits, x_0, x_t, a)[:, start:].sum(-1).cpu()
+            losses[part] = elbo_rate(logits, x_0, x_t, a)[:, how.start :].sum(-1).cpu()
         return losses * 2 * levels

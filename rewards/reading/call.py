@@ -40,7 +40,7 @@ class ModelCall:
 
     def __init__(self, model: Any, read: ModelInput):
         self._model, self._read = model, read
-        self._takes, self._compiled = accepted(model), _is_compiled(model)
+        self._takes = accepted(model)
         self._padding = "mask"
         self.of_tokens: bool | None = None
         if read.device.type != "meta":
@@ -78,7 +78,7 @@ class ModelCall:
             inputs["attention_mask"] = reading.mask.long()
         if positions is not None:
             inputs["position_ids"] = positions
-        eager = _eagerly() if self._compiled else contextlib.nullcontext()
+        eager = _eagerly() if _is_compiled(self._model) else contextlib.nullcontext()
         with eager, _without_padding_token(self._model), showing(self._model, self._read.embedding, reading):
             return _main(self._model(**inputs))
 
@@ -114,7 +114,7 @@ class ModelCall:
 
     def _check(self, finished: Reading) -> None:
         """An error if embeddings give something else than the ids that they are of."""
-        relaxed = self._read.embedding.weight[finished.ids] * self._read.scale
+        relaxed = self._read.table[finished.ids] * self._read.scale
         if not close(self(replace(finished, embeddings=relaxed)), self(finished)):
             raise ValueError("its outputs are not those of its ids when their embeddings are put in their place.")
 
@@ -123,7 +123,7 @@ def _examples(read: ModelInput) -> list[Row]:
     """Two texts of different lengths, of tokens from all over the vocabulary."""
     framer = read.framer
     special = special_token_ids(framer.tokenizer)
-    known, rows = sorted(set(framer.tokenizer.get_vocab().values()) - special), len(read.embedding.weight)
+    known, rows = sorted(set(framer.tokenizer.get_vocab().values()) - special), len(read.table)
     if not known:
         raise ValueError("`tokenizer` has no tokens but special ones; take the model's own.")
     if known[-1] >= rows:

@@ -26,7 +26,7 @@ class CarriedReader:
         self._end = end_token_id(generator)
         self._texts = token_texts(generator)
         pieces = Pieces.of(generator, model.framer.tokenizer, self._texts)
-        self._table = pieces.embeddings(model.embedding.weight)
+        self._table = pieces.embeddings(model.table)
         self._firsts = pieces.first().to(model.device)
 
     def __call__(
@@ -46,7 +46,7 @@ class CarriedReader:
         shares = overlap(_spread(rows, finished.mask), spans).to(self._model.device)
         self._end_with(after)
         carried = torch.einsum("bji,bid->bjd", shares.to(self._table.dtype), tokens.embed(self._table))
-        embeddings = self._model.embedding.weight[finished.ids] + (carried - carried.detach())
+        embeddings = self._model.table[finished.ids] + (carried - carried.detach())
         reading = replace(
             finished,
             embeddings=embeddings * self._model.scale,
@@ -71,7 +71,7 @@ class CarriedReader:
     def _end_with(self, after: int | None) -> None:
         """The generator's end of a text is worth the token that the frame goes on with."""
         if self._end is not None and after is not None:
-            self._table[self._end] = self._model.embedding.weight[after]
+            self._table[self._end] = self._model.table[after]
             self._firsts[self._end] = after
 
 

@@ -88,7 +88,7 @@ class DirectReader:
             rows: `(n,)` int64, which.
         """
         relaxed = tokens.embed(self._table)  # of all: draws of one text share what is looked up
-        table = torch.cat([self._model.embedding.weight[laid.extra], relaxed.flatten(0, 1)])
+        table = torch.cat([self._model.table[laid.extra], relaxed.flatten(0, 1)])
         columns = slice(None)
         if len(rows) < len(tokens):
             tokens, width = tokens.rows(rows), int(laid.layout.mask[rows].sum(-1).max())
@@ -142,7 +142,7 @@ class DirectReader:
 
     def _embeddings(self) -> Tensor:
         """Row v: the embedding of the generator's token v; the model's own table where that has them in its order."""
-        weight: Tensor = self._model.embedding.weight
+        weight: Tensor = self._model.table
         known = self._same[: len(weight)]
         alike = (known == torch.arange(len(known), device=known.device)) | (known < 0)
         fits = bool(alike.all()) and len(self._same) <= len(weight)

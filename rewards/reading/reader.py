@@ -13,6 +13,7 @@ from redge_guidance.rewards.reading.carried import CarriedReader
 from redge_guidance.rewards.reading.direct import DirectReader
 from redge_guidance.rewards.reading.framing import Frame, Framer, Row
 from redge_guidance.rewards.reading.reading import ModelInput, Reading
+from redge_guidance.rewards.reading.table import Table
 from redge_guidance.samples.tokens import RelaxedTokens
 
 LOW_COVERAGE = 0.5
@@ -49,11 +50,11 @@ class Reader:
     def __init__(self, model: Any, tokenizer: Any, padding_side: str = "right", max_length: int | None = None):
         if padding_side not in ("left", "right"):
             raise ValueError(f"`padding_side` must be 'left' or 'right', got {padding_side!r}.")
-        framer, embedding = Framer(model, tokenizer, max_length), _embedding_of(model)
+        framer, lookup = Framer(model, tokenizer, max_length), Table(_embedding_of(model))
         self.tokenizer, self.max_length = tokenizer, framer.max_length
-        self.scale = _embedding_scale(embedding)
+        self.scale = _embedding_scale(lookup)
         self.shortcut = True
-        self._input = ModelInput(framer, embedding, padding_side, self.scale, _padding_id(model, tokenizer, embedding))
+        self._input = ModelInput(framer, lookup, padding_side, self.scale, _padding_id(model, tokenizer, lookup.weight))
         self.outputs = ModelCall(model, self._input)
         self._generator: Any = None  # the last one, and how it is read
         self._direct: DirectReader | None = None
@@ -149,24 +150,24 @@ def _embedding_of(model: Any) -> Any:
     return embedding
 
 
-def _padding_id(model: Any, tokenizer: Any, embedding: Any) -> int:
+def _padding_id(model: Any, tokenizer: Any, table: Tensor) -> int:
     """The token that fills up rows: the model's own, by which some count positions, or else the tokenizer's."""
     for owner in (getattr(model, "config", None), tokenizer):
         found = getattr(owner, "pad_token_id", None)
-        if isinstance(found, int) and 0 <= found < len(embedding.weight):
+        if isinstance(found, int) and 0 <= found < len(table):
             return found
     return 0
 
 
-def _embedding_scale(embedding: Any) -> float:
+def _embedding_scale(lookup: Table) -> float:
     """What a model multiplies its embeddings' rows by, 1 for nearly all; Gemma 3's layer has a factor of its own."""
-    weight = embedding.weight.detach()
+    weight = lookup.weight.detach()
     row = int(weight[: min(len(weight), 64)].abs().sum(-1).argmax())
     with torch.no_grad():
-        seen = embedding(torch.tensor([row], device=weight.device))[0]
+        seen = lookup.embedding(torch.tensor([row], device=weight.device))[0]
     scale = float((seen.float() @ weight[row].float()) / weight[row].float().square().sum())
     if not torch.allclose(seen.float(), weight[row].float() * scale, rtol=1e-2, atol=1e-6):
         raise ValueError(
-            f"the input embeddings of `model` must be a look-up, up to a factor, got {type(embedding).__name__}."
+            f"the input embeddings of `model` must be a look-up, up to a factor, got {type(lookup.embedding).__name__}."
         )
     return 1.0 if abs(scale - 1) < 1e-3 else scale

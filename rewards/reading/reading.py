@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from redge_guidance.rewards.reading.framing import Framer, Row
+from redge_guidance.rewards.reading.table import Table
 from redge_guidance.samples.tokens import RelaxedTokens
 
 
@@ -73,22 +74,31 @@ class ModelInput:
 
     Attributes:
         framer: tokenizes for it.
-        embedding: its input embedding, a look-up in `embedding.weight` times `scale`.
+        lookup: the table of its input embeddings, which it multiplies by `scale`.
         padding_side: of the batch, `"left"` or `"right"`.
         scale: see `embedding`.
         padding_id: the token that fills up rows.
     """
 
     framer: Framer
-    embedding: Any
+    lookup: Table
     padding_side: str
     scale: float
     padding_id: int
 
     @property
     def device(self) -> torch.device:
-        device: torch.device = self.embedding.weight.device
-        return device
+        return self.table.device
+
+    @property
+    def embedding(self) -> Any:
+        """The layer that looks ids up."""
+        return self.lookup.embedding
+
+    @property
+    def table(self) -> Tensor:
+        """`(vocabulary, dim)`, without `scale`."""
+        return self.lookup.weight
 
     def slots(self, lengths: Tensor) -> Tensor:
         """Places of rows of `lengths` `(batch,)`, numbered from 0; below 0 and from `lengths` on padding."""

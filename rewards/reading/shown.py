@@ -40,7 +40,9 @@ def showing(model: Any, embedding: Any, reading: Reading) -> Iterator[None]:
         return _placed(called, output, reading)
 
     tables = [module for module in model.modules() if getattr(module, "weight", None) is embedding.weight]
-    tables = [module for module in tables if isinstance(module, torch.nn.Embedding)] or [embedding]
+    inside = set(embedding.modules())  # an adapter adds to what the layer in it looks up
+    tables = [module for module in tables if isinstance(module, torch.nn.Embedding) and module not in inside]
+    tables.append(embedding)
     handles = [table.register_forward_hook(replaced, with_kwargs=True) for table in tables]
     try:
         yield

@@ -324,5 +324,5 @@ def test_a_model_of_shifted_logits_is_scored_from_its_first_token_on():
     """As in a call: a prompt too begins with the beginning-of-text token that the tokenizer does not add."""
     tokenizer = word_tokenizer()
     tokenizer.bos_token = "c"
-    assert scored_rows(tokenizer, ["b"], "a", shifted=True, length=4) == [([5, 3, 4], 2)]
-    assert scored_rows(tokenizer, ["b"], "a", shifted=False, length=4) == [([3, 4], 1)]
+    assert scored_rows(tokenizer, ["b"], "a", shifted=True, length=4) == [([5, 3, 4], 1, 2)]
+    assert scored_rows(tokenizer, ["b"], "a", shifted=False, length=4) == [([3, 4], 0, 1)]
