@@ -9,6 +9,7 @@ from torch import Tensor
 
 from redge_guidance.checks import as_real
 from redge_guidance.evaluation import check_prompts, checked, name_of, of_pixels
+from redge_guidance.recipe import note_arguments
 
 AnyReward = Callable[[Any], Tensor]
 
@@ -53,6 +54,11 @@ class Reward:
 
     differentiable: bool = True
     modality: str | None = None
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        reward = super().__new__(cls)
+        note_arguments(reward, args, kwargs)  # for `redge_guidance.save`
+        return reward
 
     def __call__(self, sample: Any) -> Tensor:
         """Rewards `(batch,)` of relaxed samples, higher is better."""
