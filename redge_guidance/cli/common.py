@@ -1,14 +1,14 @@
-"""What both kinds of samples share on the command line: devices, records."""
+"""What both kinds of samples share on the command line: records, and what libraries may say."""
 
-import argparse
 import json
 import logging
 import sys
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
-from redge_guidance.config import GuidanceConfig
+from redge_guidance.setups.models import DEFAULT_MODEL
+from redge_guidance.setups.options import Options
+from redge_guidance.setups.setup import Setup
 from redge_guidance.version import __version__
 
 _AS_IT_IS: dict[str, Any] = {"ensure_ascii": False}
@@ -27,38 +27,16 @@ def quiet() -> None:
         transformers.utils.logging.disable_progress_bar()
 
 
-def device_of(name: str) -> Any:
-    """The torch device; ValueError where this machine has none of that name, or it does not compute."""
-    import torch
-
-    try:
-        device = torch.device(name)
-        torch.Generator(device)
-        (torch.ones(1, device=device) + 1).item()
-    except Exception as error:  # whatever the backend of a device raises where there is none
-        told = " ".join(str(error).split())[:200]
-        raise ValueError(f"`--device` must be a device of this machine, got {name!r}: {told}") from error
-    return device
-
-
-@contextmanager
-def naming(option: str) -> Iterator[None]:
-    """Errors about the argument `name` are about an option here."""
-    try:
-        yield
-    except ValueError as error:
-        if not str(error).startswith("`name` "):
-            raise
-        raise ValueError(f"`{option}` {str(error).removeprefix('`name` ')}") from error
-
-
-def running(args: argparse.Namespace, reward: str) -> AbstractContextManager[None]:
+def running(setup: Setup) -> AbstractContextManager[None]:
     """Around sampling: what the content of a checkpoint makes fail is bad input, unless the checkpoint is ours."""
     from redge_guidance.hub import builtin_names, using
 
-    if {args.model, reward} <= set(builtin_names()):
+    model = setup.resolved.get("model", DEFAULT_MODEL)
+    rewards = [told.get("name") for entry in setup.resolved.get("reward", []) for told in entry.values()]
+    names = [str(name) for name in (model, *rewards) if name is not None]
+    if set(names) <= set(builtin_names()):
         return nullcontext()
-    return using(f"`--model` {args.model} under `--reward` {reward}", (RuntimeError,))
+    return using(f"`--model` {model} under `--reward` {', '.join(names[1:])}", (RuntimeError,))
 
 
 class Made(NamedTuple):
@@ -68,11 +46,10 @@ class Made(NamedTuple):
     files: dict[str, bytes]
 
 
-def records(runs: list[dict[str, Any]], args: argparse.Namespace, config: GuidanceConfig) -> bytes:
+def records(runs: list[dict[str, Any]], setup: Setup, options: Options) -> bytes:
     """One line of JSON a sample, with the settings that made it."""
-    settings = vars(args) | {"config": json.loads(config.to_json()), "version": __version__}
-    for key in ("json", "out", "prompt", "command"):
-        settings.pop(key)
+    settings = {name: value for name, value in setup.resolved.items() if name not in ("json", "out", "prompt")}
+    settings |= {"seed": options.get("seed", 0), "version": __version__}
     lines = [
         json.dumps(record | {"settings": settings | {"guided": run["scale"] > 0, "scale": run["scale"]}}, **_AS_IT_IS)
         for run in runs

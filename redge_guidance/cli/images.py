@@ -1,80 +1,47 @@
 """`redge-guidance generate` with a model of images."""
 
-import argparse
 import importlib.util
 import io
-import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from redge_guidance.cli.common import Made, device_of, naming, quiet, records, running
-from redge_guidance.config import GuidanceConfig
+from redge_guidance.cli.common import Made, records, running
+from redge_guidance.setups.options import Options
+from redge_guidance.setups.setup import Setup
 from redge_guidance.trace import StepTrace
 
 _KINDS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
-_PIPELINES = ("MaskedImagePipeline", "AmusedPipeline")
-_DEFAULT_REWARD = "builtin:mnist-classifier"
-TEMPERATURE = 8.0  # of a classifier: the reward goes on where the classifier is sure
-CLASSIFIER_SCALE = 500.0  # at that temperature; many pixels have to change for a nat
-CLIP_SCALE = 100.0  # a cosine hardly changes by more than 0.1
 _BATCH = 64
 _COLUMNS, _SMALLEST = 16, 56  # of a contact sheet: images in a row, pixels of an image
 
 
-def makes_images(name: str) -> bool:
-    """Whether the model of that name is a pipeline of images."""
-    return _pipeline_class(name) in _PIPELINES
+def check(options: Options) -> None:
+    """A ValueError for what cannot be done with images, before the work."""
+    if "out" not in options and "json" not in options:
+        raise ValueError("`--out` must name an image file for images, got none; add `--out sheet.png`.")
+    if "out" in options:
+        _check_sheet(options.get("out"))
 
 
-def generate(args: argparse.Namespace, config: GuidanceConfig) -> Made:
+def generate(setup: Setup, options: Options) -> Made:
     """Images, their comparison with unguided ones, and the sheet that was asked for."""
     from redge_guidance.attach import guide
 
-    if args.out is None and args.json is None:
-        raise ValueError("`--out` must name an image file for images, got none; add `--out sheet.png`.")
-    if args.out is not None:
-        _check_sheet(args.out)
-    quiet()
-    pipe, reward, scale = _load(args)
-    if args.scale is None:
-        config = replace(config, scale=scale)
-    runs = []
-    with running(args, _DEFAULT_REWARD if args.reward is None else args.reward):
-        if args.baseline or args.out is not None:
-            runs.append(_run(pipe, reward, args, scale=0.0))
-        with guide(pipe, reward, config, seed=args.seed) as handle:
-            runs.append(_run(pipe, reward, args, scale=config.scale))
-    files = {} if args.json is None else {"json": records(runs, args, config)}
+    out, pipe, reward, runs = options.get("out"), setup.pipe, setup.reward, []
+    with running(setup):
+        if options.get("baseline") or out is not None or reward is None:
+            runs.append(_run(setup, options, scale=0.0))
+        with guide(pipe, reward, setup.config, seed=options.get("seed", 0)) as handle:
+            runs.append(_run(setup, options, scale=setup.config.scale))
+    files = {} if "json" not in options else {"json": records(runs, setup, options)}
     report = _report(runs)
-    if args.out is not None:
-        kind, sheet = _KINDS[Path(args.out).suffix.lower()], io.BytesIO()
+    if out is not None:
+        kind, sheet = _KINDS[Path(out).suffix.lower()], io.BytesIO()
         _contact_sheet(runs).save(sheet, kind)
         files |= {"out": sheet.getvalue(), "trace": _plot(handle.trace, kind)}
-        report = [f"{args.out}: unguided above guided; {trace_file(args.out)}: what guidance did", *report]
+        report = [f"{out}: unguided above guided; {trace_file(out)}: what guidance did", *report]
     return Made("\n".join(report), files)
-
-
-def _pipeline_class(name: str) -> str | None:
-    from redge_guidance.hub import loading, resolve
-    from redge_guidance.remote import read_index
-
-    path = resolve(name)
-    index = Path(path) / "model_index.json"
-    if not Path(path).is_dir():
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import EntryNotFoundError
-
-        try:
-            index = Path(hf_hub_download(path, "model_index.json"))
-        except (EntryNotFoundError, OSError):  # no pipeline: whoever loads it says what is wrong
-            return None
-    if not index.is_file():
-        return None
-    with loading(name):
-        kind: str = read_index(index)["_class_name"]
-    return kind
 
 
 def _check_sheet(name: str) -> None:
@@ -90,71 +57,22 @@ def trace_file(sheet: str) -> str:
     return str(path.with_name(f"{path.stem}-trace{path.suffix}")) if path.name else sheet
 
 
-def _load(args: argparse.Namespace) -> tuple[Any, Any, float]:
-    """The pipeline and the reward."""
-    import torch
-    from diffusers import AmusedPipeline
-    from transformers import AutoConfig
-
-    from redge_guidance.hub import loading, resolve
-    from redge_guidance.pipelines import MaskedImagePipeline
-    from redge_guidance.remote import load_pipeline
-    from redge_guidance.rewards import CLIPReward, ImageClassifierReward
-
-    device, dtype = device_of(args.device), getattr(torch, args.dtype)
-    trust = args.trust_remote_code
-    if _pipeline_class(args.model) == "MaskedImagePipeline":
-        pipe: Any = MaskedImagePipeline.from_pretrained(args.model, dtype=dtype, trust_remote_code=trust)
-    else:
-        with loading(args.model):
-            pipe = load_pipeline(AmusedPipeline, resolve(args.model), dtype, trust)
-    name = _DEFAULT_REWARD if args.reward is None else args.reward
-    settings: dict[str, Any] = {"device": device, "dtype": dtype, "trust_remote_code": trust}
-    with naming("--reward"), loading(name):
-        config = AutoConfig.from_pretrained(resolve(name), trust_remote_code=trust)
-    kinds = getattr(config, "architectures", None) or []
-    if any(kind.endswith("ForImageClassification") for kind in kinds):
-        if args.prompt and not _takes_text(pipe):
-            raise ValueError(f"`--prompt` has no use: {args.model} is given no text, and {name} is a classifier.")
-        temperature = TEMPERATURE if args.reward_temperature is None else args.reward_temperature
-        reward: Any = ImageClassifierReward.from_pretrained(name, args.label, temperature=temperature, **settings)
-        scale = CLASSIFIER_SCALE
-    elif hasattr(config, "vision_config"):
-        for option, value in (("--label", args.label), ("--reward-temperature", args.reward_temperature)):
-            if value is not None:
-                raise ValueError(f"`{option}` is for a classifier, and {name} is {config.model_type}; use `--prompt`.")
-        if not args.prompt:
-            raise ValueError(f"`--prompt` must say what images are to show, for {name}, got none.")
-        if len(args.prompt) > 1 and not _takes_text(pipe):
-            raise ValueError(
-                f"`--prompt` must be one text for {args.model}, which is not told it, got {len(args.prompt)}."
-            )
-        reward = CLIPReward.from_pretrained(name, None if _takes_text(pipe) else args.prompt[0], **settings)
-        scale = CLIP_SCALE
-    else:
-        raise ValueError(f"`--reward` must be an image classifier or a CLIP model, got {name}, {config.model_type}.")
-    pipe = pipe.to(device)
-    pipe.set_progress_bar_config(disable=not sys.stderr.isatty(), leave=False)
-    return pipe, reward, scale
-
-
 def _takes_text(pipe: Any) -> bool:
     return getattr(pipe, "tokenizer", None) is not None
 
 
-def _run(pipe: Any, reward: Any, args: argparse.Namespace, scale: float) -> dict[str, Any]:
+def _run(setup: Setup, options: Options, scale: float) -> dict[str, Any]:
     """Images for all prompts, with their rewards; the seconds are those of sampling alone."""
     import torch
 
     from redge_guidance.rewards import ImageClassifierReward
 
-    generator = torch.Generator(args.device).manual_seed(args.seed)
-    if args.class_label is not None and _takes_text(pipe):
-        raise ValueError(f"`--class-label` is for a model with classes, and {args.model} is given a text.")
-    prompts = [text for text in args.prompt or [""] for _ in range(args.samples_per_prompt)]
-    settings: dict[str, Any] = {"generator": generator, "output_type": "pt"}
-    if args.num_inference_steps is not None:
-        settings["num_inference_steps"] = args.num_inference_steps
+    pipe, reward = setup.pipe, setup.reward
+    generator = torch.Generator(pipe.device).manual_seed(options.get("seed", 0))
+    if "class_labels" in options and _takes_text(pipe):
+        raise ValueError(f"`--class-labels` is for a model with classes, and {options.get('model')} is given a text.")
+    prompts = [text for text in options.get("prompt", [""]) for _ in range(options.get("samples_per_prompt", 8))]
+    settings: dict[str, Any] = {**setup.settings, "generator": generator, "output_type": "pt"}
     tokens: list[Any] = []
     parts, started = [], time.perf_counter()
     for first in range(0, len(prompts), _BATCH):
@@ -162,7 +80,7 @@ def _run(pipe: Any, reward: Any, args: argparse.Namespace, scale: float) -> dict
         if _takes_text(pipe):
             output = pipe(prompt=batch, **settings)
         else:
-            output = pipe(args.class_label, num_images_per_prompt=len(batch), **settings)
+            output = pipe(num_images_per_prompt=len(batch), **settings)
         parts.append(output.images.float())
         tokens += output.tokens.tolist() if hasattr(output, "tokens") else [None] * len(batch)
     seconds, pixels = time.perf_counter() - started, torch.cat(parts)

@@ -160,11 +160,12 @@ def _made(entry: Entry, device: Any, dtype: str, consent: bool) -> Any:
             raise ValueError(f"{told}`{entry.kind}` needs the argument `{name}`.")
     try:
         return make(**arguments)
-    except (ValueError, TypeError, OSError) as error:
-        if not told:
-            raise
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever an argument of a wrong type leads to
+        known = "" if isinstance(error, ValueError | OSError | RuntimeError) else f"{type(error).__name__}: "
         error_kind = OSError if isinstance(error, OSError) else ValueError
-        raise error_kind(f"{told}{entry.kind}: {error}") from error
+        raise error_kind(f"{told}{entry.kind}: {known}{error}") from error
 
 
 def _written(term: Term, shared: dict[str, str], before: list[str]) -> dict[str, Any]:

@@ -1,0 +1,52 @@
+"""`redge-guidance generate`: check what is asked for, make it, write it, say it."""
+
+import argparse
+import sys
+from typing import Any
+
+from redge_guidance.cli import images, texts
+from redge_guidance.cli.common import quiet
+from redge_guidance.cli.files import Target, check_targets, write_all
+from redge_guidance.cli.given import settings_of
+from redge_guidance.cli.terminal import say
+from redge_guidance.setups.documents import write
+from redge_guidance.setups.options import Options
+from redge_guidance.setups.setup import assemble, model_makes_images
+
+_CONTENTS = {"json": "--json", "out": "--out", "trace": "--out", "save_config": "--save-config"}
+
+
+def generate(args: argparse.Namespace, written: list[str]) -> None:
+    """Names of files that were written are added to `written`."""
+    options, consent = settings_of(args)
+    targets = _targets(options, getattr(args, "save_config", None))
+    makes_images = model_makes_images(options)
+    if "out" in options and not makes_images:
+        raise ValueError(f"{options.spell('out')} cannot be used with a model that makes texts.")
+    if makes_images:
+        images.check(options)
+    quiet()
+    setup = assemble(options, consent)
+    if "save_config" in targets:
+        kept = {name: value for name, value in setup.resolved.items() if name not in ("json", "out")}
+        write_all([(targets["save_config"], write(kept).encode("utf-8"))])
+    setup.pipe.set_progress_bar_config(disable=not sys.stderr.isatty(), leave=False)
+    made: Any = (images if makes_images else texts).generate(setup, options)
+    write_all([(targets[name], content) for name, content in made.files.items()])
+    written += [targets[name].name for name in made.files]
+    if options.get("json") == "-":  # where records go, nothing else does
+        print(made.report, file=sys.stderr)
+    else:
+        say(made.report)
+
+
+def _targets(options: Options, save_config: str | None) -> dict[str, Target]:
+    """What is to be written, by the name of its content."""
+    names = {name: options.get(name) for name in ("json", "out")} | {"save_config": save_config}
+    if names["json"] == "-":
+        names["json"] = "/dev/stdout"
+    if names["out"] is not None:
+        names["trace"] = images.trace_file(names["out"])
+    targets = {key: Target(_CONTENTS[key], name) for key, name in names.items() if name is not None}
+    check_targets(list(targets.values()))
+    return targets
