@@ -1,0 +1,134 @@
+"""Finished records on the disk, line by line, so that whatever interrupts a run leaves whole lines."""
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from redge_guidance.generation.record import OWN_FIELDS
+
+Key = tuple[int, int]
+
+
+class Entry(NamedTuple):
+    """A line of a journal: whose it is, what it was made from, and where it stands."""
+
+    key: Key
+    stamp: str
+    path: Path
+    start: int
+    size: int
+
+
+class Journal:
+    """A file of JSON lines that only whole lines are added to.
+
+    A half line at its end, as a kill or a full disk leaves it, is cut off when it is opened.
+
+    Args:
+        path: of a file that may not be there yet.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        self._size = _whole(path)
+        os.ftruncate(self._file, self._size)
+
+    def append(self, records: Iterable[Mapping[str, Any]]) -> None:
+        """Add lines, all of them or, where they cannot be written, none.
+
+        Raises:
+            OSError: they cannot be written; what was there before is there still.
+        """
+        content = b"".join(line_of(record) for record in records)
+        done = 0
+        try:
+            while done < len(content):
+                done += os.pwrite(self._file, content[done:], self._size + done)
+            os.fsync(self._file)
+        except OSError as error:
+            os.ftruncate(self._file, self._size)
+            raise OSError(f"`output` {self.path} cannot be written: {error.strerror or error}.") from error
+        self._size += len(content)
+
+    def close(self) -> None:
+        os.close(self._file)
+
+
+def line_of(record: Mapping[str, Any]) -> bytes:
+    """One line of JSON, in UTF-8."""
+    return (json.dumps(record, ensure_ascii=False, default=_as_text) + "\n").encode("utf-8", "backslashreplace")
+
+
+def stamp_of(record: Mapping[str, Any]) -> str:
+    """What a record was made from, as one string: its prompt, its seed, and the input's own fields."""
+    own = {"index", "sample", "prompt", "seed"}
+    made_from = {key: value for key, value in record.items() if key in own or key not in OWN_FIELDS}
+    return json.dumps(made_from, sort_keys=True, default=_as_text)
+
+
+def entries(path: Path) -> Iterator[Entry]:
+    """The whole lines of a journal, in their order; none where there is no file.
+
+    Raises:
+        ValueError: a line that is no record.
+    """
+    if not path.exists():
+        return
+    start = 0
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.endswith(b"\n"):
+                return
+            try:
+                record = json.loads(line)
+                key = (int(record["index"]), int(record["sample"]))
+            except (ValueError, TypeError, KeyError) as error:
+                raise ValueError(
+                    f"`output` {path} has something else than a record of a run in line {number}; take another name, "
+                    "or `overwrite`."
+                ) from error
+            yield Entry(key, stamp_of(record), path, start, len(line))
+            start += len(line)
+
+
+def lines_in_order(found: Iterable[Entry]) -> Iterator[bytes]:
+    """The lines of entries in the order of their keys, each key once."""
+    files: dict[Path, Any] = {}
+    last: Key | None = None
+    try:
+        for entry in sorted(found, key=lambda entry: entry.key):
+            if entry.key == last:
+                continue
+            last = entry.key
+            file = files.setdefault(entry.path, None) or open(entry.path, "rb")
+            files[entry.path] = file
+            file.seek(entry.start)
+            yield file.read(entry.size)
+    finally:
+        for file in files.values():
+            file.close()
+
+
+def _whole(path: Path) -> int:
+    """Bytes up to the end of the last whole line."""
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        while size > 0:
+            first = max(0, size - 65536)
+            file.seek(first)
+            end = file.read(size - first).rfind(b"\n")
+            if end >= 0:
+                return first + end + 1
+            size = first
+    return 0
+
+
+def _as_text(value: Any) -> Any:
+    """Of what JSON lacks, such as dates and numbers of NumPy in a table."""
+    return value.item() if hasattr(value, "item") else value.tolist() if hasattr(value, "tolist") else str(value)

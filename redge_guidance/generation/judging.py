@@ -1,0 +1,114 @@
+"""What finished samples are worth: rewards by term, the likelihood bound, and what guidance noted on the way."""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from redge_guidance.evaluation import name_of, of_pixels
+from redge_guidance.generation.requests import Request, is_chat
+from redge_guidance.generation.sampler import Drawn
+from redge_guidance.goals import terms_of
+from redge_guidance.reward import AnyReward, Reward
+from redge_guidance.trace import StepTrace
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Of one sample: see `Record`."""
+
+    reward: float | None
+    rewards: dict[str, float | None]
+    reached: bool | None
+
+
+class Judge:
+    """Scores finished samples by every term of a reward.
+
+    A term that has no `score` of finished samples, such as a lambda of relaxed tokens, is None, with one warning.
+    """
+
+    def __init__(self, reward: AnyReward | None, chat: bool = False):
+        self._terms = [] if reward is None else terms_of(reward)
+        self._reward, self._chat = reward, chat
+        self._told: set[str] = set()
+
+    def __call__(self, requests: Sequence[Request], drawn: Sequence[Drawn]) -> list[Judgement]:
+        if not self._terms:
+            return [Judgement(None, {}, None) for _ in drawn]
+        prompts: list[Any] = [_shown(request) for request in requests]
+        by_term = {term.name: self._values(term.reward, term.name, requests, drawn, prompts) for term in self._terms}
+        reached = self._reached(requests, drawn, prompts)
+        judged = []
+        for i in range(len(drawn)):
+            values = {name: None if found is None else found[i] for name, found in by_term.items()}
+            known = [None if values[term.name] is None else term.weight * values[term.name] for term in self._terms]  # type: ignore[operator]
+            total = None if None in known else sum(value for value in known if value is not None)
+            judged.append(Judgement(total, values, None if reached is None else reached[i]))
+        return judged
+
+    def _values(
+        self, reward: Any, name: str, requests: Sequence[Request], drawn: Sequence[Drawn], prompts: list[Any]
+    ) -> list[float] | None:
+        samples = self._samples(reward, requests, drawn)
+        try:
+            if isinstance(reward, Reward):
+                values = reward.score(samples, prompts)
+            elif isinstance(samples, Tensor):
+                with torch.no_grad():
+                    values = of_pixels(reward, samples, prompts)
+            else:
+                raise NotImplementedError
+        except NotImplementedError:
+            if name not in self._told:
+                self._told.add(name)
+                warnings.warn(
+                    f"`reward` {name_of(reward)} does not score finished samples, so that records have no value of it; "
+                    "write `score(self, samples, prompts=None, batch_size=32)` in a class derived from `Reward`.",
+                    stacklevel=2,
+                )
+            return None
+        found: list[float] = values.float().cpu().tolist()
+        return found
+
+    def _reached(self, requests: Sequence[Request], drawn: Sequence[Drawn], prompts: list[Any]) -> list[bool] | None:
+        known = []
+        for term in self._terms:
+            if isinstance(term.reward, Reward) and term.weight != 0:
+                found = term.reward.reached(self._samples(term.reward, requests, drawn), prompts)
+                if found is not None:
+                    known.append([yes == (term.weight > 0) for yes in found])
+        return [all(answers) for answers in zip(*known, strict=True)] if known else None
+
+    def _samples(self, reward: Any, requests: Sequence[Request], drawn: Sequence[Drawn]) -> Any:
+        if drawn[0].pixels is not None:
+            return torch.stack([one.pixels for one in drawn if one.pixels is not None])
+        answer_only = bool(getattr(reward, "answer_only", False))
+        chats = [self._chat or is_chat(request.line.prompt) for request in requests]
+        return [one.answer if answer_only or chat else one.text for one, chat in zip(drawn, chats, strict=True)]
+
+
+def _shown(request: Request) -> Any:
+    """The prompt as rewards are told it."""
+    prompt = request.line.prompt
+    return prompt if is_chat(prompt) else "" if prompt is None else str(prompt)
+
+
+def bound_of(pipe: Any, request: Request, drawn: Drawn) -> float | None:
+    """The pipeline's bound on `-log p(text)`, in nats, its corruptions seeded by the request; None where it has none."""
+    bound = getattr(pipe, "nll", None)
+    if bound is None or drawn.text is None or is_chat(request.line.prompt):
+        return None
+    try:
+        return float(bound([drawn.text], generator=torch.Generator().manual_seed(request.seed)))
+    except ValueError:  # a text that its tokenizer reads in another way, as with a reserved token in it
+        return None
+
+
+def kl_of(steps: Sequence[StepTrace], row: int) -> float | None:
+    """KL(q || p) of one sequence, nats per free token, mean over the guided steps that left it something to draw."""
+    found = [step.sequences[row].kl for step in steps if row < len(step.sequences) and step.sequences[row].free]
+    return sum(found) / len(found) if found else None

@@ -1,0 +1,210 @@
+"""Many samples: prompts in, records out."""
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+from redge_guidance.attach import GuidanceHandle, guide
+from redge_guidance.checks import whole_number
+from redge_guidance.config import GuidanceConfig
+from redge_guidance.generation.batches import Halving, windows
+from redge_guidance.generation.judging import Judge, bound_of, kl_of
+from redge_guidance.generation.record import Record
+from redge_guidance.generation.requests import Line, Request, as_lines, requests_of
+from redge_guidance.generation.sampler import Drawn, Sampler
+from redge_guidance.randomness import check_seed
+from redge_guidance.reward import AnyReward
+
+
+def generate(
+    pipe: Any,
+    prompts: Any = "",
+    reward: AnyReward | None = None,
+    config: GuidanceConfig | None = None,
+    *,
+    samples_per_prompt: int = 1,
+    batch_size: int = 16,
+    seed: int = 0,
+    nats: bool = False,
+    in_order: bool = True,
+    **settings: Any,
+) -> Iterator[Record]:
+    """Draw samples for any number of prompts, guided by a reward, and give a `Record` of each as it is ready.
+
+    The same seed and prompt give the same sample, whatever the batch size, the order of the prompts and what else is
+    drawn, up to ties within float32: every sample has a generator of its own. Batches are made of prompts of alike
+    lengths. What the memory does not hold is drawn in halves, with a warning. Memory does not grow with the number of
+    prompts.
+
+    An entry that cannot be drawn, such as a prompt that is too long for the model, gives a record with an `error`, and
+    the rest goes on. What is wrong with all of the first batch is raised.
+
+    Args:
+        pipe: a pipeline that `guide` takes. One that takes no list of generators draws one sample at a time.
+        prompts: a text, a list of messages, the number of a class, or an iterable of these, or of mappings with a field
+            `prompt`, whose other fields are handed through.
+        reward, config: as for `guide`; without a reward nothing is guided. With `scale=0` nothing is guided and records
+            have the rewards.
+        samples_per_prompt: of every prompt.
+        batch_size: samples that are drawn together.
+        seed: of the run.
+        nats: also compute the model's bound on `-log p(text)`, 16 calls of the model for a text.
+        in_order: give records in the order of the prompts, for which some wait for at most 8 batches; False: as they
+            are ready.
+        **settings: for the call of the pipeline, such as `num_inference_steps`, `temperature` or `use_chat_template`.
+
+    Raises:
+        ValueError: an argument out of range or unknown to the pipeline. While sampling: what `guide` and the pipeline
+            raise, where it concerns every prompt.
+        MemoryError: one sample alone does not fit, with what would help.
+
+    Example:
+        >>> from redge_guidance.pipelines import MaskedTextPipeline
+        >>> from redge_guidance.rewards import LexicalReward
+        >>> pipe = MaskedTextPipeline.from_pretrained("builtin:tatoeba-masked")
+        >>> pipe.set_progress_bar_config(disable=True)
+        >>> reward = 15 * LexicalReward("music")
+        >>> records = generate(pipe, ["Tom", "I [MASK] music."], reward, samples_per_prompt=2)
+        >>> [(record.index, record.sample, record.text[:3]) for record in records][:2]
+        [(0, 0, 'Tom'), (0, 1, 'Tom')]
+    """
+    samples_per_prompt = whole_number("samples_per_prompt", samples_per_prompt, 1)
+    run = Run(pipe, reward, config, batch_size=batch_size, seed=seed, nats=nats, settings=settings)
+    requests = requests_of(as_lines(prompts), samples_per_prompt, run.seed)
+    return run.records(windows(requests, run.batch_size), in_order)
+
+
+class Run:
+    """A pipeline, a reward and settings, and how batches of requests become records; see `generate`.
+
+    Attributes:
+        batch_size, seed: as given, plain integers.
+    """
+
+    def __init__(
+        self,
+        pipe: Any,
+        reward: AnyReward | None,
+        config: GuidanceConfig | None,
+        *,
+        batch_size: int,
+        seed: int,
+        nats: bool,
+        settings: dict[str, Any],
+    ):
+        self.batch_size, self.seed = whole_number("batch_size", batch_size, 1), check_seed(seed)
+        self._pipe, self._nats = pipe, nats
+        if reward is None and config is not None:
+            raise ValueError("`config` says how a reward guides, and `reward` is None; pass a reward.")
+        self._reward = reward
+        self._config = GuidanceConfig() if config is None else config
+        self._sampler = Sampler(pipe, settings)
+        self._judge = Judge(reward, bool(settings.get("use_chat_template")))
+        self._halving = Halving(self.batch_size)
+        self._first, self._checked = True, (-1, "")
+        self._guiding().__exit__(None, None, None)  # what `guide` has to say of the arguments it says now
+
+    def records(self, planned: Iterable[Sequence[Sequence[Request]]], in_order: bool = True) -> Iterator[Record]:
+        """Of all requests, guided while the iterator is alive."""
+        with self._guiding() as handle:
+            for window in planned:
+                found = (record for batch in window for record in self.batch(batch, handle))
+                yield from sorted(found, key=lambda record: record.key) if in_order else found
+
+    def batches(self, planned: Iterable[Sequence[Request]]) -> Iterator[list[Record]]:
+        """As `records`, batch by batch."""
+        with self._guiding() as handle:
+            for batch in planned:
+                yield self.batch(batch, handle)
+
+    def batch(self, requests: Sequence[Request], handle: GuidanceHandle | None) -> list[Record]:
+        """Of one batch, in its order; an entry that cannot be drawn gives a record that says why."""
+        failed = {r.key: Record.failed(r, told) for r in requests if (told := self._trouble(r.line)) is not None}
+        good = [request for request in requests if request.key not in failed]
+        done = self._halving(lambda part: self._drawn(part, handle), good) if good else []
+        records = {record.key: record for record in [*failed.values(), *done]}
+        self._raise_if_all_failed([records[request.key] for request in requests])
+        return [records[request.key] for request in requests]
+
+    def _guiding(self) -> AbstractContextManager[GuidanceHandle | None]:
+        if self._reward is None:
+            return nullcontext()
+        return guide(self._pipe, self._reward, self._config, seed=self.seed)
+
+    def _trouble(self, line: Line) -> str | None:
+        """What is wrong with an entry, known before anything is drawn."""
+        if line.error is not None:
+            return line.error
+        if self._checked[0] != line.number:
+            try:
+                self._sampler.check(line)
+                self._checked = (line.number, "")
+            except ValueError as error:
+                self._checked = (line.number, _line(error))
+        return self._checked[1] or None
+
+    def _drawn(self, requests: Sequence[Request], handle: GuidanceHandle | None) -> list[Record]:
+        """Records of requests that fit the memory; where a ValueError is raised, of each half, down to one."""
+        try:
+            return self._draw(requests, handle)
+        except ValueError as error:
+            if len(requests) == 1:
+                return [Record.failed(requests[0], _line(error))]
+        half = len(requests) // 2
+        return [*self._drawn(requests[:half], handle), *self._drawn(requests[half:], handle)]
+
+    def _draw(self, requests: Sequence[Request], handle: GuidanceHandle | None) -> list[Record]:
+        started = time.perf_counter()
+        if handle is not None:
+            handle.trace.clear()
+        drawn = self._sampler.draw(requests)
+        judged = self._judge(requests, drawn)
+        bounds = [bound_of(self._pipe, r, d) if self._nats else None for r, d in zip(requests, drawn, strict=True)]
+        seconds = (time.perf_counter() - started) / len(requests)
+        kls = self._kls(len(requests), handle)
+        self._first = False
+        scale = 0.0 if handle is None else handle.config.scale
+        return [
+            Record(
+                index=request.line.number,
+                sample=request.sample,
+                prompt=request.line.prompt,
+                fields=request.line.fields,
+                text=one.text,
+                answer=one.answer,
+                image=_as_image(one),
+                reward=judgement.reward,
+                rewards=judgement.rewards,
+                reached=judgement.reached,
+                nats=bound,
+                scale=scale,
+                kl=kl,
+                seed=request.seed,
+                seconds=seconds,
+            )
+            for request, one, judgement, bound, kl in zip(requests, drawn, judged, bounds, kls, strict=True)
+        ]
+
+    def _kls(self, count: int, handle: GuidanceHandle | None) -> list[float | None]:
+        if handle is None or not handle.trace:
+            return [None] * count
+        return [kl_of(handle.trace, row) for row in range(count)]
+
+    def _raise_if_all_failed(self, records: Sequence[Record]) -> None:
+        """What is wrong with everything that was tried so far is no matter of an entry."""
+        errors = {record.error for record in records}
+        if self._first and None not in errors and len(errors) == 1:
+            raise ValueError(errors.pop())
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+def _as_image(drawn: Drawn) -> Any:
+    if drawn.pixels is None:
+        return None
+    from diffusers.image_processor import VaeImageProcessor
+
+    return VaeImageProcessor(do_normalize=False).postprocess(drawn.pixels[None], "pil", [False])[0]

@@ -1,0 +1,80 @@
+"""What a run gives back for every sample."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from redge_guidance.generation.requests import Prompt, Request
+
+_DIGITS = 5  # of figures in files: what the last bits of a sum depend on, the batch, is left out
+_OWN = ("index", "sample", "prompt", "text", "answer", "file_name", "reward", "rewards", "reached", "nats", "scale")
+OWN_FIELDS = frozenset((*_OWN, "kl", "seed", "error"))
+
+
+@dataclass(frozen=True)
+class Record:
+    """One finished sample.
+
+    Attributes:
+        index: place of its entry in the input, from 0.
+        sample: number among the samples of its entry, from 0.
+        prompt: as in the input: a text, a list of messages, or the class of an image.
+        fields: what else the entry had.
+        text: the whole text; None for images and where something failed.
+        answer: the text without its prompt; None for images.
+        image: a PIL image; None for texts.
+        reward: what guidance was to raise, of the finished sample: the weighted sum of `rewards`; None without one.
+        rewards: the terms by name, without their weights; a term that cannot judge finished samples is None.
+        reached: whether the sample is as the rewards want it; None where there is no yes or no to it.
+        nats: the model's own upper bound on `-log p(text)` of the whole text; None where it has none.
+        scale: nats a unit of reward was worth; 0: not guided.
+        kl: KL(q || p), nats per free token, mean over the guided steps; None where no step was guided.
+        seed: of the generator that drew it.
+        seconds: its share of the time that its batch took.
+        error: why there is no sample; None: there is one.
+    """
+
+    index: int
+    sample: int
+    prompt: Prompt
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    text: str | None = None
+    answer: str | None = None
+    image: Any = None
+    reward: float | None = None
+    rewards: Mapping[str, float | None] = field(default_factory=dict)
+    reached: bool | None = None
+    nats: float | None = None
+    scale: float = 0.0
+    kl: float | None = None
+    seed: int = 0
+    seconds: float = 0.0
+    error: str | None = None
+
+    @classmethod
+    def failed(cls, request: Request, error: str) -> "Record":
+        line = request.line
+        return cls(line.number, request.sample, line.prompt, line.fields, seed=request.seed, error=error)
+
+    @property
+    def key(self) -> tuple[int, int]:
+        return self.index, self.sample
+
+    def to_dict(self) -> dict[str, Any]:
+        """What a line of a file holds: plain values, the input's own fields first, figures of five digits, no times.
+
+        A field of the input that is called as one of these is written with `input_` in front.
+        """
+        given = {f"input_{name}" if name in OWN_FIELDS else name: value for name, value in self.fields.items()}
+        found = {"index": self.index, "sample": self.sample, **given, "prompt": self.prompt}
+        if self.text is not None:
+            found |= {"text": self.text, "answer": self.answer}
+        if self.rewards:
+            found |= {"reward": _short(self.reward), "rewards": {k: _short(v) for k, v in self.rewards.items()}}
+        optional = {"reached": self.reached, "nats": _short(self.nats), "kl": _short(self.kl)}
+        found |= {name: value for name, value in optional.items() if value is not None}
+        return found | {"scale": self.scale, "seed": self.seed}
+
+
+def _short(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.{_DIGITS}g}")
