@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from redge_guidance.attach import GuidanceHandle, guide
     from redge_guidance.config import GuidanceConfig
     from redge_guidance.estimators import ReDGE, StraightThrough, redge, straight_through
+    from redge_guidance.generation import generate
     from redge_guidance.samples.tokens import RelaxedTokens
     from redge_guidance.setups.setup import load, save
 
@@ -18,6 +19,7 @@ __all__ = [
     "ReDGE",
     "RelaxedTokens",
     "StraightThrough",
+    "generate",
     "guide",
     "load",
     "redge",
@@ -31,6 +33,7 @@ _HOMES = {  # nothing is imported before it is used, so that the command answers
     "ReDGE": "estimators",
     "RelaxedTokens": "samples.tokens",
     "StraightThrough": "estimators",
+    "generate": "generation",
     "guide": "attach",
     "load": "setups.setup",
     "redge": "estimators",

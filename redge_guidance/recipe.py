@@ -77,7 +77,8 @@ def remembered(make: Callable[_P, _R]) -> Callable[_P, _R]:
 def own_arguments(kind: type) -> tuple[str, ...]:
     """Names of what a constructor takes beside the parts that `from_pretrained` loads."""
     named = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
-    parameters = inspect.signature(kind.__init__).parameters.values()  # type: ignore[misc]
+    constructor: Any = kind
+    parameters = inspect.signature(constructor.__init__).parameters.values()
     return tuple(p.name for p in parameters if p.kind in named and p.name not in _PARTS)
 
 

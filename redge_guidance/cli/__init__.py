@@ -21,8 +21,9 @@ from redge_guidance.cli.terminal import (
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code, and says on one line of standard error why it is not 0.
 
-    2: bad input, or something that cannot be read or written. 130, 143: Ctrl-C and SIGTERM, as shells count them, and
-    141, without a word: nobody reads standard output any more. 1: a fault of the command, see `python -X dev`.
+    2: bad input, or something that cannot be read or written. 3: some prompts failed, the rest is
+    done. 130, 143: Ctrl-C and SIGTERM, as shells count them, and 141, without a word: nobody reads standard output any
+    more. 1: a fault of the command, see `python -X dev`.
     """
     parser = build_parser()
     written: list[str] = []
@@ -34,8 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 flush_output()
             from redge_guidance.cli.generating import generate  # which imports torch
 
-            generate(args, written)
-        return 0
+            return generate(args, written)
     except ReaderGoneError:
         return READER_GONE
     except (KeyboardInterrupt, Terminated) as stop:

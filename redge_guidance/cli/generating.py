@@ -2,13 +2,12 @@
 
 import argparse
 import sys
-from typing import Any
 
 from redge_guidance.cli import images, texts
 from redge_guidance.cli.common import quiet
 from redge_guidance.cli.files import Target, check_targets, write_all
 from redge_guidance.cli.given import settings_of
-from redge_guidance.cli.terminal import say
+from redge_guidance.cli.terminal import PROGRAM, SOME_FAILED, complain, say
 from redge_guidance.setups.documents import write
 from redge_guidance.setups.options import Options
 from redge_guidance.setups.setup import assemble, model_makes_images
@@ -16,8 +15,8 @@ from redge_guidance.setups.setup import assemble, model_makes_images
 _CONTENTS = {"json": "--json", "out": "--out", "trace": "--out", "save_config": "--save-config"}
 
 
-def generate(args: argparse.Namespace, written: list[str]) -> None:
-    """Names of files that were written are added to `written`."""
+def generate(args: argparse.Namespace, written: list[str]) -> int:
+    """Names of files that were written are added to `written`; returns the exit code."""
     options, consent = settings_of(args)
     targets = _targets(options, getattr(args, "save_config", None))
     makes_images = model_makes_images(options)
@@ -31,13 +30,16 @@ def generate(args: argparse.Namespace, written: list[str]) -> None:
         kept = {name: value for name, value in setup.resolved.items() if name not in ("json", "out")}
         write_all([(targets["save_config"], write(kept).encode("utf-8"))])
     setup.pipe.set_progress_bar_config(disable=not sys.stderr.isatty(), leave=False)
-    made: Any = (images if makes_images else texts).generate(setup, options)
+    made = (images if makes_images else texts).generate(setup, options)
     write_all([(targets[name], content) for name, content in made.files.items()])
     written += [targets[name].name for name in made.files]
     if options.get("json") == "-":  # where records go, nothing else does
         print(made.report, file=sys.stderr)
     else:
         say(made.report)
+    for record in made.failed:
+        complain(PROGRAM, f"entry {record.index}: {record.error}")
+    return SOME_FAILED if made.failed else 0
 
 
 def _targets(options: Options, save_config: str | None) -> dict[str, Target]:

@@ -2,17 +2,24 @@
 
 import importlib.util
 import io
-import time
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from redge_guidance.cli.common import Made, records, running
+from redge_guidance.attach import guide
+from redge_guidance.cli.common import Made, Run, as_json, draw, running
+from redge_guidance.config import GuidanceConfig
+from redge_guidance.generation import Record
+from redge_guidance.generation import generate as generate_records
+from redge_guidance.generation.batches import windows
+from redge_guidance.generation.many import Run as GenerationRun
+from redge_guidance.generation.requests import as_lines, requests_of
 from redge_guidance.setups.options import Options
 from redge_guidance.setups.setup import Setup
 from redge_guidance.trace import StepTrace
 
 _KINDS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
-_BATCH = 64
 _COLUMNS, _SMALLEST = 16, 56  # of a contact sheet: images in a row, pixels of an image
 
 
@@ -26,22 +33,52 @@ def check(options: Options) -> None:
 
 def generate(setup: Setup, options: Options) -> Made:
     """Images, their comparison with unguided ones, and the sheet that was asked for."""
-    from redge_guidance.attach import guide
-
-    out, pipe, reward, runs = options.get("out"), setup.pipe, setup.reward, []
+    out, trace = options.get("out"), list[StepTrace]()
+    if setup.reward is None:
+        raise ValueError("`--scale` 0 of images needs something to compare: name a `--label` or a `--reward`.")
+    told = _takes_text(setup.pipe)
+    if "class_labels" in options and told:
+        raise ValueError(
+            f"{options.spell('class_labels')} is for a model with classes, and {options.get('model')} is given a text."
+        )
+    prompts = options.get("prompt", [""]) if told else [options.get("class_labels")]
+    runs = []
     with running(setup):
-        if options.get("baseline") or out is not None or reward is None:
-            runs.append(_run(setup, options, scale=0.0))
-        with guide(pipe, reward, setup.config, seed=options.get("seed", 0)) as handle:
-            runs.append(_run(setup, options, scale=setup.config.scale))
-    files = {} if "json" not in options else {"json": records(runs, setup, options)}
+        if options.get("baseline") or out is not None:
+            runs.append(draw(setup, prompts, options, scale=0.0))
+        make = partial(_traced, trace) if out is not None else generate_records
+        runs.append(draw(setup, prompts, options, scale=setup.config.scale, make=make))
+    failed = [record for run in runs for record in run.failed]
+    files = {"json": as_json(runs)} if "json" in options else {}
     report = _report(runs)
     if out is not None:
         kind, sheet = _KINDS[Path(out).suffix.lower()], io.BytesIO()
         _contact_sheet(runs).save(sheet, kind)
-        files |= {"out": sheet.getvalue(), "trace": _plot(handle.trace, kind)}
+        files |= {"out": sheet.getvalue(), "trace": _plot(trace, kind)}
         report = [f"{out}: unguided above guided; {trace_file(out)}: what guidance did", *report]
-    return Made("\n".join(report), files)
+    return Made("\n".join(report), files, failed)
+
+
+def _traced(
+    trace: list[StepTrace],
+    pipe: Any,
+    prompts: Sequence[Any],
+    reward: Any,
+    config: GuidanceConfig,
+    *,
+    samples_per_prompt: int,
+    batch_size: int,
+    seed: int,
+    nats: bool,
+    **settings: Any,
+) -> Iterator[Record]:
+    """As `redge_guidance.generate`, and what guidance noted on the way is added to `trace`."""
+    run = GenerationRun(pipe, reward, config, batch_size=batch_size, seed=seed, nats=nats, settings=settings)
+    with guide(pipe, reward, config, seed=seed) as handle:
+        for window in windows(requests_of(as_lines(prompts), samples_per_prompt, seed), batch_size):
+            for batch in window:
+                yield from run.batch(batch, handle)
+                trace += list(handle.trace)
 
 
 def _check_sheet(name: str) -> None:
@@ -61,65 +98,21 @@ def _takes_text(pipe: Any) -> bool:
     return getattr(pipe, "tokenizer", None) is not None
 
 
-def _run(setup: Setup, options: Options, scale: float) -> dict[str, Any]:
-    """Images for all prompts, with their rewards; the seconds are those of sampling alone."""
-    import torch
-
-    from redge_guidance.rewards import ImageClassifierReward
-
-    pipe, reward = setup.pipe, setup.reward
-    generator = torch.Generator(pipe.device).manual_seed(options.get("seed", 0))
-    if "class_labels" in options and _takes_text(pipe):
-        raise ValueError(f"`--class-labels` is for a model with classes, and {options.get('model')} is given a text.")
-    prompts = [text for text in options.get("prompt", [""]) for _ in range(options.get("samples_per_prompt", 8))]
-    settings: dict[str, Any] = {**setup.settings, "generator": generator, "output_type": "pt"}
-    tokens: list[Any] = []
-    parts, started = [], time.perf_counter()
-    for first in range(0, len(prompts), _BATCH):
-        batch = prompts[first : first + _BATCH]
-        if _takes_text(pipe):
-            output = pipe(prompt=batch, **settings)
-        else:
-            output = pipe(num_images_per_prompt=len(batch), **settings)
-        parts.append(output.images.float())
-        tokens += output.tokens.tolist() if hasattr(output, "tokens") else [None] * len(batch)
-    seconds, pixels = time.perf_counter() - started, torch.cat(parts)
-    with torch.no_grad():
-        scored = [reward.score(part, prompts[i * _BATCH :][: len(part)]) for i, part in enumerate(parts)]
-        rewards = torch.cat(scored)
-    is_classifier = isinstance(reward, ImageClassifierReward)
-    predicted: list[str | None] = reward.predict(pixels) if is_classifier else [None] * len(prompts)
-    reached = reward.reached(pixels, prompts)
-    records = [
-        {"prompt": prompt, "reward": r, "predicted": label, "tokens": ids}
-        for prompt, r, label, ids in zip(prompts, rewards.tolist(), predicted, tokens, strict=True)
-    ]
-    return {
-        "scale": scale,
-        "records": records,
-        "pixels": pixels.cpu(),
-        "reward": rewards.mean().item(),
-        "hits": "-" if reached is None else f"{sum(reached) / len(reached):.0%}",
-        "seconds": seconds,
-    }
-
-
-def _report(runs: list[dict[str, Any]]) -> list[str]:
+def _report(runs: Sequence[Run]) -> list[str]:
     lines = [f"{'':10}{'reward':>9}{'on target':>12}{'seconds':>9}"]
     for run in runs:
         name = "guided" if run is runs[-1] else "unguided"
-        lines.append(f"{name:10}{run['reward']:9.2f}{run['hits']:>12}{run['seconds']:9.1f}")
+        lines.append(f"{name:10}{run.reward:9.2f}{run.hits:>12}{run.seconds:9.1f}")
     return lines
 
 
-def _contact_sheet(runs: list[dict[str, Any]]) -> Any:
+def _contact_sheet(runs: Sequence[Run]) -> Any:
     """Unguided images, and guided ones in the row below, as many in a row as fit."""
-    from diffusers.image_processor import VaeImageProcessor
     from diffusers.utils import make_image_grid
     from PIL import Image
 
-    processor, rows = VaeImageProcessor(do_normalize=False), []
-    by_run = [processor.postprocess(run["pixels"], "pil", [False] * len(run["pixels"])) for run in runs]
+    rows: list[Any] = []
+    by_run = [[record.image for record in run.records] for run in runs]
     columns = min(_COLUMNS, len(by_run[0]))
     size = max(_SMALLEST, by_run[0][0].width)
     for first in range(0, len(by_run[0]), columns):

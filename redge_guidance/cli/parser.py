@@ -47,7 +47,8 @@ def build_parser() -> Parser:
         "options: texts of the embedded model, toward a positive sentiment.",
         epilog="A value with a name and settings is YAML: --estimator 'redge: {num_steps: 8}'. All options but "
         "--config and --save-config are settings of a file for --config, by the same names with _ for -. Exit codes: "
-        "0; 2 bad input, or a file that cannot be read or written; 1 a fault of the program; 130 Ctrl-C; 143 SIGTERM; "
+        "0; 2 bad input, or a file that cannot be read or written; 3 some prompts failed, the "
+        "rest is done; 1 a fault of the program; 130 Ctrl-C; 143 SIGTERM; "
         "141 nobody reads standard output.",
         argument_default=argparse.SUPPRESS,
     )

@@ -14,7 +14,9 @@ import yaml
 _NULL = re.compile(r"^(?:~|null|Null|NULL|)$")
 _BOOL = re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$")
 _INT = re.compile(r"^[-+]?[0-9]+$")
-_FLOAT = re.compile(r"^[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$|^[-+]?\.(?:inf|Inf|INF)$|^\.(?:nan|NaN)$")
+_FLOAT = re.compile(
+    r"^[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$|^[-+]?\.(?:inf|Inf|INF)$|^\.(?:nan|NaN)$"
+)
 _SCALARS = {"null": (_NULL, "~nN\0"), "bool": (_BOOL, "tTfF"), "int": (_INT, "-+0123456789")}
 _SCALARS |= {"float": (_FLOAT, "-+0123456789.")}
 _TAG = "tag:yaml.org,2002:"
@@ -127,9 +129,9 @@ def _value(node: Any, path: Path, source: str, lines: dict[Path, int]) -> Any:
 
 
 def _scalar(node: Any, kind: str, place: str) -> Any:
-    text = node.value
+    text: str = node.value
     if kind == "str":
-        return text
+        return str(text)
     if kind == "null":
         return None
     if kind == "bool" and _BOOL.match(text):

@@ -90,7 +90,8 @@ def make(entries: Sequence[Entry], device: Any, dtype: str, trust_remote_code: b
     """
     made = [_made(entry, device, dtype, trust_remote_code) for entry in entries]
     if len(made) == 1 and entries[0].weight == 1 and entries[0].term is None:
-        return made[0]
+        first: Reward = made[0]
+        return first
     terms = zip(entries, made, strict=True)
     return RewardSum([Term(entry.weight, reward, entry.term or name_of(reward)) for entry, reward in terms])
 
@@ -106,7 +107,9 @@ def entries_of(reward: Any, device: str, dtype: str) -> list[dict[str, Any]]:
         ValueError: a term that is no ready-made reward, or has an argument that no file holds, with what to do.
     """
     terms = reward.terms if type(reward) is RewardSum else [Term(1.0, reward, name_of(reward))]
-    return [_written(term, {"device": device, "dtype": dtype}, [t.name for t in terms[:i]]) for i, term in enumerate(terms)]
+    return [
+        _written(term, {"device": device, "dtype": dtype}, [t.name for t in terms[:i]]) for i, term in enumerate(terms)
+    ]
 
 
 def arguments_of(kind: Any) -> tuple[str, ...]:
@@ -179,8 +182,8 @@ def _written(term: Term, shared: dict[str, str], before: list[str]) -> dict[str,
         )
     if recipe is None or (hasattr(type(reward), "from_pretrained") and not recipe.loaded):
         raise ValueError(
-            f"`reward` {term.name!r} was made from a model in memory, which no file names; save model and processors by "
-            f"`save_pretrained(folder)`, and make it by `{name}.from_pretrained(folder, ...)`."
+            f"`reward` {term.name!r} was made from a model in memory, which no file names; save model and processors "
+            f"by `save_pretrained(folder)`, and make it by `{name}.from_pretrained(folder, ...)`."
         )
     arguments = _plain_arguments(recipe, term.name, type(reward))
     for key, value in shared.items():

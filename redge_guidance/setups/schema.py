@@ -63,9 +63,7 @@ _MODEL = (
     Option("weights_only", "model", "flag", "also read weights from a pickle that holds nothing but weights"),
     Option("model_kwargs", "model", "value", "more for the loader of the model, such as '{variant: fp16}'"),
     Option("device", "model", "text", "such as cpu or cuda:0", default="cpu"),
-    Option(
-        "dtype", "model", "text", "of the models", choices=("float32", "bfloat16", "float16"), default="float32"
-    ),
+    Option("dtype", "model", "text", "of the models", choices=("float32", "bfloat16", "float16"), default="float32"),
     Option("device_map", "model", "value", "how a model is spread over devices, such as auto; instead of --device"),
     Option(
         "cpu_offload",
@@ -152,22 +150,21 @@ _CALL = (
     Option("top_p", "call", "number", "draw from the likeliest tokens of total probability p", metavar="P"),
     Option("gen_length", "call", "integer", "new tokens after every prompt", lowest=1, metavar="N"),
     Option("block_length", "call", "integer", "draw blocks of N tokens one after the other", lowest=1, metavar="N"),
-    Option("stride_length", "call", "integer", "texts longer than the model: N tokens at a time", lowest=1, metavar="N"),
+    Option(
+        "stride_length", "call", "integer", "texts longer than the model: N tokens at a time", lowest=1, metavar="N"
+    ),
     Option("suppress_tokens", "call", "integers", "ids of tokens that are not generated", metavar="IDS"),
     Option("late_tokens", "call", "integers", "ids of tokens that come last", metavar="IDS"),
     Option("guidance_scale", "call", "numbers", "classifier-free guidance, 1 is none; of images also one a step"),
     Option("use_chat_template", "call", "flag", "take every prompt for the turn of a user of a chat"),
     Option("use_cache", "call", "flag", "keep finished blocks in a cache, where the model takes one", default="yes"),
     Option(
-        "class_labels",
+        "noise_removal",
         "call",
-        "integer",
-        "class that a class-conditional model is given",
-        metavar="N",
-        short=("--class-label",),
-    ),
-    Option(
-        "noise_removal", "call", "text", "last step of uniform diffusion", choices=("ancestral", "greedy"), metavar="HOW"
+        "text",
+        "last step of uniform diffusion",
+        choices=("ancestral", "greedy"),
+        metavar="HOW",
     ),
     Option("negative_prompt", "call", "text", "what a model of images is told instead of no text", metavar="TEXT"),
 )
@@ -178,6 +175,16 @@ _RUN = (
         "texts",
         "text to continue, or to fill in where it says [MASK], or what images are to show; may be repeated",
     ),
+    Option(
+        "class_labels",
+        "run",
+        "integer",
+        "class of the images that a class-conditional model draws",
+        metavar="N",
+        short=("--class-label",),
+    ),
+    Option("batch_size", "run", "integer", "samples that are drawn together", lowest=1, default="16", metavar="N"),
+    Option("nats", "run", "flag", "also the model's bound on -log p of every text"),
     Option("samples_per_prompt", "run", "integer", "texts or images for every prompt", lowest=1, default="8"),
     Option("seed", "run", "integer", "of the sampler and of guidance", default="0"),
 )

@@ -82,7 +82,7 @@ def save(
     Args:
         file: is replaced as a whole.
         pipe: loaded by `from_pretrained`.
-        reward: a ready-made one, made with plain values or by `from_pretrained`, or a weighted sum of these; None: none.
+        reward: a ready-made one, made with plain values or by `from_pretrained`, or a weighted sum of these.
         config: of guidance; None: the defaults.
         **settings: for the call of the pipeline, or of a run (`prompt`, `seed`, `samples_per_prompt`), by the names of
             the command line.
@@ -169,7 +169,9 @@ def config_of(options: Options) -> GuidanceConfig:
         if isinstance(value, dict) and len(value) == 1 and "name" not in value:
             ((kind, settings),) = value.items()
             if not isinstance(settings, dict | None):
-                raise ValueError(f"{options.spell(name)}: `{kind}` must have its settings by name, got {settings!r:.80}.")
+                raise ValueError(
+                    f"{options.spell(name)}: `{kind}` must have its settings by name, got {settings!r:.80}."
+                )
             values[name] = {"name": kind, **(settings or {})}
         elif name in values and not isinstance(value, str | dict):
             raise ValueError(f"{options.spell(name)} must be a name, or a name with settings, got {value!r:.80}.")
@@ -199,7 +201,9 @@ def write_file(file: str | os.PathLike[str], text: str) -> None:
     """Replace a file as a whole, or leave it as it was."""
     place = Path(file)
     try:
-        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=place.parent, prefix=".redge-", delete=False) as part:
+        with tempfile.NamedTemporaryFile(
+            "w", encoding="utf-8", dir=place.parent, prefix=".redge-", delete=False
+        ) as part:
             part.write(text)
         umask = os.umask(0)
         os.umask(umask)

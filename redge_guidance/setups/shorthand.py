@@ -72,9 +72,7 @@ def _listed(options: Options) -> str:
 def _check(options: Options) -> None:
     low, high = options.get("min_words"), options.get("max_words")
     if high is not None and (low or 0) > high:
-        raise ValueError(
-            f"{options.spell('min_words')} must be <= {options.spell('max_words')}, got {low} and {high}."
-        )
+        raise ValueError(f"{options.spell('min_words')} must be <= {options.spell('max_words')}, got {low} and {high}.")
     temperature = options.get("reward_temperature")
     if temperature is not None and not 0 < temperature < float("inf"):
         raise ValueError(f"{options.spell('reward_temperature')} must be a finite number > 0, got {temperature}.")
