@@ -11,6 +11,7 @@ from redge_guidance.cli.terminal import PROGRAM, SOME_FAILED, complain, say
 from redge_guidance.setups.documents import write
 from redge_guidance.setups.options import Options
 from redge_guidance.setups.setup import assemble, model_makes_images
+from redge_guidance.setups.shorthand import check_kind
 
 _CONTENTS = {"json": "--json", "out": "--out", "trace": "--out", "save_config": "--save-config"}
 
@@ -20,8 +21,7 @@ def generate(args: argparse.Namespace, written: list[str]) -> int:
     options, consent = settings_of(args)
     targets = _targets(options, getattr(args, "save_config", None))
     makes_images = model_makes_images(options)
-    if "out" in options and not makes_images:
-        raise ValueError(f"{options.spell('out')} cannot be used with a model that makes texts.")
+    check_kind(options, makes_images)
     if makes_images:
         images.check(options)
     quiet()

@@ -10,7 +10,7 @@ from redge_guidance.setups.options import Options
 from redge_guidance.setups.rewards import READY_MADE, read_entries
 from redge_guidance.setups.schema import OPTIONS, names_of
 from redge_guidance.setups.setup import read_options
-from redge_guidance.setups.shorthand import goals_given
+from redge_guidance.setups.shorthand import goals_given, no_goal
 
 _EXAMPLE = "positive"
 _DECODED = ("prompt", "want", "ban", "label", "negative_prompt")
@@ -48,8 +48,10 @@ def settings_of(args: argparse.Namespace) -> tuple[Options, bool]:
 
 def _with_example(options: Options) -> Options:
     """Without anything to steer toward: the embedded example, where the embedded model is asked for."""
-    if goals_given(options, options.get("reward", [])) or "model" in options or options.get("scale") == 0:
+    if goals_given(options, options.get("reward", [])) or options.get("scale") == 0:
         return options
+    if "model" in options:
+        raise no_goal(options)
     told = f"nothing was said to steer toward: toward `--label {_EXAMPLE}`, as an example; see `--help`"
     print(f"redge-guidance: {told}", file=sys.stderr)
     return Options({"label": _EXAMPLE}, dashes=True).over(options)

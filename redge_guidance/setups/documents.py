@@ -103,7 +103,7 @@ def read_value(text: str, source: str, lines: dict[Path, int] | None = None) -> 
 
 def write(values: Mapping[str, Any]) -> str:
     """YAML that `read` reads as equal values; lists of plain values stay on a line."""
-    return yaml.dump(dict(values), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+    return str(yaml.dump(dict(values), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110))
 
 
 def _value(node: Any, path: Path, source: str, lines: dict[Path, int]) -> Any:
@@ -129,7 +129,7 @@ def _value(node: Any, path: Path, source: str, lines: dict[Path, int]) -> Any:
 
 
 def _scalar(node: Any, kind: str, place: str) -> Any:
-    text: str = node.value
+    text = str(node.value)
     if kind == "str":
         return str(text)
     if kind == "null":

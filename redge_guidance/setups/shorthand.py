@@ -15,8 +15,18 @@ from redge_guidance.setups.schema import (
 )
 
 TEXT_REWARD, IMAGE_REWARD = "builtin:sentiment", "builtin:mnist-classifier"
-TEXT_ONLY = ("want", "ban", "min_words", "max_words")
-_NAMES = ("label", "reward_temperature", *TEXT_ONLY)
+_WORDS = ("want", "ban", "min_words", "max_words")
+TEXT_ONLY = (*_WORDS, "nats")
+IMAGE_ONLY = ("out", "class_labels")
+_NAMES = ("label", "reward_temperature", *_WORDS)
+
+
+def check_kind(options: Options, images: bool) -> None:
+    """A ValueError for a setting that is for texts where the model makes images, or the other way round."""
+    for name in TEXT_ONLY if images else IMAGE_ONLY:
+        if name in options:
+            makes = "images" if images else "texts"
+            raise ValueError(f"{options.spell(name)} cannot be used with {_model(options)}, which makes {makes}.")
 
 
 def goals_given(options: Options, entries: list[Entry]) -> bool:
@@ -45,9 +55,9 @@ def spelled_out(
             f"{named[1].arguments['name']}; say what the others are, as in 'TextClassifierReward: {{name: ...}}'."
         )
     _check(options)
-    for name in TEXT_ONLY if images else ():
-        if name in options:
-            raise ValueError(f"{options.spell(name)} cannot be used with {_model(options)}, which makes images.")
+    check_kind(options, images)
+    if named and not named[0].arguments["name"].strip():
+        raise ValueError(f"{options.spell('reward')} must name a checkpoint or a ready-made reward, got ''.")
     found = _of_words(options)
     asked = bool(named) or "label" in options or "reward_temperature" in options
     scale = None
@@ -56,17 +66,16 @@ def spelled_out(
         entry, scale = of_model(options, named[0] if named else None, takes_text, consent)
         found.append(entry)
     kinds = [entry for entry in entries if entry.kind is not None]
-    if not found and not kinds:
-        raise ValueError(
-            f"{_listed(options)} must say what to steer toward, got none; the labels of {TEXT_REWARD} are positive, "
-            "negative and neutral."
-        )
     return [*found, *kinds], None if kinds else scale
 
 
-def _listed(options: Options) -> str:
+def no_goal(options: Options) -> ValueError:
+    """What to raise where nothing says what to steer toward."""
     names = [options.spell(name) for name in ("label", "want", "ban", "min_words", "max_words", "reward")]
-    return f"{', '.join(names[:-1])} or {names[-1]}"
+    return ValueError(
+        f"{', '.join(names[:-1])} or {names[-1]} must say what to steer toward, got none; the labels of {TEXT_REWARD} "
+        "are positive, negative and neutral."
+    )
 
 
 def _check(options: Options) -> None:
