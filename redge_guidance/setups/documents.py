@@ -39,10 +39,18 @@ class _Dumper(yaml.SafeDumper):
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
+    def represent_str(self, data: str) -> Any:
+        """Line ends that YAML would fold are written as escapes."""
+        style = '"' if set(data) & set("\r\x85\u2028\u2029\ufeff") else None
+        return self.represent_scalar(f"{_TAG}str", data, style)
+
 
 for _name, (_pattern, _first) in _SCALARS.items():
     for _kind in (_Loader, _Dumper):
         _kind.add_implicit_resolver(_TAG + _name, _pattern, ["" if sign == "\0" else sign for sign in _first])
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
 
 
 @dataclass(frozen=True)

@@ -123,7 +123,7 @@ def test_bad_input_is_one_line_and_exit_code_2(capsys, arguments, message):
         (["--want", "music", "--reward-temperature", "2"], "`--reward-temperature` needs `--label`, got none"),
         (
             ["--model", "builtin:tatoeba-masked"],
-            "`--label`, `--want`, `--ban`, `--min-words`, `--max-words` or `--reward` must say what to steer toward, got",
+            "`--label`, `--want`, `--ban`, `--min-words`, `--max-words` or `--reward` must say what to steer",
         ),
     ],
 )
