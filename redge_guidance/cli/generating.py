@@ -6,7 +6,7 @@ import sys
 from redge_guidance.cli import images, texts
 from redge_guidance.cli.common import quiet
 from redge_guidance.cli.files import Target, check_targets, write_all
-from redge_guidance.cli.given import settings_of
+from redge_guidance.cli.given import EXAMPLE, TOLD, settings_of
 from redge_guidance.cli.terminal import PROGRAM, SOME_FAILED, complain, say
 from redge_guidance.setups.documents import write
 from redge_guidance.setups.options import Options
@@ -26,6 +26,8 @@ def generate(args: argparse.Namespace, written: list[str]) -> int:
         images.check(options)
     quiet()
     setup = assemble(options, consent)
+    if EXAMPLE in options.places.values():
+        complain(PROGRAM, TOLD)
     if "save_config" in targets:
         kept = {name: value for name, value in setup.resolved.items() if name not in ("json", "out")}
         write_all([(targets["save_config"], write(kept).encode("utf-8"))])

@@ -2,7 +2,6 @@
 
 import argparse
 import re
-import sys
 from typing import Any
 
 from redge_guidance.setups.documents import read_value
@@ -13,6 +12,8 @@ from redge_guidance.setups.setup import read_options
 from redge_guidance.setups.shorthand import goals_given, no_goal
 
 _EXAMPLE = "positive"
+TOLD = f"nothing was said to steer toward: toward `--label {_EXAMPLE}`, as an example; see `--help`"
+EXAMPLE = "the example"  # the place of a goal that nobody gave
 _DECODED = ("prompt", "want", "ban", "label", "negative_prompt")
 
 
@@ -52,9 +53,7 @@ def _with_example(options: Options) -> Options:
         return options
     if "model" in options:
         raise no_goal(options)
-    told = f"nothing was said to steer toward: toward `--label {_EXAMPLE}`, as an example; see `--help`"
-    print(f"redge-guidance: {told}", file=sys.stderr)
-    return Options({"label": _EXAMPLE}, dashes=True).over(options)
+    return Options({"label": _EXAMPLE}, {"label": EXAMPLE}, dashes=True).over(options)
 
 
 def _reward(text: str) -> Any:
