@@ -68,9 +68,8 @@ class Halving:
                     raise MemoryError(f"{_HELP}. {_first_line(error)}") from error
                 self.largest = len(part) // 2
                 logger.warning(
-                    "out of memory with %d samples in a batch; going on with %d, pass `batch_size=%d` to begin with that",
+                    "out of memory with %d samples in a batch; going on with %d, which `batch_size` can begin with",
                     len(part),
-                    self.largest,
                     self.largest,
                 )
             else:

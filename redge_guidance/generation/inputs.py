@@ -42,8 +42,13 @@ class Input:
 
     def __iter__(self) -> Iterator[Line]:
         for line in itertools.islice(self._read(), self._limit):
+            self.check()
             yield line
         self.check()
+
+    def count(self) -> int | None:
+        """How many entries there are; None of standard input."""
+        return None if self.name == "-" else sum(1 for _ in self)
 
     def check(self) -> None:
         """An OSError if the file is not what it was when it was opened."""
@@ -180,7 +185,9 @@ class Input:
         except (FileNotFoundError, ValueError) as error:
             raise ValueError(f"`input` {self.name} is no folder of a dataset, as `save_to_disk` makes it.") from error
         if isinstance(found, datasets.DatasetDict):
-            raise ValueError(f"`input` {self.name} has splits; name one: {', '.join(f'{self.name}/{k}' for k in found)}.")
+            raise ValueError(
+                f"`input` {self.name} has splits; name one: {', '.join(f'{self.name}/{k}' for k in found)}."
+            )
         self._check_columns(found.column_names)
         yield from self._table(iter(found))
 

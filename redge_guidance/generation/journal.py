@@ -1,14 +1,14 @@
 """Finished records on the disk, line by line, so that whatever interrupts a run leaves whole lines."""
 
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from redge_guidance.generation.record import OWN_FIELDS
-
-Key = tuple[int, int]
+from redge_guidance.generation.record import OWN_FIELDS, Key
 
 
 class Entry(NamedTuple):
@@ -66,10 +66,11 @@ def line_of(record: Mapping[str, Any]) -> bytes:
 
 
 def stamp_of(record: Mapping[str, Any]) -> str:
-    """What a record was made from, as one string: its prompt, its seed, and the input's own fields."""
+    """A digest of what a record was made from: its prompt, its seed, and the input's own fields."""
     own = {"index", "sample", "prompt", "seed"}
     made_from = {key: value for key, value in record.items() if key in own or key not in OWN_FIELDS}
-    return json.dumps(made_from, sort_keys=True, default=_as_text)
+    told = json.dumps(made_from, sort_keys=True, default=_as_text)
+    return hashlib.blake2b(told.encode("utf-8", "backslashreplace"), digest_size=12).hexdigest()
 
 
 def entries(path: Path) -> Iterator[Entry]:
@@ -99,20 +100,17 @@ def entries(path: Path) -> Iterator[Entry]:
 
 def lines_in_order(found: Iterable[Entry]) -> Iterator[bytes]:
     """The lines of entries in the order of their keys, each key once."""
-    files: dict[Path, Any] = {}
     last: Key | None = None
-    try:
+    with ExitStack() as stack:
+        files: dict[Path, Any] = {}
         for entry in sorted(found, key=lambda entry: entry.key):
             if entry.key == last:
                 continue
             last = entry.key
-            file = files.setdefault(entry.path, None) or open(entry.path, "rb")
-            files[entry.path] = file
-            file.seek(entry.start)
-            yield file.read(entry.size)
-    finally:
-        for file in files.values():
-            file.close()
+            if entry.path not in files:
+                files[entry.path] = stack.enter_context(open(entry.path, "rb"))
+            files[entry.path].seek(entry.start)
+            yield files[entry.path].read(entry.size)
 
 
 def _whole(path: Path) -> int:

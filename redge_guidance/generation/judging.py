@@ -98,7 +98,7 @@ def _shown(request: Request) -> Any:
 
 
 def bound_of(pipe: Any, request: Request, drawn: Drawn) -> float | None:
-    """The pipeline's bound on `-log p(text)`, in nats, its corruptions seeded by the request; None where it has none."""
+    """The pipeline's bound on `-log p(text)`, in nats, corrupted by the request's seed; None where it has none."""
     bound = getattr(pipe, "nll", None)
     if bound is None or drawn.text is None or is_chat(request.line.prompt):
         return None

@@ -1,8 +1,8 @@
 """Many samples: prompts in, records out."""
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from redge_guidance.attach import GuidanceHandle, guide
@@ -10,7 +10,7 @@ from redge_guidance.checks import whole_number
 from redge_guidance.config import GuidanceConfig
 from redge_guidance.generation.batches import Halving, windows
 from redge_guidance.generation.judging import Judge, bound_of, kl_of
-from redge_guidance.generation.record import Record
+from redge_guidance.generation.record import Key, Record
 from redge_guidance.generation.requests import Line, Request, as_lines, requests_of
 from redge_guidance.generation.sampler import Drawn, Sampler
 from redge_guidance.randomness import check_seed
@@ -80,6 +80,7 @@ class Run:
 
     Attributes:
         batch_size, seed: as given, plain integers.
+        config: how the reward guides.
     """
 
     def __init__(
@@ -98,39 +99,54 @@ class Run:
         if reward is None and config is not None:
             raise ValueError("`config` says how a reward guides, and `reward` is None; pass a reward.")
         self._reward = reward
-        self._config = GuidanceConfig() if config is None else config
+        self.config = GuidanceConfig() if config is None else config
         self._sampler = Sampler(pipe, settings)
         self._judge = Judge(reward, bool(settings.get("use_chat_template")))
-        self._halving = Halving(self.batch_size)
+        self._halving = Halving(self.batch_size if self._sampler.together else 1)
         self._first, self._checked = True, (-1, "")
-        self._guiding().__exit__(None, None, None)  # what `guide` has to say of the arguments it says now
+        self._handle: GuidanceHandle | None = None
+        with self.guiding():  # what `guide` has to say of the arguments it says now
+            pass
+
+    @property
+    def makes_images(self) -> bool:
+        return self._sampler.makes_images
 
     def records(self, planned: Iterable[Sequence[Sequence[Request]]], in_order: bool = True) -> Iterator[Record]:
         """Of all requests, guided while the iterator is alive."""
-        with self._guiding() as handle:
+        with self.guiding():
             for window in planned:
-                found = (record for batch in window for record in self.batch(batch, handle))
+                found = (record for batch in window for record in self.batch(batch))
                 yield from sorted(found, key=lambda record: record.key) if in_order else found
 
-    def batches(self, planned: Iterable[Sequence[Request]]) -> Iterator[list[Record]]:
-        """As `records`, batch by batch."""
-        with self._guiding() as handle:
-            for batch in planned:
-                yield self.batch(batch, handle)
+    @contextmanager
+    def guiding(self) -> Iterator[None]:
+        """In this block the pipeline is guided."""
+        if self._reward is None:
+            yield
+            return
+        with guide(self._pipe, self._reward, self.config, seed=self.seed) as self._handle:
+            try:
+                yield
+            finally:
+                self._handle = None
 
-    def batch(self, requests: Sequence[Request], handle: GuidanceHandle | None) -> list[Record]:
-        """Of one batch, in its order; an entry that cannot be drawn gives a record that says why."""
+    def batch(self, requests: Sequence[Request], wanted: Collection[Key] | None = None) -> list[Record]:
+        """Of one batch, in its order; an entry that cannot be drawn gives a record that says why.
+
+        Where none of the `wanted` ones can be drawn the others are left out.
+        """
+        if wanted is not None and len(wanted) < len(requests):
+            self._first = False  # a sample of this batch was drawn before
         failed = {r.key: Record.failed(r, told) for r in requests if (told := self._trouble(r.line)) is not None}
         good = [request for request in requests if request.key not in failed]
-        done = self._halving(lambda part: self._drawn(part, handle), good) if good else []
+        if wanted is not None and set(wanted) <= set(failed):
+            good = []
+        done = [record for part in self._sampler.parts(good) for record in self._halving(self._drawn, part)]
         records = {record.key: record for record in [*failed.values(), *done]}
-        self._raise_if_all_failed([records[request.key] for request in requests])
-        return [records[request.key] for request in requests]
-
-    def _guiding(self) -> AbstractContextManager[GuidanceHandle | None]:
-        if self._reward is None:
-            return nullcontext()
-        return guide(self._pipe, self._reward, self._config, seed=self.seed)
+        found = [records[request.key] for request in requests if request.key in records]
+        self._raise_if_all_failed(requests, found)
+        return found
 
     def _trouble(self, line: Line) -> str | None:
         """What is wrong with an entry, known before anything is drawn."""
@@ -144,25 +160,25 @@ class Run:
                 self._checked = (line.number, _line(error))
         return self._checked[1] or None
 
-    def _drawn(self, requests: Sequence[Request], handle: GuidanceHandle | None) -> list[Record]:
+    def _drawn(self, requests: Sequence[Request]) -> list[Record]:
         """Records of requests that fit the memory; where a ValueError is raised, of each half, down to one."""
         try:
-            return self._draw(requests, handle)
+            return self._draw(requests)
         except ValueError as error:
             if len(requests) == 1:
                 return [Record.failed(requests[0], _line(error))]
         half = len(requests) // 2
-        return [*self._drawn(requests[:half], handle), *self._drawn(requests[half:], handle)]
+        return [*self._drawn(requests[:half]), *self._drawn(requests[half:])]
 
-    def _draw(self, requests: Sequence[Request], handle: GuidanceHandle | None) -> list[Record]:
-        started = time.perf_counter()
+    def _draw(self, requests: Sequence[Request]) -> list[Record]:
+        started, handle = time.perf_counter(), self._handle
         if handle is not None:
             handle.trace.clear()
         drawn = self._sampler.draw(requests)
         judged = self._judge(requests, drawn)
         bounds = [bound_of(self._pipe, r, d) if self._nats else None for r, d in zip(requests, drawn, strict=True)]
         seconds = (time.perf_counter() - started) / len(requests)
-        kls = self._kls(len(requests), handle)
+        kls = self._kls(len(requests))
         self._first = False
         scale = 0.0 if handle is None else handle.config.scale
         return [
@@ -186,15 +202,15 @@ class Run:
             for request, one, judgement, bound, kl in zip(requests, drawn, judged, bounds, kls, strict=True)
         ]
 
-    def _kls(self, count: int, handle: GuidanceHandle | None) -> list[float | None]:
-        if handle is None or not handle.trace:
+    def _kls(self, count: int) -> list[float | None]:
+        if self._handle is None or not self._handle.trace:
             return [None] * count
-        return [kl_of(handle.trace, row) for row in range(count)]
+        return [kl_of(self._handle.trace, row) for row in range(count)]
 
-    def _raise_if_all_failed(self, records: Sequence[Record]) -> None:
+    def _raise_if_all_failed(self, requests: Sequence[Request], records: Sequence[Record]) -> None:
         """What is wrong with everything that was tried so far is no matter of an entry."""
         errors = {record.error for record in records}
-        if self._first and None not in errors and len(errors) == 1:
+        if self._first and len(errors) == 1 and None not in errors and not any(r.line.error for r in requests):
             raise ValueError(errors.pop())
 
 

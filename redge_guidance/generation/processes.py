@@ -17,9 +17,10 @@ class Processes:
     def __init__(self) -> None:
         self.rank, self.count = 0, 1
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            import torch
             from accelerate import PartialState
 
-            self._state = PartialState(timeout=_PATIENCE)
+            self._state = PartialState(cpu=not torch.accelerator.is_available(), timeout=_PATIENCE)
             self.rank, self.count = self._state.process_index, self._state.num_processes
 
     @property

@@ -6,6 +6,8 @@ from typing import Any
 
 from redge_guidance.generation.requests import Prompt, Request
 
+Key = tuple[int, int]  # place of an entry in the input, number of the sample
+
 _DIGITS = 5  # of figures in files: what the last bits of a sum depend on, the batch, is left out
 _OWN = ("index", "sample", "prompt", "text", "answer", "file_name", "reward", "rewards", "reached", "nats", "scale")
 OWN_FIELDS = frozenset((*_OWN, "kl", "seed", "error"))
@@ -57,7 +59,7 @@ class Record:
         return cls(line.number, request.sample, line.prompt, line.fields, seed=request.seed, error=error)
 
     @property
-    def key(self) -> tuple[int, int]:
+    def key(self) -> Key:
         return self.index, self.sample
 
     def to_dict(self) -> dict[str, Any]:

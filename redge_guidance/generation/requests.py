@@ -92,7 +92,9 @@ def from_mapping(number: int, entry: Mapping[str, Any], prompt_field: str, place
     rest = {key: value for key, value in entry.items() if key != prompt_field}
     if not is_prompt(prompt) or (prompt is None and not empty):
         return Line(
-            number, error=f"has {prompt!r:.60} as {prompt_field!r}, which is no text and no list of messages", place=place
+            number,
+            error=f"has {prompt!r:.60} as {prompt_field!r}, which is no text and no list of messages",
+            place=place,
         )
     if not empty and isinstance(prompt, str) and not prompt.strip():
         return Line(number, error=f"has an empty {prompt_field!r}", place=place)

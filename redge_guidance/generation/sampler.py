@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -42,7 +43,9 @@ class Sampler:
         try:
             self._parameters = dict(inspect.signature(pipe.__call__).parameters)
         except (TypeError, ValueError, AttributeError) as error:
-            raise ValueError(f"`pipe` must be a pipeline, got {type(pipe).__name__}, which cannot be called.") from error
+            raise ValueError(
+                f"`pipe` must be a pipeline, got {type(pipe).__name__}, which cannot be called."
+            ) from error
         if not {"prompt", "class_labels"} & set(self._parameters):
             raise ValueError(f"`pipe` must be called with `prompt` or `class_labels`, got {type(pipe).__name__}.")
         _check_names(settings, self._parameters, type(pipe).__name__)
@@ -50,6 +53,10 @@ class Sampler:
         generators = self._parameters.get("generator")
         annotated = "" if generators is None else str(generators.annotation)
         self.together = "Generator" in annotated and "[" in annotated
+
+    @property
+    def makes_images(self) -> bool:
+        return "output_type" in self._parameters and "num_images_per_prompt" in self._parameters
 
     @property
     def takes_text(self) -> bool:
@@ -73,21 +80,21 @@ class Sampler:
                 settings["any_length"] = True
             lay_out([_text_or_chat(prompt)], **settings)
 
-    def draw(self, requests: Sequence[Request]) -> list[Drawn]:
-        """One sample a request, in their order."""
-        size = max(1, len(requests)) if self.together else 1
-        parts = [requests[first : first + size] for first in range(0, len(requests), size)]
-        return [drawn for part in parts for drawn in self._draw(part)]
+    def parts(self, requests: Sequence[Request]) -> list[list[Request]]:
+        """What can be drawn by one call each: images of any class not with those of one."""
+        return [list(part) for _, part in itertools.groupby(requests, self._has_no_class)]
 
-    def _draw(self, requests: Sequence[Request]) -> list[Drawn]:
+    def _has_no_class(self, request: Request) -> bool:
+        return not self.takes_text and request.line.prompt in (None, "")
+
+    def draw(self, requests: Sequence[Request]) -> list[Drawn]:
+        """One sample a request, in their order, by one call of the pipeline."""
         prompts = [request.line.prompt for request in requests]
-        if not self.takes_text and len({prompt in (None, "") for prompt in prompts}) > 1:  # some of any class
-            return [drawn for request in requests for drawn in self._draw([request])]
         generators = [torch.Generator().manual_seed(request.seed) for request in requests]
         arguments = {**self.settings, **self._prompts(prompts)}
         if "generator" in self._parameters:
             arguments["generator"] = generators if self.together else generators[0]
-        if "output_type" in self._parameters and "num_images_per_prompt" in self._parameters:
+        if self.makes_images:
             arguments["output_type"] = "pt"
         output = self.pipe(**arguments)
         images, texts = getattr(output, "images", None), getattr(output, "texts", None)
@@ -128,5 +135,9 @@ def _check_names(settings: dict[str, Any], known: dict[str, Any], pipeline: str)
             raise ValueError(f"`{name}` cannot be passed to the pipeline here; every sample is given its own.")
         if name not in known and not any(p.kind is p.VAR_KEYWORD for p in known.values()):
             near = difflib.get_close_matches(name, [other for other in known if other not in _TAKEN], 1)
-            hint = f"; did you mean `{near[0]}`?" if near else f"; it has {', '.join(k for k in known if k not in _TAKEN)}."
+            hint = (
+                f"; did you mean `{near[0]}`?"
+                if near
+                else f"; it has {', '.join(k for k in known if k not in _TAKEN)}."
+            )
             raise ValueError(f"`{name}` is no argument of {pipeline}{hint}")

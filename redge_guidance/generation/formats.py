@@ -1,0 +1,123 @@
+"""Records as tables: CSV, text, Parquet, a dataset folder."""
+
+import csv
+import importlib.util
+import json
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+Lines = Callable[[], Iterator[bytes]]  # of JSON, to be read more than once
+
+
+@dataclass(frozen=True)
+class Format:
+    """One kind of table: what writes it to a path that is not there, and the package that it needs."""
+
+    write: Callable[[Path, Lines], None]
+    package: str | None = None
+
+    def check(self) -> None:
+        """A ValueError if the package is missing."""
+        if self.package is not None and importlib.util.find_spec(self.package) is None:
+            raise ValueError(f"`output` needs the package {self.package}: pip install 'redge-guidance[datasets]'.")
+
+
+def write_table(path: Path, lines: Lines) -> None:
+    """Write all records in the format of the path's suffix, in place of what is there.
+
+    Raises:
+        OSError: it cannot be written; what was there before is there still.
+    """
+    folder = Path(tempfile.mkdtemp(dir=path.absolute().parent, prefix=".redge-"))
+    try:
+        part = folder / f"whole{path.suffix}"
+        FORMATS[path.suffix.lower()].write(part, lines)
+        if path.is_dir():
+            shutil.rmtree(path)
+        os.replace(part, path)
+    except OSError as error:
+        raise OSError(f"`output` {path} cannot be written: {error.strerror or error}.") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _write_csv(path: Path, lines: Lines) -> None:
+    """Rewards as columns of their own, `rewards.NAME`; what is no plain value as JSON."""
+    columns: dict[str, None] = {}
+    for line in lines():
+        columns |= dict.fromkeys(_flat(json.loads(line)))
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(columns))
+        writer.writeheader()
+        writer.writerows(_flat(json.loads(line)) for line in lines())
+
+
+def _flat(record: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in record.items():
+        if name == "rewards":
+            found |= {f"rewards.{term}": number for term, number in value.items()}
+        else:
+            found[name] = json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else value
+    return found
+
+
+def _write_text(path: Path, lines: Lines) -> None:
+    broken = 0
+    with open(path, "w", encoding="utf-8", newline="\n") as file:
+        for line in lines():
+            text: str = json.loads(line)["text"]
+            broken += len(text.splitlines()) > 1
+            file.write(" ".join(text.splitlines()) + "\n")
+    if broken:
+        warnings.warn(
+            f"`output` {path.suffix} has one text a line, and {broken} texts had several lines, which are joined by "
+            "blanks; take .jsonl to keep them.",
+            stacklevel=2,
+        )
+
+
+def _write_parquet(path: Path, lines: Lines) -> None:
+    with _as_dataset(path, lines) as found:
+        found.to_parquet(str(path))
+
+
+def _write_dataset(path: Path, lines: Lines) -> None:
+    with _as_dataset(path, lines) as found:
+        found.save_to_disk(str(path))
+
+
+@contextmanager
+def _as_dataset(path: Path, lines: Lines) -> Iterator[Any]:
+    import datasets
+
+    source, cache = path.with_name("lines.jsonl"), path.with_name("cache")
+    with open(source, "wb") as file:
+        _write_lines(file, lines())
+    showed = datasets.utils.logging.is_progress_bar_enabled()
+    datasets.utils.logging.disable_progress_bar()
+    try:
+        yield datasets.Dataset.from_json(str(source), cache_dir=str(cache))
+    finally:
+        if showed:
+            datasets.utils.logging.enable_progress_bar()
+
+
+def _write_lines(file: Any, lines: Iterable[bytes]) -> None:
+    for line in lines:
+        file.write(line)
+
+
+FORMATS = {
+    ".csv": Format(_write_csv),
+    ".txt": Format(_write_text),
+    ".parquet": Format(_write_parquet, "datasets"),
+    "": Format(_write_dataset, "datasets"),
+}

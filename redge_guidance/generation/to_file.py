@@ -1,0 +1,249 @@
+"""Many samples into files: what a kill leaves is gone on with, by one process or several."""
+
+import hashlib
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from redge_guidance.checks import whole_number
+from redge_guidance.config import GuidanceConfig
+from redge_guidance.evaluation import name_of
+from redge_guidance.generation.batches import windows
+from redge_guidance.generation.inputs import Input
+from redge_guidance.generation.journal import Journal, line_of, stamp_of
+from redge_guidance.generation.many import Run
+from redge_guidance.generation.place import Place, image_name
+from redge_guidance.generation.processes import Processes
+from redge_guidance.generation.record import Key, Record
+from redge_guidance.generation.requests import Request, as_lines, requests_of
+from redge_guidance.reward import AnyReward
+
+logger = logging.getLogger(__name__)
+
+_LIBRARIES = ("redge-guidance", "torch", "transformers", "diffusers", "accelerate")
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a run has done.
+
+    Attributes:
+        output: as given.
+        made: records of this run.
+        before: records that were there before.
+        failed: samples that could not be drawn, each of which was reported.
+    """
+
+    output: str
+    made: int
+    before: int
+    failed: int
+
+
+def generate_to(
+    output: str | Path,
+    pipe: Any,
+    prompts: Any = "",
+    reward: AnyReward | None = None,
+    config: GuidanceConfig | None = None,
+    *,
+    samples_per_prompt: int = 1,
+    batch_size: int = 16,
+    seed: int = 0,
+    nats: bool = False,
+    overwrite: bool = False,
+    described: Mapping[str, Any] | None = None,
+    on_failure: Callable[[str], None] | None = None,
+    progress: bool | None = None,
+    **settings: Any,
+) -> Summary:
+    """As `generate`, into a file, and on with it where an earlier run was stopped or killed.
+
+    Every batch is on the disk when it is done. Started again with the same arguments a run makes what is missing, in
+    the batches in which it would have been made: when it is finished the file is, byte for byte, that of a run that
+    nobody stopped. Under `accelerate launch` or `torchrun` the batches are shared out among the processes; each calls
+    this function alike, with a pipeline of its own.
+
+    Args:
+        output: a file `.jsonl`, `.csv`, `.txt` or `.parquet`; a folder, of a dataset of texts as `datasets` loads it
+            from the disk, or of images with `metadata.jsonl`; `"-"`: lines of JSON to standard output, of which nothing
+            is kept. Settings and versions go to `OUTPUT.run.json`.
+        pipe, reward, config, samples_per_prompt, batch_size, seed, nats, **settings: as for `generate`.
+        prompts: as for `generate`, or an `Input`, or the `Path` of a file that it reads.
+        overwrite: begin anew, whatever is there.
+        described: pipeline, reward and settings in plain values, by which a run knows its own; None: the names of their
+            classes and the configuration.
+        on_failure: told of each entry that could not be drawn; None: a warning in the log.
+        progress: whether to show a progress bar; None: on a terminal.
+
+    Raises:
+        ValueError: as `generate`; `output` is of another kind, or was made by something else or with other settings or
+            prompts, or is being written by another run.
+        OSError: a file that cannot be read or written, or an input that was changed while it was read.
+    """
+    samples_per_prompt = whole_number("samples_per_prompt", samples_per_prompt, 1)
+    run = Run(pipe, reward, config, batch_size=batch_size, seed=seed, nats=nats, settings=settings)
+    source = Input(prompts) if isinstance(prompts, Path) else prompts
+    requests = requests_of(as_lines(source), samples_per_prompt, run.seed)
+    report = on_failure or (lambda message: logger.warning("%s", message))
+    bar = tqdm(
+        total=_count(source, samples_per_prompt), disable=None if progress is None else not progress, unit="sample"
+    )
+    if str(output) == "-":
+        with bar:
+            return _to_standard_output(run, requests, report, bar)
+    told = dict(described or _described(pipe, reward, run.config, settings))
+    told |= {"samples_per_prompt": samples_per_prompt, "seed": run.seed, "nats": nats}
+    processes = Processes()
+    with ExitStack() as stack:
+        stack.enter_context(bar)
+        place = Place(output, run.makes_images)
+        before = _shared(processes, lambda: _begin(stack, place, told, overwrite))
+        journal = Journal(place.journal(processes.rank))
+        stack.callback(journal.close)
+        writer = _Writer(run, place, journal, before, report, bar, processes)
+        writer(requests)
+        counts = processes.gathered((writer.made, writer.failed))
+        _shared(processes, place.finish)
+    made, failed = (sum(numbers) for numbers in zip(*counts, strict=True))
+    return Summary(str(output), made, len(before), failed)
+
+
+def _begin(stack: ExitStack, place: Place, told: Mapping[str, Any], overwrite: bool) -> dict[Key, str]:
+    stack.enter_context(place.locked())
+    return place.begin(told, {name: version(name) for name in _LIBRARIES}, overwrite)
+
+
+def _shared(processes: Processes, work: Callable[[], Any]) -> Any:
+    """What the first process does for all of them; what it raises is raised in all."""
+    found, error = None, None
+    if processes.is_first:
+        try:
+            found = work()
+        except (ValueError, OSError) as raised:
+            error = raised
+    found, told = processes.told_by_first((found, None if error is None else (type(error), str(error))))
+    if error is not None:
+        raise error
+    if told is not None:
+        raise told[0](told[1])
+    return found
+
+
+class _Writer:
+    """Makes what is missing of this process's batches, and puts it on the disk batch by batch."""
+
+    def __init__(
+        self,
+        run: Run,
+        place: Place,
+        journal: Journal,
+        before: Mapping[Key, str],
+        report: Callable[[str], None],
+        bar: Any,
+        processes: Processes,
+    ):
+        self._run, self._place, self._journal, self._before = run, place, journal, before
+        self._report, self._bar, self._processes = report, bar, processes
+        self.made = self.failed = 0
+
+    def __call__(self, requests: Iterator[Request]) -> None:
+        if (-1, 0) in self._before:  # a table that is finished
+            return
+        with self._run.guiding():
+            number = 0
+            for window in windows(requests, self._run.batch_size):
+                for batch in window:
+                    if number % self._processes.count == self._processes.rank:
+                        self._batch(batch)
+                    number += 1
+
+    def _batch(self, batch: Sequence[Request]) -> None:
+        missing = {request.key: request for request in batch if not self._is_done(request)}
+        self._bar.update(len(batch) - len(missing))
+        if not missing:
+            return
+        # all of the batch, since its figures may depend on it in their last bits
+        records = [record for record in self._run.batch(batch, list(missing)) if record.key in missing]
+        lines = []
+        for record in records:
+            if record.error is not None:
+                self.failed += 1
+                if record.sample == 0:
+                    self._report(f"{missing[record.key].line.place} {record.error}")
+                continue
+            line = record.to_dict()
+            if record.image is not None:
+                line = {"file_name": image_name(record.key)} | line
+                self._place.save_image(record.image, line["file_name"])
+            lines.append(line)
+        self._journal.append(lines)
+        self.made += len(lines)
+        self._bar.update(len(missing))
+
+    def _is_done(self, request: Request) -> bool:
+        stamp = self._before.get(request.key)
+        if stamp is None or request.line.error is not None:
+            return False
+        if stamp != stamp_of(Record.failed(request, "").to_dict()):
+            raise ValueError(
+                f"`prompts` were others when `output` {self._place.path} was begun: {request.line.place} is not what "
+                f"its record {request.key} was made from; take another output, or `overwrite`."
+            )
+        return True
+
+
+def _to_standard_output(run: Run, requests: Iterator[Request], report: Callable[[str], None], bar: Any) -> Summary:
+    if Processes().count > 1:
+        raise ValueError("`output` must be a file for several processes, got -.")
+    if run.makes_images:
+        raise ValueError("`output` must be a folder for images, got -.")
+    made = failed = 0
+    for record in run.records(windows(requests, run.batch_size)):
+        bar.update(1)
+        if record.error is not None:
+            failed += 1
+            report(f"entry {record.index} {record.error}")
+            continue
+        made += 1
+        sys.stdout.write(line_of(record.to_dict()).decode("utf-8"))
+        sys.stdout.flush()
+    return Summary("-", made, 0, failed)
+
+
+def _count(source: Any, samples_per_prompt: int) -> int | None:
+    """How many samples there will be, where that is known."""
+    if isinstance(source, Input):
+        entries = source.count()
+    elif isinstance(source, str) or source is None:
+        entries = 1
+    else:
+        entries = len(source) if hasattr(source, "__len__") else None
+    return None if entries is None else entries * samples_per_prompt
+
+
+def _described(pipe: Any, reward: Any, config: GuidanceConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
+    guidance: Any
+    try:
+        guidance = json.loads(config.to_json())
+    except ValueError:  # objects of one's own
+        guidance = hashlib.blake2b(repr(config).encode()).hexdigest()
+    name = getattr(getattr(pipe, "config", None), "_name_or_path", "")
+    return {
+        "pipeline": f"{type(pipe).__name__} {name}".strip(),
+        "reward": None if reward is None else _reward_name(reward),
+        "config": guidance,
+        "settings": dict(settings),
+    }
+
+
+def _reward_name(reward: Any) -> str:
+    return repr(reward) if hasattr(reward, "terms") else name_of(reward)
