@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from redge_guidance.cli import images, texts
+from redge_guidance.cli import images, into_file, texts
 from redge_guidance.cli.common import quiet
 from redge_guidance.cli.files import Target, check_targets, write_all
 from redge_guidance.cli.given import EXAMPLE, TOLD, settings_of
@@ -22,8 +22,13 @@ def generate(args: argparse.Namespace, written: list[str]) -> int:
     targets = _targets(options, getattr(args, "save_config", None))
     makes_images = model_makes_images(options)
     check_kind(options, makes_images)
-    if makes_images:
-        images.check(options)
+    if "output" not in options:
+        if "input" in options:
+            raise ValueError(f"{options.spell('output')} must say where what is made of `--input` goes; add it.")
+        if makes_images:
+            images.check(options)
+    else:
+        into_file.check(options)
     quiet()
     setup = assemble(options, consent)
     if EXAMPLE in options.places.values():
@@ -31,6 +36,8 @@ def generate(args: argparse.Namespace, written: list[str]) -> int:
     if "save_config" in targets:
         kept = {name: value for name, value in setup.resolved.items() if name not in ("json", "out")}
         write_all([(targets["save_config"], write(kept).encode("utf-8"))])
+    if "output" in options:
+        return into_file.generate(setup, options)
     setup.pipe.set_progress_bar_config(disable=not sys.stderr.isatty(), leave=False)
     made = (images if makes_images else texts).generate(setup, options)
     write_all([(targets[name], content) for name, content in made.files.items()])

@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from redge_guidance.attach import guide
 from redge_guidance.cli.common import Made, Run, as_json, draw, running
 from redge_guidance.config import GuidanceConfig
 from redge_guidance.generation import Record
@@ -74,11 +73,11 @@ def _traced(
 ) -> Iterator[Record]:
     """As `redge_guidance.generate`, and what guidance noted on the way is added to `trace`."""
     run = GenerationRun(pipe, reward, config, batch_size=batch_size, seed=seed, nats=nats, settings=settings)
-    with guide(pipe, reward, config, seed=seed) as handle:
+    with run.guiding():
         for window in windows(requests_of(as_lines(prompts), samples_per_prompt, seed), batch_size):
             for batch in window:
-                yield from run.batch(batch, handle)
-                trace += list(handle.trace)
+                yield from run.batch(batch)
+                trace += run.trace
 
 
 def _check_sheet(name: str) -> None:

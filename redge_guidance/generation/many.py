@@ -15,6 +15,7 @@ from redge_guidance.generation.requests import Line, Request, as_lines, requests
 from redge_guidance.generation.sampler import Drawn, Sampler
 from redge_guidance.randomness import check_seed
 from redge_guidance.reward import AnyReward
+from redge_guidance.trace import StepTrace
 
 
 def generate(
@@ -111,6 +112,11 @@ class Run:
     @property
     def makes_images(self) -> bool:
         return self._sampler.makes_images
+
+    @property
+    def trace(self) -> list[StepTrace]:
+        """What guidance noted of the last batch, while it is guiding."""
+        return [] if self._handle is None else list(self._handle.trace)
 
     def records(self, planned: Iterable[Sequence[Sequence[Request]]], in_order: bool = True) -> Iterator[Record]:
         """Of all requests, guided while the iterator is alive."""
