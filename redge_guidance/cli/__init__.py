@@ -27,6 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = build_parser()
     written: list[str] = []
+    on_with: list[str] = []
     try:
         with terminable():
             try:
@@ -35,12 +36,14 @@ def main(argv: Sequence[str] | None = None) -> int:
                 flush_output()
             from redge_guidance.cli.generating import generate  # which imports torch
 
-            return generate(args, written)
+            return generate(args, written, on_with)
     except ReaderGoneError:
         return READER_GONE
     except (KeyboardInterrupt, Terminated) as stop:
         by_key = isinstance(stop, KeyboardInterrupt)
         done = f"after {' and '.join(written)} had been written" if written else "nothing was written"
+        if on_with:
+            done = f"what is done is in {on_with[0]}, and the same command goes on there"
         complain(parser.prog, f"{'interrupted' if by_key else 'terminated'}, {done}")
         return INTERRUPTED if by_key else TERMINATED
     except MemoryError as error:

@@ -16,8 +16,8 @@ from redge_guidance.setups.shorthand import check_kind
 _CONTENTS = {"json": "--json", "out": "--out", "trace": "--out", "save_config": "--save-config"}
 
 
-def generate(args: argparse.Namespace, written: list[str]) -> int:
-    """Names of files that were written are added to `written`; returns the exit code."""
+def generate(args: argparse.Namespace, written: list[str], on_with: list[str]) -> int:
+    """Returns the exit code; `written` gets names of files that were written, `on_with` one that the run goes on with."""
     options, consent = settings_of(args)
     targets = _targets(options, getattr(args, "save_config", None))
     makes_images = model_makes_images(options)
@@ -37,6 +37,7 @@ def generate(args: argparse.Namespace, written: list[str]) -> int:
         kept = {name: value for name, value in setup.resolved.items() if name not in ("json", "out")}
         write_all([(targets["save_config"], write(kept).encode("utf-8"))])
     if "output" in options:
+        on_with += [name for name in [options.get("output")] if name != "-"]
         return into_file.generate(setup, options)
     setup.pipe.set_progress_bar_config(disable=not sys.stderr.isatty(), leave=False)
     made = (images if makes_images else texts).generate(setup, options)

@@ -1,6 +1,5 @@
 """`redge-guidance generate --output`: any number of samples into a file, and on with it where it was stopped."""
 
-from pathlib import Path
 from typing import Any
 
 from redge_guidance.cli.common import BATCH, SAMPLES, running
@@ -64,8 +63,3 @@ def _described(setup: Setup) -> dict[str, Any]:
     """The settings that samples depend on."""
     told = {name: value for name, value in setup.resolved.items() if name not in _OF_THE_RUN}
     return {"model": DEFAULT_MODEL} | told
-
-
-def can_go_on(options: Options | None) -> bool:
-    """Whether the same command goes on where it was stopped."""
-    return options is not None and "output" in options and Path(options.get("output", "-")).name != "-"

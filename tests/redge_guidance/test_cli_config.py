@@ -261,3 +261,33 @@ def test_a_model_on_a_map_of_devices(tiny):
 def test_a_generator_of_lower_precision(tiny, capsys):
     assert main(["generate", *FAST, "--scale", "0", "--model", str(tiny / "pipe"), "--dtype", "bfloat16"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+def test_into_a_file_and_on_with_it(tiny, tmp_path, capsys):
+    (tmp_path / "in.jsonl").write_text('{"prompt": "a", "id": 1}\n{"prompt":\n{"prompt": "b c", "id": 3}\n')
+    asked = ["generate", "--model", str(tiny / "pipe"), "--scale", "0", "--num-inference-steps", "2"]
+    asked += ["--input", str(tmp_path / "in.jsonl"), "--output", str(tmp_path / "out.jsonl")]
+    assert main(asked) == 3
+    error = capsys.readouterr().err
+    assert "redge-guidance: line 2 is no JSON" in error
+    lines = (tmp_path / "out.jsonl").read_text().splitlines()
+    assert ['"id": 1' in lines[0], '"id": 3' in lines[1], len(lines)] == [True, True, 2]
+    assert main(asked) == 3
+    assert (tmp_path / "out.jsonl").read_text().splitlines() == lines
+    assert "0 samples" in capsys.readouterr().err
+    assert main([*asked, "--seed", "1"]) == 2
+    assert main([*asked, "--seed", "1", "--overwrite"]) == 3
+    assert main([*asked, "--prompt", "a"]) == 2
+    assert "`--prompt` cannot be used with `--input`" in capsys.readouterr().err
+    assert main([*asked[:-2]]) == 2
+    assert "`--output` must say where" in capsys.readouterr().err
+
+
+def test_control_c_says_how_to_go_on(tiny, tmp_path, capsys, monkeypatch):
+    def stopped(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("redge_guidance.cli.into_file.generate_to", stopped)
+    output = str(tmp_path / "out.jsonl")
+    assert main(["generate", "--model", str(tiny / "pipe"), "--scale", "0", "--output", output]) == 130
+    assert f"interrupted, what is done is in {output}, and the same command goes on there" in capsys.readouterr().err
