@@ -17,7 +17,7 @@ _CONTENTS = {"json": "--json", "out": "--out", "trace": "--out", "save_config": 
 
 
 def generate(args: argparse.Namespace, written: list[str], on_with: list[str]) -> int:
-    """Returns the exit code; `written` gets names of files that were written, `on_with` one that the run goes on with."""
+    """The exit code; `written` gets names of files that were written, `on_with` one that a run goes on with."""
     options, consent = settings_of(args)
     targets = _targets(options, getattr(args, "save_config", None))
     makes_images = model_makes_images(options)
