@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -236,6 +237,7 @@ def _called(spelled: str) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        if not str(error).startswith("`name` "):
+        found = re.match(r"(?:\w+: )?`name` (.*)", str(error), re.DOTALL)
+        if found is None:
             raise
-        raise ValueError(f"{spelled} {str(error).removeprefix('`name` ')}") from error
+        raise ValueError(f"{spelled} {found.group(1)}") from error

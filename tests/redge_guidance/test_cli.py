@@ -156,7 +156,7 @@ def test_bad_arguments_are_one_line_and_exit_code_2(capsys, arguments, message):
 
 
 def test_missing_folder_is_found_before_any_work(tmp_path, capsys):
-    assert main(["generate", "--model", "builtin:nope", "--json", str(tmp_path / "no" / "out")]) == 2
+    assert main(["generate", "--label", "a", "--model", "builtin:nope", "--json", str(tmp_path / "no" / "out")]) == 2
     assert "`--json` must name a file in an existing folder" in capsys.readouterr().err
 
 
