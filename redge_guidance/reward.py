@@ -12,6 +12,7 @@ from redge_guidance.chats import Prompt
 from redge_guidance.checks import as_real
 from redge_guidance.evaluation import checked, name_of, of_pixels
 from redge_guidance.finished import to_judge
+from redge_guidance.recipe import note_arguments
 
 AnyReward = Callable[[Any], Tensor]
 
@@ -64,6 +65,11 @@ class Reward:
     modality: str | None = None
     answer_only: bool | None = None
     whole_batch: bool = False
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        reward = super().__new__(cls)
+        note_arguments(reward, args, kwargs)  # for `redge_guidance.save`
+        return reward
 
     def __call__(self, sample: Any) -> Tensor:
         """Rewards `(batch,)` of relaxed samples, higher is better."""

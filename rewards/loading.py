@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 
 from redge_guidance.hub import loading, resolve, using
+from redge_guidance.recipe import remembered
 from redge_guidance.remote import check_loaded
 
 _HUB_ARGUMENTS = ("revision", "token", "cache_dir")
@@ -25,6 +26,7 @@ class LoadedReward:
     unread_weights: ClassVar[tuple[str, ...]] = ()  # beginnings of names of weights that the reward does without
 
     @classmethod
+    @remembered
     def from_pretrained(
         cls,
         name: str | os.PathLike[str],

@@ -21,6 +21,7 @@ from redge_guidance.pipelines.image.vq_tokens import codebook_of, embeddings_of,
 from redge_guidance.pipelines.sampling import AfterStep, Callback, Generators, check_generators, plain_settings
 from redge_guidance.pipelines.scheduler import MaskedDiffusionScheduler
 from redge_guidance.pipelines.schedules import classifier_free, for_each_step
+from redge_guidance.recipe import remembered
 from redge_guidance.remote import load_pipeline
 
 
@@ -104,6 +105,7 @@ class MaskedImagePipeline(Drawer, DiffusionPipeline):
         self.image_processor = VaeImageProcessor(do_resize=False, do_normalize=False)
 
     @classmethod
+    @remembered
     def from_pretrained(
         cls, name: str | os.PathLike[str], *, dtype: torch.dtype = torch.float32, **kwargs: Any
     ) -> "MaskedImagePipeline":

@@ -29,6 +29,7 @@ from redge_guidance.pipelines.text.loading import (
 from redge_guidance.pipelines.text.output import TextPipelineOutput, texts_of
 from redge_guidance.pipelines.text.prompts import as_prompts, as_texts, lay_out, scored_rows
 from redge_guidance.positions import longest
+from redge_guidance.recipe import remembered
 from redge_guidance.remote import REMOTE, load_pipeline
 from redge_guidance.text import end_token_ids
 
@@ -50,6 +51,7 @@ class TextPipeline(Drawer, DiffusionPipeline):
     _callback_tensor_inputs: ClassVar[list[str]] = ["sample", "logits"]
 
     @classmethod
+    @remembered
     def from_pretrained(
         cls,
         name: str | os.PathLike[str],

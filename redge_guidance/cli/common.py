@@ -1,17 +1,20 @@
-"""What both kinds of samples share on the command line: devices, records."""
+"""What both kinds of samples share on the command line: drawing, records, and what libraries may say."""
 
-import argparse
-import json
 import logging
 import sys
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from redge_guidance.config import GuidanceConfig
-from redge_guidance.version import __version__
+from redge_guidance.generation import Record, generate
+from redge_guidance.generation.journal import line_of
+from redge_guidance.setups.models import DEFAULT_MODEL
+from redge_guidance.setups.options import Options
+from redge_guidance.setups.setup import Setup
 
-_AS_IT_IS: dict[str, Any] = {"ensure_ascii": False}
+SAMPLES, BATCH = 8, 16  # of a prompt, and drawn together
 
 
 def quiet() -> None:
@@ -27,55 +30,92 @@ def quiet() -> None:
         transformers.utils.logging.disable_progress_bar()
 
 
-def device_of(name: str) -> Any:
-    """The torch device; ValueError where this machine has none of that name, or it does not compute."""
-    import torch
-
-    try:
-        device = torch.device(name)
-        torch.Generator(device)
-        (torch.ones(1, device=device) + 1).item()
-    except Exception as error:  # whatever the backend of a device raises where there is none
-        told = " ".join(str(error).split())[:200]
-        raise ValueError(f"`--device` must be a device of this machine, got {name!r}: {told}") from error
-    return device
-
-
-@contextmanager
-def naming(option: str) -> Iterator[None]:
-    """Errors about the argument `name` are about an option here."""
-    try:
-        yield
-    except ValueError as error:
-        if not str(error).startswith("`name` "):
-            raise
-        raise ValueError(f"`{option}` {str(error).removeprefix('`name` ')}") from error
-
-
-def running(args: argparse.Namespace, reward: str) -> AbstractContextManager[None]:
+def running(setup: Setup) -> AbstractContextManager[None]:
     """Around sampling: what the content of a checkpoint makes fail is bad input, unless the checkpoint is ours."""
     from redge_guidance.hub import builtin_names, using
 
-    if {args.model, reward} <= set(builtin_names()):
+    model = setup.resolved.get("model", DEFAULT_MODEL)
+    rewards = [told.get("name") for entry in setup.resolved.get("reward", []) for told in entry.values()]
+    names = [str(name) for name in (model, *rewards) if name is not None]
+    if set(names) <= set(builtin_names()):
         return nullcontext()
-    return using(f"`--model` {args.model} under `--reward` {reward}", (RuntimeError,))
+    under = f" under `--reward` {', '.join(names[1:])}" if names[1:] else ""
+    return using(f"`--model` {model}{under}", (RuntimeError,))
 
 
-class Made(NamedTuple):
-    """What a command made: the report for standard output, and the files that were asked for, by `json`, `out`..."""
+@dataclass(frozen=True)
+class Run:
+    """Samples of one strength.
+
+    Attributes:
+        scale: of guidance; 0: none.
+        records: of all samples, in their order, without those that failed.
+        failed: those.
+    """
+
+    scale: float
+    records: list[Record] = field(default_factory=list)
+    failed: list[Record] = field(default_factory=list)
+
+    @property
+    def reward(self) -> float:
+        """The mean."""
+        values = [record.reward for record in self.records if record.reward is not None]
+        return sum(values) / len(values) if values else float("nan")
+
+    @property
+    def hits(self) -> str:
+        """The share that is as the rewards want it."""
+        known = [record.reached for record in self.records if record.reached is not None]
+        return f"{sum(known) / len(known):.0%}" if known else "-"
+
+    @property
+    def seconds(self) -> float:
+        return sum(record.seconds for record in self.records)
+
+
+def draw(
+    setup: Setup,
+    prompts: Sequence[Any],
+    options: Options,
+    scale: float,
+    nats: bool = False,
+    make: Callable[..., Iterable[Record]] = generate,
+) -> Run:
+    """All samples, at a strength of guidance; without a reward nothing is guided."""
+    config: GuidanceConfig | None = None if setup.reward is None else replace(setup.config, scale=scale)
+    records = make(
+        setup.pipe,
+        prompts,
+        setup.reward,
+        config,
+        samples_per_prompt=options.get("samples_per_prompt", SAMPLES),
+        batch_size=options.get("batch_size", BATCH),
+        seed=options.get("seed", 0),
+        nats=nats,
+        **setup.settings,
+    )
+    run = Run(scale)
+    for record in records:
+        (run.records if record.error is None else run.failed).append(record)
+    return run
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a command made.
+
+    Attributes:
+        report: for standard output.
+        files: content by `json`, `out`, `trace`.
+        failed: samples that could not be drawn.
+    """
 
     report: str
     files: dict[str, bytes]
+    failed: list[Record]
 
 
-def records(runs: list[dict[str, Any]], args: argparse.Namespace, config: GuidanceConfig) -> bytes:
-    """One line of JSON a sample, with the settings that made it."""
-    settings = vars(args) | {"config": json.loads(config.to_json()), "version": __version__}
-    for key in ("json", "out", "prompt", "command"):
-        settings.pop(key)
-    lines = [
-        json.dumps(record | {"settings": settings | {"guided": run["scale"] > 0, "scale": run["scale"]}}, **_AS_IT_IS)
-        for run in runs
-        for record in run["records"]
-    ]
-    return "".join(f"{line}\n" for line in lines).encode("utf-8", "backslashreplace")  # JSON's way, too
+def as_json(runs: Sequence[Run]) -> bytes:
+    """One line of JSON a sample."""
+    return b"".join(line_of(record.to_dict()) for run in runs for record in run.records)

@@ -1,80 +1,83 @@
 """`redge-guidance generate` with a model of images."""
 
-import argparse
 import importlib.util
 import io
-import sys
-import time
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from redge_guidance.cli.common import Made, device_of, naming, quiet, records, running
+from redge_guidance.cli.common import Made, Run, as_json, draw, running
 from redge_guidance.config import GuidanceConfig
+from redge_guidance.generation import Record
+from redge_guidance.generation import generate as generate_records
+from redge_guidance.generation.batches import windows
+from redge_guidance.generation.many import Run as GenerationRun
+from redge_guidance.generation.requests import as_lines, requests_of
+from redge_guidance.setups.options import Options
+from redge_guidance.setups.setup import Setup
 from redge_guidance.trace import StepTrace
 
 _KINDS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
-_PIPELINES = ("MaskedImagePipeline", "AmusedPipeline")
-_DEFAULT_REWARD = "builtin:mnist-classifier"
-TEMPERATURE = 8.0  # of a classifier: the reward goes on where the classifier is sure
-CLASSIFIER_SCALE = 500.0  # at that temperature; many pixels have to change for a nat
-CLIP_SCALE = 100.0  # a cosine hardly changes by more than 0.1
-_BATCH = 64
 _COLUMNS, _SMALLEST = 16, 56  # of a contact sheet: images in a row, pixels of an image
 
 
-def makes_images(name: str) -> bool:
-    """Whether the model of that name is a pipeline of images."""
-    return _pipeline_class(name) in _PIPELINES
-
-
-def generate(args: argparse.Namespace, config: GuidanceConfig) -> Made:
-    """Images, their comparison with unguided ones, and the sheet that was asked for."""
-    from redge_guidance.attach import guide
-
-    if args.out is None and args.json is None:
+def check(options: Options) -> None:
+    """A ValueError for what cannot be done with images, before the work."""
+    if "out" not in options and "json" not in options:
         raise ValueError("`--out` must name an image file for images, got none; add `--out sheet.png`.")
-    if args.out is not None:
-        _check_sheet(args.out)
-    quiet()
-    pipe, reward, scale = _load(args)
-    if args.scale is None:
-        config = replace(config, scale=scale)
+    if "out" in options:
+        _check_sheet(options.get("out"))
+
+
+def generate(setup: Setup, options: Options) -> Made:
+    """Images, their comparison with unguided ones, and the sheet that was asked for."""
+    out, trace = options.get("out"), list[StepTrace]()
+    if setup.reward is None:
+        raise ValueError("`--scale` 0 of images needs something to compare: name a `--label` or a `--reward`.")
+    told = _takes_text(setup.pipe)
+    if "class_labels" in options and told:
+        raise ValueError(
+            f"{options.spell('class_labels')} is for a model with classes, and {options.get('model')} is given a text."
+        )
+    prompts = options.get("prompt", [""]) if told else [options.get("class_labels")]
     runs = []
-    with running(args, _DEFAULT_REWARD if args.reward is None else args.reward):
-        if args.baseline or args.out is not None:
-            runs.append(_run(pipe, reward, args, scale=0.0))
-        with guide(pipe, reward, config, seed=args.seed) as handle:
-            runs.append(_run(pipe, reward, args, scale=config.scale))
-    files = {} if args.json is None else {"json": records(runs, args, config)}
+    with running(setup):
+        if options.get("baseline") or out is not None:
+            runs.append(draw(setup, prompts, options, scale=0.0))
+        make = partial(_traced, trace) if out is not None else generate_records
+        runs.append(draw(setup, prompts, options, scale=setup.config.scale, make=make))
+    failed = [record for run in runs for record in run.failed]
+    files = {"json": as_json(runs)} if "json" in options else {}
     report = _report(runs)
-    if args.out is not None:
-        kind, sheet = _KINDS[Path(args.out).suffix.lower()], io.BytesIO()
+    if out is not None:
+        kind, sheet = _KINDS[Path(out).suffix.lower()], io.BytesIO()
         _contact_sheet(runs).save(sheet, kind)
-        files |= {"out": sheet.getvalue(), "trace": _plot(handle.trace, kind)}
-        report = [f"{args.out}: unguided above guided; {trace_file(args.out)}: what guidance did", *report]
-    return Made("\n".join(report), files)
+        files |= {"out": sheet.getvalue(), "trace": _plot(trace, kind)}
+        report = [f"{out}: unguided above guided; {trace_file(out)}: what guidance did", *report]
+    return Made("\n".join(report), files, failed)
 
 
-def _pipeline_class(name: str) -> str | None:
-    from redge_guidance.hub import loading, resolve
-    from redge_guidance.remote import read_index
-
-    path = resolve(name)
-    index = Path(path) / "model_index.json"
-    if not Path(path).is_dir():
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import EntryNotFoundError
-
-        try:
-            index = Path(hf_hub_download(path, "model_index.json"))
-        except (EntryNotFoundError, OSError):  # no pipeline: whoever loads it says what is wrong
-            return None
-    if not index.is_file():
-        return None
-    with loading(name):
-        kind: str = read_index(index)["_class_name"]
-    return kind
+def _traced(
+    trace: list[StepTrace],
+    pipe: Any,
+    prompts: Sequence[Any],
+    reward: Any,
+    config: GuidanceConfig,
+    *,
+    samples_per_prompt: int,
+    batch_size: int,
+    seed: int,
+    nats: bool,
+    **settings: Any,
+) -> Iterator[Record]:
+    """As `redge_guidance.generate`, and what guidance noted on the way is added to `trace`."""
+    run = GenerationRun(pipe, reward, config, batch_size=batch_size, seed=seed, nats=nats, settings=settings)
+    with run.guiding():
+        for window in windows(requests_of(as_lines(prompts), samples_per_prompt, seed), batch_size):
+            for batch in window:
+                yield from run.batch(batch)
+                trace += run.trace
 
 
 def _check_sheet(name: str) -> None:
@@ -90,118 +93,25 @@ def trace_file(sheet: str) -> str:
     return str(path.with_name(f"{path.stem}-trace{path.suffix}")) if path.name else sheet
 
 
-def _load(args: argparse.Namespace) -> tuple[Any, Any, float]:
-    """The pipeline and the reward."""
-    import torch
-    from diffusers import AmusedPipeline
-    from transformers import AutoConfig
-
-    from redge_guidance.hub import loading, resolve
-    from redge_guidance.pipelines import MaskedImagePipeline
-    from redge_guidance.remote import load_pipeline
-    from redge_guidance.rewards import CLIPReward, ImageClassifierReward
-
-    device, dtype = device_of(args.device), getattr(torch, args.dtype)
-    trust = args.trust_remote_code
-    if _pipeline_class(args.model) == "MaskedImagePipeline":
-        pipe: Any = MaskedImagePipeline.from_pretrained(args.model, dtype=dtype, trust_remote_code=trust)
-    else:
-        with loading(args.model):
-            pipe = load_pipeline(AmusedPipeline, resolve(args.model), dtype, trust)
-    name = _DEFAULT_REWARD if args.reward is None else args.reward
-    settings: dict[str, Any] = {"device": device, "dtype": dtype, "trust_remote_code": trust}
-    with naming("--reward"), loading(name):
-        config = AutoConfig.from_pretrained(resolve(name), trust_remote_code=trust)
-    kinds = getattr(config, "architectures", None) or []
-    if any(kind.endswith("ForImageClassification") for kind in kinds):
-        if args.prompt and not _takes_text(pipe):
-            raise ValueError(f"`--prompt` has no use: {args.model} is given no text, and {name} is a classifier.")
-        temperature = TEMPERATURE if args.reward_temperature is None else args.reward_temperature
-        reward: Any = ImageClassifierReward.from_pretrained(name, args.label, temperature=temperature, **settings)
-        scale = CLASSIFIER_SCALE
-    elif hasattr(config, "vision_config"):
-        for option, value in (("--label", args.label), ("--reward-temperature", args.reward_temperature)):
-            if value is not None:
-                raise ValueError(f"`{option}` is for a classifier, and {name} is {config.model_type}; use `--prompt`.")
-        if not args.prompt:
-            raise ValueError(f"`--prompt` must say what images are to show, for {name}, got none.")
-        if len(args.prompt) > 1 and not _takes_text(pipe):
-            raise ValueError(
-                f"`--prompt` must be one text for {args.model}, which is not told it, got {len(args.prompt)}."
-            )
-        reward = CLIPReward.from_pretrained(name, None if _takes_text(pipe) else args.prompt[0], **settings)
-        scale = CLIP_SCALE
-    else:
-        raise ValueError(f"`--reward` must be an image classifier or a CLIP model, got {name}, {config.model_type}.")
-    pipe = pipe.to(device)
-    pipe.set_progress_bar_config(disable=not sys.stderr.isatty(), leave=False)
-    return pipe, reward, scale
-
-
 def _takes_text(pipe: Any) -> bool:
     return getattr(pipe, "tokenizer", None) is not None
 
 
-def _run(pipe: Any, reward: Any, args: argparse.Namespace, scale: float) -> dict[str, Any]:
-    """Images for all prompts, with their rewards; the seconds are those of sampling alone."""
-    import torch
-
-    from redge_guidance.rewards import ImageClassifierReward
-
-    generator = torch.Generator(args.device).manual_seed(args.seed)
-    if args.class_label is not None and _takes_text(pipe):
-        raise ValueError(f"`--class-label` is for a model with classes, and {args.model} is given a text.")
-    prompts = [text for text in args.prompt or [""] for _ in range(args.samples_per_prompt)]
-    settings: dict[str, Any] = {"generator": generator, "output_type": "pt"}
-    if args.num_inference_steps is not None:
-        settings["num_inference_steps"] = args.num_inference_steps
-    tokens: list[Any] = []
-    parts, started = [], time.perf_counter()
-    for first in range(0, len(prompts), _BATCH):
-        batch = prompts[first : first + _BATCH]
-        if _takes_text(pipe):
-            output = pipe(prompt=batch, **settings)
-        else:
-            output = pipe(args.class_label, num_images_per_prompt=len(batch), **settings)
-        parts.append(output.images.float())
-        tokens += output.tokens.tolist() if hasattr(output, "tokens") else [None] * len(batch)
-    seconds, pixels = time.perf_counter() - started, torch.cat(parts)
-    with torch.no_grad():
-        scored = [reward.score(part, prompts[i * _BATCH :][: len(part)]) for i, part in enumerate(parts)]
-        rewards = torch.cat(scored)
-    is_classifier = isinstance(reward, ImageClassifierReward)
-    predicted: list[str | None] = reward.predict(pixels) if is_classifier else [None] * len(prompts)
-    reached = reward.reached(pixels, prompts)
-    records = [
-        {"prompt": prompt, "reward": r, "predicted": label, "tokens": ids}
-        for prompt, r, label, ids in zip(prompts, rewards.tolist(), predicted, tokens, strict=True)
-    ]
-    return {
-        "scale": scale,
-        "records": records,
-        "pixels": pixels.cpu(),
-        "reward": rewards.mean().item(),
-        "hits": "-" if reached is None else f"{sum(reached) / len(reached):.0%}",
-        "seconds": seconds,
-    }
-
-
-def _report(runs: list[dict[str, Any]]) -> list[str]:
+def _report(runs: Sequence[Run]) -> list[str]:
     lines = [f"{'':10}{'reward':>9}{'on target':>12}{'seconds':>9}"]
     for run in runs:
         name = "guided" if run is runs[-1] else "unguided"
-        lines.append(f"{name:10}{run['reward']:9.2f}{run['hits']:>12}{run['seconds']:9.1f}")
+        lines.append(f"{name:10}{run.reward:9.2f}{run.hits:>12}{run.seconds:9.1f}")
     return lines
 
 
-def _contact_sheet(runs: list[dict[str, Any]]) -> Any:
+def _contact_sheet(runs: Sequence[Run]) -> Any:
     """Unguided images, and guided ones in the row below, as many in a row as fit."""
-    from diffusers.image_processor import VaeImageProcessor
     from diffusers.utils import make_image_grid
     from PIL import Image
 
-    processor, rows = VaeImageProcessor(do_normalize=False), []
-    by_run = [processor.postprocess(run["pixels"], "pil", [False] * len(run["pixels"])) for run in runs]
+    rows: list[Any] = []
+    by_run = [[record.image for record in run.records] for run in runs]
     columns = min(_COLUMNS, len(by_run[0]))
     size = max(_SMALLEST, by_run[0][0].width)
     for first in range(0, len(by_run[0]), columns):

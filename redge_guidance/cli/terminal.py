@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
-BAD_INPUT, FAULT, INTERRUPTED, READER_GONE, TERMINATED = 2, 1, 128 + 2, 128 + 13, 128 + 15
+PROGRAM = "redge-guidance"
+FAULT, BAD_INPUT, SOME_FAILED = 1, 2, 3
+INTERRUPTED, READER_GONE, TERMINATED = 128 + 2, 128 + 13, 128 + 15
 
 
 class ReaderGoneError(Exception):

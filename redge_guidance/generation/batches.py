@@ -30,9 +30,10 @@ def windows(
     """
     source = iter(requests)
     while window := list(itertools.islice(source, _WINDOW * batch_size)):
-        kinds = {request.key: kind(request.line) for request in window}
-        window.sort(key=lambda request: (kinds[request.key], _length(request)))  # stable: else as in the input
-        alike = [list(group) for _, group in itertools.groupby(window, lambda request: kinds[request.key])]
+        by_kind: dict[int, list[Request]] = {}
+        for request in sorted(window, key=_length):  # stable: else in the order of the input
+            by_kind.setdefault(kind(request.line), []).append(request)
+        alike = [by_kind[key] for key in sorted(by_kind)]
         yield [group[first : first + batch_size] for group in alike for first in range(0, len(group), batch_size)]
 
 

@@ -2,17 +2,17 @@
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from redge_guidance.evaluation import name_of, of_pixels
-from redge_guidance.generation.requests import Request, is_chat
+from redge_guidance.chats import is_conversation
+from redge_guidance.generation.requests import Request
 from redge_guidance.generation.sampler import Drawn
 from redge_guidance.goals import terms_of
-from redge_guidance.reward import AnyReward, Reward
+from redge_guidance.reward import AnyReward, Reward, RewardSum, Term
 from redge_guidance.trace import StepTrace
 
 
@@ -40,7 +40,7 @@ class Judge:
         if not self._terms:
             return [Judgement(None, {}, None) for _ in drawn]
         prompts: list[Any] = [_shown(request) for request in requests]
-        by_term = {term.name: self._values(term.reward, term.name, requests, drawn, prompts) for term in self._terms}
+        by_term = {term.name: self._values(term, requests, drawn, prompts) for term in self._terms}
         reached = self._reached(requests, drawn, prompts)
         judged = []
         for i in range(len(drawn)):
@@ -51,27 +51,23 @@ class Judge:
         return judged
 
     def _values(
-        self, reward: Any, name: str, requests: Sequence[Request], drawn: Sequence[Drawn], prompts: list[Any]
+        self, term: Term, requests: Sequence[Request], drawn: Sequence[Drawn], prompts: list[Any]
     ) -> list[float] | None:
-        samples = self._samples(reward, requests, drawn)
+        samples = self._samples(term.reward, requests, drawn)
+        can = isinstance(term.reward, Reward) or hasattr(term.reward, "score") or isinstance(samples, Tensor)
         try:
-            if isinstance(reward, Reward):
-                values = reward.score(samples, prompts)
-            elif isinstance(samples, Tensor):
-                with torch.no_grad():
-                    values = of_pixels(reward, samples, prompts)
-            else:
+            if not can:
                 raise NotImplementedError
+            found: list[float] = RewardSum([replace(term, weight=1.0)]).score(samples, prompts).tolist()
         except NotImplementedError:
-            if name not in self._told:
-                self._told.add(name)
+            if term.name not in self._told:
+                self._told.add(term.name)
                 warnings.warn(
-                    f"`reward` {name_of(reward)} does not score finished samples, so that records have no value of it; "
+                    f"`reward` {term.name} does not score finished samples, so that records have no value of it; "
                     "write `score(self, samples, prompts=None, batch_size=32)` in a class derived from `Reward`.",
                     stacklevel=2,
                 )
             return None
-        found: list[float] = values.float().cpu().tolist()
         return found
 
     def _reached(self, requests: Sequence[Request], drawn: Sequence[Drawn], prompts: list[Any]) -> list[bool] | None:
@@ -86,21 +82,21 @@ class Judge:
     def _samples(self, reward: Any, requests: Sequence[Request], drawn: Sequence[Drawn]) -> Any:
         if drawn[0].pixels is not None:
             return torch.stack([one.pixels for one in drawn if one.pixels is not None])
-        answer_only = bool(getattr(reward, "answer_only", False))
-        chats = [self._chat or is_chat(request.line.prompt) for request in requests]
-        return [one.answer if answer_only or chat else one.text for one, chat in zip(drawn, chats, strict=True)]
+        asked = getattr(reward, "answer_only", None)  # None: in a chat
+        answers = [(self._chat or is_conversation(r.line.prompt)) if asked is None else asked for r in requests]
+        return [one.answer if answer else one.text for one, answer in zip(drawn, answers, strict=True)]
 
 
 def _shown(request: Request) -> Any:
     """The prompt as rewards are told it."""
     prompt = request.line.prompt
-    return prompt if is_chat(prompt) else "" if prompt is None else str(prompt)
+    return prompt if is_conversation(prompt) else "" if prompt is None else str(prompt)
 
 
 def bound_of(pipe: Any, request: Request, drawn: Drawn) -> float | None:
     """The pipeline's bound on `-log p(text)`, in nats, corrupted by the request's seed; None where it has none."""
     bound = getattr(pipe, "nll", None)
-    if bound is None or drawn.text is None or is_chat(request.line.prompt):
+    if bound is None or drawn.text is None or is_conversation(request.line.prompt):
         return None
     try:
         return float(bound([drawn.text], generator=torch.Generator().manual_seed(request.seed)))

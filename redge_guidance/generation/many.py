@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from redge_guidance.accepting import as_reward
 from redge_guidance.attach import GuidanceHandle, guide
 from redge_guidance.checks import whole_number
 from redge_guidance.config import GuidanceConfig
@@ -14,7 +15,9 @@ from redge_guidance.generation.record import Key, Record
 from redge_guidance.generation.requests import Line, Request, as_lines, requests_of
 from redge_guidance.generation.sampler import Drawn, Sampler
 from redge_guidance.randomness import check_seed
+from redge_guidance.records import columns
 from redge_guidance.reward import AnyReward
+from redge_guidance.trace import StepTrace
 
 _REMEMBERED = 4096  # entries, of which it is known whether they can be drawn
 
@@ -36,8 +39,8 @@ def generate(
 
     The same seed and prompt give the same sample, whatever the batch size, the order of the prompts and what else is
     drawn, up to ties within float32: every sample has a generator of its own. Batches are made of prompts of alike
-    lengths, where `num_inference_steps` is not given of those that take as many steps. What the memory does not hold is drawn in halves, with a warning. Memory does not grow with the number of
-    prompts.
+    lengths, and where `num_inference_steps` is not given of those that take as many steps. What the memory does not
+    hold is drawn in halves, with a warning. Memory does not grow with the number of prompts.
 
     An entry that cannot be drawn, such as a prompt that is too long for the model, gives a record with an `error`, and
     the rest goes on. What is wrong with all of the first batch is raised.
@@ -100,10 +103,10 @@ class Run:
         self._pipe, self._nats = pipe, nats
         if reward is None and config is not None:
             raise ValueError("`config` says how a reward guides, and `reward` is None; pass a reward.")
-        self._reward = reward
+        self._reward = None if reward is None else as_reward(reward)
         self.config = GuidanceConfig() if config is None else config
         self._sampler = Sampler(pipe, settings)
-        self._judge = Judge(reward, bool(settings.get("use_chat_template")))
+        self._judge = Judge(self._reward, bool(settings.get("use_chat_template")))
         self._halving = Halving(self.batch_size if self._sampler.together else 1)
         self._first, self._seen = True, dict[int, tuple[str | None, int]]()
         self._handle: GuidanceHandle | None = None
@@ -113,6 +116,11 @@ class Run:
     @property
     def makes_images(self) -> bool:
         return self._sampler.makes_images
+
+    @property
+    def trace(self) -> list[StepTrace]:
+        """What guidance noted of the last batch, while it is guiding."""
+        return [] if self._handle is None else list(self._handle.trace)
 
     def records(self, requests: Iterable[Request], in_order: bool = True) -> Iterator[Record]:
         """Of all requests, guided while the iterator is alive."""
@@ -182,8 +190,9 @@ class Run:
         started, handle = time.perf_counter(), self._handle
         if handle is not None:
             handle.trace.clear()
-        drawn = self._sampler.draw(requests)
-        judged = self._judge(requests, drawn)
+        with columns(_fields(requests)):
+            drawn = self._sampler.draw(requests)
+            judged = self._judge(requests, drawn)
         bounds = [bound_of(self._pipe, r, d) if self._nats else None for r, d in zip(requests, drawn, strict=True)]
         seconds = (time.perf_counter() - started) / len(requests)
         kls = self._kls(len(requests))
@@ -220,6 +229,12 @@ class Run:
         errors = {record.error for record in records}
         if self._first and len(errors) == 1 and None not in errors and not any(r.line.error for r in requests):
             raise ValueError(errors.pop())
+
+
+def _fields(requests: Sequence[Request]) -> dict[str, list[Any]]:
+    """The other fields of the entries, as reward functions are told them; None where an entry has none of the name."""
+    names = dict.fromkeys(name for request in requests for name in request.line.fields)
+    return {name: [request.line.fields.get(name) for request in requests] for name in names}
 
 
 def _line(error: BaseException) -> str:

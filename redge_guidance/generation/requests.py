@@ -3,10 +3,11 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from redge_guidance.chats import is_conversation
 from redge_guidance.checks import as_whole, plain
 
 Prompt = str | int | None | list[dict[str, Any]]
@@ -58,7 +59,7 @@ def as_lines(prompts: Any) -> Iterator[Line]:
     Raises:
         ValueError: something else.
     """
-    if isinstance(prompts, str) or prompts is None or as_whole(prompts) is not None or is_chat(prompts):
+    if isinstance(prompts, str) or prompts is None or as_whole(prompts) is not None or _is_chat(prompts):
         prompts = [prompts]
     if not isinstance(prompts, Iterable) or isinstance(prompts, Mapping):
         raise ValueError(
@@ -101,18 +102,12 @@ def from_mapping(number: int, entry: Mapping[str, Any], prompt_field: str, place
     return Line(number, prompt, rest, place=place)
 
 
+def _is_chat(entry: Any) -> bool:
+    return is_conversation(entry) and all({"role", "content"} <= set(turn) for turn in entry)
+
+
 def is_prompt(entry: Any) -> bool:
-    return entry is None or isinstance(entry, str) or as_whole(entry) is not None or is_chat(entry)
-
-
-def is_chat(entry: Any) -> bool:
-    """Whether this is a conversation: messages with a role and a content each."""
-    return (
-        isinstance(entry, Sequence)
-        and not isinstance(entry, str)
-        and len(entry) > 0
-        and all(isinstance(turn, Mapping) and {"role", "content"} <= set(turn) for turn in entry)
-    )
+    return entry is None or isinstance(entry, str) or as_whole(entry) is not None or _is_chat(entry)
 
 
 def requests_of(lines: Iterable[Line], samples_per_prompt: int, seed: int) -> Iterator[Request]:

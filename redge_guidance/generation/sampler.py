@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from redge_guidance.generation.requests import Line, Prompt, Request, is_chat
+from redge_guidance.chats import is_conversation
+from redge_guidance.generation.requests import Line, Prompt, Request
 
 _TAKEN = ("prompt", "class_labels", "messages", "generator", "num_images_per_prompt", "return_dict", "output_type")
 
@@ -71,7 +72,7 @@ class Sampler:
             ValueError: this entry alone could not be drawn, as far as that is known before.
         """
         prompt = line.prompt
-        if is_chat(prompt) and "messages" not in self._parameters and not self.takes_text:
+        if is_conversation(prompt) and "messages" not in self._parameters and not self.takes_text:
             raise ValueError("a list of messages is for models of texts")
         if not self.takes_text:
             if prompt in (None, ""):
@@ -110,7 +111,7 @@ class Sampler:
             if prompts[0] in (None, ""):
                 return {"class_labels": None, "num_images_per_prompt": len(prompts)}
             return {"class_labels": [_as_class(prompt) for prompt in prompts]}
-        if "messages" in self._parameters and is_chat(prompts[0]):
+        if "messages" in self._parameters and is_conversation(prompts[0]):
             return {"messages": prompts[0]}
         texts = [_text_or_chat(prompt) for prompt in prompts]
         if "messages" in self._parameters and not self.together:

@@ -38,13 +38,13 @@ def test_a_uniform_model_by_its_name(capsys):
 
 def test_words_and_lengths(capsys):
     goals = ["--want", "music", "--ban", "Tom", "--max-words", "5"]
-    assert main(["generate", "--samples-per-prompt", "6", "--baseline", *goals]) == 0
+    assert main(["generate", "--samples-per-prompt", "16", "--baseline", *goals]) == 0
     lines = capsys.readouterr().out.splitlines()
-    guided = [line.strip() for line in lines[lines.index("guided:") + 1 :][:6]]
-    assert sum("music" in text and "Tom" not in text and len(text.split()) <= 5 for text in guided) >= 5
+    guided = [line.strip() for line in lines[lines.index("guided:") + 1 :][:16]]
+    assert sum("music" in text and "Tom" not in text and len(text.split()) <= 5 for text in guided) >= 12
     shares = [line.split()[2] for line in lines if line.startswith(("unguided ", "guided "))]
     assert shares[0] == "0%"
-    assert int(shares[1].rstrip("%")) >= 80
+    assert int(shares[1].rstrip("%")) >= 75
 
 
 def test_same_seed_same_texts(capsys):
@@ -68,12 +68,12 @@ def test_json_has_one_object_a_text(tmp_path, capsys):
     assert main([*arguments, "--scale", "3", "--estimator", "redge"]) == 0
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     assert len(lines) == 8
-    assert [line["settings"]["guided"] for line in lines] == [False] * 4 + [True] * 4
-    assert {line["settings"]["scale"] for line in lines} == {0.0, 3.0}
-    assert lines[0]["settings"]["config"]["estimator"] == {"name": "redge", "num_steps": 4, "t1": 0.7, "hard": True}
-    assert set(lines[0]) == {"prompt", "text", "reward", "nll", "settings"}
+    assert [line["scale"] for line in lines] == [0.0] * 4 + [3.0] * 4
+    known = {"index", "sample", "prompt", "text", "answer", "reward", "rewards", "reached", "nats", "scale", "seed"}
+    assert set(lines[0]) == known
+    assert set(lines[-1]) == known | {"kl"}
     assert all(line["text"].startswith("Tom") for line in lines if line["prompt"] == "Tom")
-    assert all(line["reward"] <= 0 < line["nll"] for line in lines)
+    assert all(line["reward"] <= 0 < line["nats"] for line in lines)
     out = capsys.readouterr().out
     assert all(line["text"] in out for line in lines)
     assert "unguided" in out
@@ -121,7 +121,10 @@ def test_bad_input_is_one_line_and_exit_code_2(capsys, arguments, message):
     [
         (["--want", "music", "--reward", "builtin:sentiment"], "`label` must be one of negative (0), neutral (1), po"),
         (["--want", "music", "--reward-temperature", "2"], "`--reward-temperature` needs `--label`, got none"),
-        ([], "`--label`, `--want`, `--ban`, `--min-words` or `--max-words` must say what to steer toward, got none"),
+        (
+            ["--model", "builtin:tatoeba-masked"],
+            "`--label`, `--want`, `--ban`, `--min-words`, `--max-words` or `--reward` must say what to steer",
+        ),
     ],
 )
 def test_a_goal_that_is_not_named(capsys, arguments, message):
@@ -136,8 +139,8 @@ def test_a_goal_that_is_not_named(capsys, arguments, message):
         (["generate", "--samples-per-prompt", "0"], "argument --samples-per-prompt: must be >= 1, got 0"),
         (["generate", "--samples-per-prompt", "9" * 30], "argument --samples-per-prompt: must be <= 1000000, got 999"),
         (["generate", "--mask-token-id", "9" * 20], "argument --mask-token-id: must be an integer of 64 bits, got 999"),
-        (["generate", "--class-label", "1e3"], "argument --class-label: must be an integer, got '1e3'"),
-        (["generate", "--seed", str(2**64)], "`--seed` must be an integer from -2**63 to 2**64 - 1"),
+        (["generate", "--class-label", "1e3"], "argument --class-labels/--class-label: must be an integer, got '1e3'"),
+        (["generate", "--seed", str(2**64)], "argument --seed: must be an integer from -2**63 to 2**64 - 1"),
         (["generate", "--nope"], "unrecognized arguments: --nope"),
         (["generate", "--seed", "x"], "argument --seed: must be an integer, got 'x'"),
         (["generate", "--dtype", "int8"], "argument --dtype: invalid choice"),
@@ -153,7 +156,7 @@ def test_bad_arguments_are_one_line_and_exit_code_2(capsys, arguments, message):
 
 
 def test_missing_folder_is_found_before_any_work(tmp_path, capsys):
-    assert main(["generate", "--model", "builtin:nope", "--json", str(tmp_path / "no" / "out")]) == 2
+    assert main(["generate", "--label", "a", "--model", "builtin:nope", "--json", str(tmp_path / "no" / "out")]) == 2
     assert "`--json` must name a file in an existing folder" in capsys.readouterr().err
 
 
@@ -243,4 +246,4 @@ def test_version_and_help():
     assert code == 0
     for option in ("--model", "--reward", "--label", "--scale", "--json", "--baseline", "--trust-remote-code"):
         assert option in out
-    assert set(ESTIMATORS) <= set(out.replace(",", " ").split())
+    assert set(ESTIMATORS) <= set(out.replace(",", " ").replace(";", " ").split())

@@ -48,10 +48,9 @@ def test_records_of_images(folders, tmp_path, capsys):
     models = ["--model", folders["masked"], "--reward", folders["classifier"], "--label", "dog"]
     assert main(["generate", *models, *FAST, "--class-label", "1", "--json", str(file), "--baseline"]) == 0
     lines = [json.loads(line) for line in file.read_text().splitlines()]
-    assert [line["settings"]["guided"] for line in lines] == [False] * 3 + [True] * 3
-    assert set(lines[0]) == {"prompt", "reward", "predicted", "tokens", "settings"}
-    assert {len(line["tokens"]) for line in lines} == {16}
-    assert {line["settings"]["class_label"] for line in lines} == {1}
+    assert [line["scale"] for line in lines] == [0.0] * 3 + [500.0] * 3
+    assert set(lines[0]) == {"index", "sample", "prompt", "reward", "rewards", "reached", "scale", "seed"}
+    assert {line["prompt"] for line in lines} == {1}
     assert "unguided" in capsys.readouterr().out
 
 
@@ -71,7 +70,7 @@ def test_scale_fits_the_reward_unless_given(reward, goal, scale, folders, tmp_pa
     models = ["--model", folders["masked"], "--reward", folders[reward]]
     for given, expected in (([], scale), (["--scale", "3"], 3.0)):
         assert main(["generate", *models, *goal, *FAST, *given, "--json", str(file)]) == 0
-        assert {json.loads(line)["settings"]["scale"] for line in file.read_text().splitlines()} == {expected}
+        assert {json.loads(line)["scale"] for line in file.read_text().splitlines()} == {expected}
 
 
 @pytest.mark.parametrize("model", ["masked", "amused"])
@@ -110,14 +109,16 @@ def test_toward_a_text_by_clip(model, folders, tmp_path, capsys):
         (["--reward", "{clip}", "--label", "7", "--prompt", "a"], "`--label` is for a classifier"),
         (
             ["--model", "{amused}", "--label", "cat", "--class-label", "1"],
-            "`--class-label` is for a model with classes",
+            "`--class-labels` is for a model with classes",
         ),
         (["--model", "builtin:tatoeba-masked", "--out", "s.png"], "`--out` cannot be used with builtin:tatoeba-masked"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(arguments, message, folders, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    defaults = ["--model", folders["masked"], "--reward", folders["classifier"]]
+    defaults = ["--model", folders["masked"]]
+    if "--reward" not in arguments:
+        defaults += ["--reward", folders["classifier"]]
     if not {"--out", "--want"} & set(arguments) and message[:7] != "`--out`":
         defaults += ["--out", "sheet.png"]
     assert main(["generate", *defaults, *FAST, *(a.format(**folders) for a in arguments)]) == 2

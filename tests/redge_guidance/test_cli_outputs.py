@@ -263,7 +263,7 @@ def test_a_reader_that_goes_away_in_a_shell():
 @pytest.mark.parametrize(
     ("number", "code", "word"), [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interr")]
 )
-@pytest.mark.parametrize("where", ["images._plot", "files._write_part", "say"])
+@pytest.mark.parametrize("where", ["images._plot", "files._write_part", "generating.say"])
 def test_a_signal_leaves_nothing_half_done_and_says_what_is_true(
     number, code, word, where, tmp_path, capsys, monkeypatch
 ):
@@ -287,7 +287,7 @@ def test_a_signal_leaves_nothing_half_done_and_says_what_is_true(
     err = capsys.readouterr().err
     assert err.count("\n") == 1
     assert word in err
-    written = where == "say"
+    written = where == "generating.say"
     assert ("nothing was written" in err) is not written
     assert os.listdir(tmp_path) == (["a.jsonl"] if written else [])
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL

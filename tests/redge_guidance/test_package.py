@@ -1,4 +1,6 @@
+import ast
 import importlib
+import inspect
 import subprocess
 import sys
 from importlib.resources import files
@@ -11,7 +13,7 @@ from redge_guidance import estimators
 
 def test_public_names_are_sorted_and_there():
     assert redge_guidance.__all__ == sorted(redge_guidance.__all__)
-    assert len(redge_guidance.__all__) <= 10
+    assert len(redge_guidance.__all__) <= 14
     for name in redge_guidance.__all__:
         assert getattr(redge_guidance, name).__doc__, name
 
@@ -30,8 +32,23 @@ def test_names_of_the_rooms(module, names):
 
 
 def test_import_is_lean():
-    code = "import sys, redge_guidance; print({'transformers', 'diffusers', 'accelerate'} & set(sys.modules))"
-    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "set()"
+    for first in ("import redge_guidance", "from redge_guidance.cli.parser import build_parser; build_parser()"):
+        code = f"import sys; {first}; print({{'torch', 'transformers', 'diffusers', 'accelerate'}} & set(sys.modules))"
+        assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "set()"
+
+
+def test_names_are_there_before_they_are_imported():
+    code = "import redge_guidance as r; print(set(r.__all__) <= set(dir(r)), r.guide.__name__, hasattr(r, 'nothing'))"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).split() == ["True", "guide", "False"]
+
+
+def test_what_type_checkers_see_is_what_there_is():
+    source = inspect.getsource(redge_guidance)
+    told = next(node for node in ast.parse(source).body if isinstance(node, ast.If))
+    seen = {alias.name: node.module for node in told.body for alias in node.names}
+    assert sorted(seen) == redge_guidance.__all__
+    for name, module in seen.items():
+        assert getattr(importlib.import_module(module), name) is getattr(redge_guidance, name)
 
 
 def test_nothing_lands_outside_the_package():

@@ -1,0 +1,148 @@
+"""The options of the command, made from the table of settings; nothing heavy is imported to answer `--help`."""
+
+import argparse
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from redge_guidance.cli.terminal import say
+from redge_guidance.setups.documents import read_value
+from redge_guidance.setups.schema import MOST, OPTIONS, Group, Option
+from redge_guidance.version import __version__
+
+_TITLES: dict[Group, str] = {
+    "model": "model",
+    "reward": "what to steer toward",
+    "guidance": "guidance (the fields of GuidanceConfig)",
+    "call": "sampler (the arguments of the pipeline's call)",
+    "run": "run",
+    "report": "report",
+}
+_METAVARS = {"text": "NAME", "label": "LABEL", "integer": "N", "number": "X", "numbers": "X", "texts": "TEXT"}
+_METAVARS |= {"rewards": "REWARD"}
+
+
+class Parser(argparse.ArgumentParser):
+    """Whose errors are one line, and whose help arrives or is an error."""
+
+    def print_help(self, file: Any = None) -> None:
+        if file is None:
+            say(self.format_help().rstrip("\n"))  # argparse itself passes over what cannot be written
+        else:
+            super().print_help(file)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
+
+
+def build_parser() -> Parser:
+    """The parser; what was not given is not in its namespace."""
+    parser = Parser(prog="redge-guidance", description="Steer discrete diffusion models with a differentiable reward.")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
+    generate = commands.add_parser(
+        "generate",
+        help="write texts, or draw images, under a reward",
+        description="Write texts with a diffusion language model, or draw images with a masked image model, steered "
+        "toward a label of a classifier, toward or away from words, toward a length, or any ready-made reward. Without "
+        "options: texts of the embedded model, toward a positive sentiment.",
+        epilog="A value with a name and settings is YAML: --estimator 'redge: {num_steps: 8}'. All options but "
+        "--config and --save-config are settings of a file for --config, by the same names with _ for -. Exit codes: "
+        "0; 2 bad input, or a file that cannot be read or written; 3 some prompts failed, the "
+        "rest is done; 1 a fault of the program; 130 Ctrl-C; 143 SIGTERM; "
+        "141 nobody reads standard output.",
+        argument_default=argparse.SUPPRESS,
+    )
+    files = generate.add_argument_group("settings in a file")
+    files.add_argument("--config", metavar="FILE", help="YAML with settings; options given beside it win")
+    files.add_argument("--save-config", metavar="FILE", help="write the settings of this run as such a file")
+    for group, title in _TITLES.items():
+        section = generate.add_argument_group(title)
+        for option in OPTIONS.values():
+            if option.group == group:
+                _add(section, option)
+    return parser
+
+
+def _add(section: Any, option: Option) -> None:
+    told = option.help.replace("%", "%%") + (f" (default: {option.default})" if option.default else "")
+    names = (option.flag, *option.short)
+    if option.kind == "flag":
+        section.add_argument(*names, action=argparse.BooleanOptionalAction, help=told)
+        return
+    more: dict[str, Any] = {"help": told, "dest": option.name}
+    if option.choices:
+        more["choices"] = option.choices
+    if option.metavar is not None or not option.choices:
+        more["metavar"] = option.metavar or _METAVARS.get(option.kind, "VALUE")
+    if option.kind in ("texts", "rewards"):
+        more["action"] = "append"
+    read = _reader(option)
+    if read is not None:
+        more["type"] = read
+    section.add_argument(*names, **more)
+
+
+def _reader(option: Option) -> Callable[[str], Any] | None:
+    """What makes a value of the text of an option; None: it is the text."""
+    readers: dict[str, Callable[[str], Any]] = {"number": _number, "numbers": _numbers, "integers": _integers}
+    readers |= {"value": _value(option), "integer": _counted(option)}
+    read = readers.get(option.kind)
+    if read is None or not option.optional:
+        return read
+    known: Callable[[str], Any] = read
+    return lambda text: None if text.lower() in ("none", "null") else known(text)
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"must be an integer, got {text[:40]!r}") from error
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"must be a number, got {text[:40]!r}") from error
+
+
+def _counted(option: Option) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        value = _whole(text)
+        if option.name == "seed":
+            if not -(2**63) <= value < 2**64:
+                raise argparse.ArgumentTypeError(
+                    f"must be an integer from -2**63 to 2**64 - 1, as torch.Generator.manual_seed takes it, got "
+                    f"{text[:40]}"
+                )
+        elif option.lowest is not None and not option.lowest <= value <= MOST:
+            limit = f">= {option.lowest}" if value < option.lowest else f"<= {MOST}"
+            raise argparse.ArgumentTypeError(f"must be {limit}, got {text[:40]}")
+        elif not -(2**63) <= value < 2**63:
+            raise argparse.ArgumentTypeError(f"must be an integer of 64 bits, got {text[:40]}")
+        return value
+
+    return read
+
+
+def _list(text: str, one: Callable[[str], Any]) -> list[Any]:
+    return [one(part.strip()) for part in text.strip().removeprefix("[").removesuffix("]").split(",") if part.strip()]
+
+
+def _numbers(text: str) -> float | list[float]:
+    return _list(text, _number) if "," in text or "[" in text else _number(text)
+
+
+def _integers(text: str) -> list[int]:
+    return _list(text, _whole)
+
+
+def _value(option: Option) -> Callable[[str], Any]:
+    def read(text: str) -> Any:
+        try:
+            return read_value(text, option.flag)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"{error}") from error
+
+    return read

@@ -1,0 +1,1 @@
+"""A set-up as a file: models, rewards and settings by name, read and written as plain YAML."""
