@@ -10,12 +10,14 @@ if TYPE_CHECKING:
     from redge_guidance.config import GuidanceConfig
     from redge_guidance.estimators import ReDGE, StraightThrough, redge, straight_through
     from redge_guidance.generation import generate
+    from redge_guidance.loop import LogitsGuidance
     from redge_guidance.samples.tokens import RelaxedTokens
     from redge_guidance.setups.setup import load, save
 
 __all__ = [
     "GuidanceConfig",
     "GuidanceHandle",
+    "LogitsGuidance",
     "ReDGE",
     "RelaxedTokens",
     "StraightThrough",
@@ -30,6 +32,7 @@ __all__ = [
 _HOMES = {  # nothing is imported before it is used, so that the command answers at once
     "GuidanceConfig": "config",
     "GuidanceHandle": "attach",
+    "LogitsGuidance": "loop",
     "ReDGE": "estimators",
     "RelaxedTokens": "samples.tokens",
     "StraightThrough": "estimators",

@@ -1,40 +1,37 @@
-"""`guide`: attach a reward to a pipeline, by its scheduler's `step`, while the pipeline draws."""
+"""`guide`: attach a reward to a pipeline, by its scheduler's `step`, or to a model, by its forward."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from redge_guidance.arguments import Images, hidden_id, read_images
 from redge_guidance.config import GuidanceConfig
 from redge_guidance.guidance import Guidance
 from redge_guidance.hosts.attachment import Attachment
+from redge_guidance.hosts.forward import ForwardAttachment, ForwardSettings
+from redge_guidance.hosts.registry import supports
+from redge_guidance.loop import LogitsGuidance
 from redge_guidance.reward import AnyReward
-from redge_guidance.step import DenoisingStep
+from redge_guidance.step import DenoisingStep, Generators
+from redge_guidance.stopping import StopRule
+from redge_guidance.text import end_token_ids
 from redge_guidance.trace import Trace
 
 
 class GuidanceHandle:
-    """A reward attached to a pipeline, as returned by `guide`. A context manager that removes itself on exit.
+    """A reward attached to a pipeline or a model, as `guide` returns it. A context manager that removes itself on exit.
 
     Attributes:
         config: the settings in force.
         trace: a `Trace`, one `StepTrace` a guided step since the handle was made.
     """
 
-    def __init__(self, pipe: Any, guidance: Guidance, decode_chunk_size: int | None = None):
-        self._pipe, self._guidance, self._chunk_size = pipe, guidance, decode_chunk_size
-        off = guidance.config.scale == 0
-        self._attachment = Attachment(pipe, begin=guidance.begin, move=None if off else self._move, end=guidance.end)
-
-    def _move(self, step: DenoisingStep) -> Tensor | None:
-        if self._chunk_size is not None:
-            if step.images is None:
-                raise ValueError(
-                    "`decode_chunk_size` is for pipelines of images, and this one makes texts; leave it out."
-                )
-            step = replace(step, images=replace(step.images, chunk_size=self._chunk_size))
-        return self._guidance(step)
+    def __init__(self, pipe: Any, guidance: Guidance | LogitsGuidance, attachment: Attachment | ForwardAttachment):
+        self._pipe, self._guidance, self._attachment = pipe, guidance, attachment
 
     @property
     def config(self) -> GuidanceConfig:
@@ -45,8 +42,22 @@ class GuidanceHandle:
         return self._guidance.trace
 
     def remove(self) -> None:
-        """Give the pipeline back as it was. Does nothing the second time."""
+        """Give the pipeline, or the model, back as it was. Does nothing the second time."""
         self._attachment.remove()
+
+    def reset(self, prompts: Sequence[str] | None = None, context: Tensor | None = None) -> None:
+        """Of a guided model: its next call begins a sampling, where that cannot be told from the tokens.
+
+        Args:
+            prompts: what each text is asked for from now on; None: as before.
+            context: `(batch, length)` int64, a text that is in the model's cache already.
+
+        Raises:
+            ValueError: a pipeline is guided, whose calls say when a sampling begins.
+        """
+        if not isinstance(self._attachment, ForwardAttachment):
+            raise ValueError("`reset` is for guided models; a pipeline says by itself when a sampling begins.")
+        self._attachment.reset(prompts, context)
 
     def __enter__(self) -> "GuidanceHandle":
         return self
@@ -68,6 +79,23 @@ def guide(
     *,
     seed: int = 0,
     decode_chunk_size: int | None = None,
+    stop_when: StopRule | None = None,
+    tokenizer: Any = None,
+    mask_token_id: int | None = None,
+    num_steps: int | None = None,
+    block_length: int | None = None,
+    prompts: Sequence[str] | None = None,
+    temperature: float = 1.0,
+    generator: Generators = None,
+    classifier_free: str | None = "auto",
+    guidance_scale: float | None = None,
+    conditional_first: bool | None = None,
+    shift_logits: bool = False,
+    images: Images | None = None,
+    vocabulary: slice | None = None,
+    free: Callable[[Tensor], Tensor] | None = None,
+    start: Callable[[dict[str, Any]], int] | None = None,
+    remasking: bool = False,
 ) -> GuidanceHandle:
     """Steer every sample that `pipe` draws toward `reward`, until the handle is removed.
 
@@ -82,27 +110,57 @@ def guide(
     not guided, and a copy of it, by `copy` or `pickle`, comes out unguided. The scheduler may be exchanged between
     calls. Two calls at the same time are refused.
 
+    Given a model, any `torch.nn.Module` whose forward returns logits, and its `tokenizer`, the samplers are guided that
+    are functions of it: the logits at the masks of every call that is made without gradients are moved. The reward's
+    own calls of the model, and those of training, are not. What `LogitsGuidance` asks of a loop is read off the calls:
+    the tokens, their padding, where a sampling begins; what cannot be read is said here once.
+
     Args:
-        pipe: a pipeline with a discrete scheduler.
+        pipe: a pipeline with a discrete scheduler, or a model.
         reward: any callable from `RelaxedTokens`, or from pixels `(batch, 3, height, width)` in [0, 1] where the
             pipeline makes images, to a differentiable tensor `(batch,)`, higher is better; on images also anything
             with `score(pixels, prompts)`. It need not be differentiable for the estimator `reinforce_loo`, nor where
-            it, or a term of a sum, says so.
+            it, or a term of a sum, says so. Functions of strings, reward functions as in TRL
+            and models of other libraries are accepted as `redge_guidance.accepting.as_reward` says.
         config: `GuidanceConfig()` when None.
         seed: of guidance's own noise.
         decode_chunk_size: of images, this many are decoded to pixels at a time, and once more in the backward pass,
             which bounds the memory; None: all at once, and only once.
+        stop_when: asked after every guided step about every sequence, with the list of its `SequenceFigures` so far in
+            this call; True ends its guidance, not its sampling, see `redge_guidance.stopping`. `Settled()` is one.
+        tokenizer: of a model; this and all that follows is for models.
+        mask_token_id: what a hidden token holds; None: the tokenizer's.
+        num_steps, block_length, remasking: of the sampler, as `LogitsGuidance` has them; two calls of one step count as
+            one.
+        prompts: what each of the texts is asked for, for rewards that want to know; `handle.reset(prompts)` for others.
+        temperature: what the sampler divides the logits by.
+        generator: the sampler's source of randomness, read and never advanced.
+        classifier_free: how the sampler calls the model with and without the prompt: `"doubled"`, in one batch of two
+            halves; `"two_calls"`, one call after the other; None, only with it; `"auto"`, what is seen: a batch, or a
+            call after another, in which the prompt alone is hidden, with a warning.
+        guidance_scale: w of the sampler's `u + w * (c - u)` (LLaDA's `cfg_scale` + 1); guidance then acts on the mix
+            itself. None: both predictions are moved alike, so that the mix moves as far; exact for a reward linear in
+            the tokens without `support` and `kl_budget`, see `redge_guidance.hosts.classifier_free`.
+        conditional_first: whether the half, or the call, with the prompt comes first; None: that in which less is
+            hidden, and of two calls the first.
+        shift_logits: whether the model's logits are those of the next position, and the sampler shifts them (Dream).
+        images: where tokens are those of images, an `ImageDecoder`, or `(codebook, decode)`.
+        vocabulary: the part of the logits that is of image tokens, whose ids begin with it (Lumina-DiMOO, MMaDA).
+        free: of a model without masks, from the ids of a call `(batch, length)` to what may be drawn, bool like them.
+        start: from the arguments of a call by name to the position of its first token, where the model has the text
+            before in its cache; None: told by `position_ids`, or by what is in the cache.
 
     Returns:
         A `GuidanceHandle`; `handle.remove()`, or leaving a `with guide(...)` block, restores the pipeline.
 
     Raises:
-        ValueError: an unsupported or an already guided pipeline, a model instead of a pipeline, a reward that is not
+        ValueError: an unsupported or an already guided pipeline, a model without tokenizer, a reward that is not
             callable, or a seed that torch does not take. While sampling: a reward of the wrong kind or shape, not
-            finite, or without gradient.
+            finite, or without gradient; calls of a model with `inputs_embeds`, after a text that was not seen, or in
+            another order than was said.
         RuntimeError: a pipeline that cannot draw with the versions that are installed, guided or not. While sampling:
-            under `torch.inference_mode()`, in two calls at the same time, or with a version of the pipeline's library
-            whose scheduler is called in a way that is not known.
+            in two calls at the same time, with a version of the pipeline's library whose scheduler is called in a way
+            that is not known, or with a reward that was made under `torch.inference_mode()`.
 
     Example:
         >>> from redge_guidance.pipelines import MaskedTextPipeline
@@ -115,4 +173,56 @@ def guide(
         >>> len(output.texts), len(handle.trace) > 0
         (2, True)
     """
-    return GuidanceHandle(pipe, Guidance(reward, config, seed), decode_chunk_size)
+    if isinstance(pipe, torch.nn.Module) and supports(pipe) is None and not (tokenizer is None and images is None):
+        decoder = read_images(images)
+        if decoder is not None and decode_chunk_size is not None:
+            decoder = replace(decoder, chunk_size=decode_chunk_size)
+        mask = getattr(tokenizer, "mask_token_id", None) if mask_token_id is None else mask_token_id
+        loop = LogitsGuidance(
+            reward,
+            config,
+            tokenizer=tokenizer if decoder is None else None,
+            mask_token_id=mask if decoder is None or mask is None else hidden_id(vocabulary, decoder.codebook),
+            num_steps=num_steps,
+            seed=seed,
+            images=decoder,
+            block_length=block_length,
+            remasking=remasking,
+            stop_when=stop_when,
+            ends=None if tokenizer is None else end_token_ids(tokenizer, pipe),
+        )
+        settings = ForwardSettings(
+            classifier_free,
+            guidance_scale,
+            conditional_first,
+            shift_logits,
+            vocabulary,
+            temperature,
+            free,
+            start,
+            generator,
+        )
+        return GuidanceHandle(pipe, loop, ForwardAttachment(pipe, loop, mask, settings, prompts))
+    said = {"tokenizer": tokenizer, "mask_token_id": mask_token_id, "num_steps": num_steps, "images": images}
+    said |= {"block_length": block_length, "prompts": prompts, "generator": generator, "free": free, "start": start}
+    said |= {"guidance_scale": guidance_scale, "conditional_first": conditional_first, "vocabulary": vocabulary}
+    return _guide_pipeline(pipe, Guidance(reward, config, seed, stop_when), decode_chunk_size, said)
+
+
+def _guide_pipeline(pipe: Any, guidance: Guidance, chunk_size: int | None, said: dict[str, Any]) -> GuidanceHandle:
+    def move(step: DenoisingStep) -> Tensor | None:
+        if chunk_size is not None:
+            if step.images is None:
+                raise ValueError(
+                    "`decode_chunk_size` is for pipelines of images, and this one makes texts; leave it out."
+                )
+            step = replace(step, images=replace(step.images, chunk_size=chunk_size))
+        return guidance(step)
+
+    off = guidance.config.scale == 0
+    attachment = Attachment(pipe, begin=guidance.begin, move=None if off else move, end=guidance.end)
+    for_models = [name for name, value in said.items() if value is not None]
+    if for_models:
+        attachment.remove()
+        raise ValueError(f"`{for_models[0]}` is for models, and a pipeline says it by itself; leave it out.")
+    return GuidanceHandle(pipe, guidance, attachment)

@@ -52,6 +52,7 @@ class Draws:
         tokens = index if support is None else support.gather(-1, index)
         ids = step.ids.repeat(draws, 1).masked_scatter(free, tokens)
         given = None if step.given is None else step.given.repeat(draws, 1)
+        lead = None if step.lead is None else step.lead.repeat(draws, 1)
         relaxed = RelaxedTokens(
             ids=ids,
             free=free,
@@ -65,5 +66,7 @@ class Draws:
             draws=draws,
             prompts=None if step.prompts is None else list(step.prompts) * draws,
             log_probs=log_probs,
+            lead=lead,
+            chat=step.chat,
         )
         return relaxed if step.images is None else RelaxedImages(relaxed, step.images)

@@ -1,44 +1,68 @@
 """How a reward is asked for its value, and what is checked of the answer."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from redge_guidance.chats import Prompt
+from redge_guidance.signatures import signature_of
 
-def of_pixels(reward: Any, pixels: Tensor, prompts: Sequence[str] | None) -> Tensor:
+
+class WrongKind(ValueError):  # noqa: N818 - it says what a reward is
+    """A function of samples that was shown what it does not take, and may be one of strings.
+
+    Attributes:
+        reward: the function, or an object with a `score`.
+        told: whether that it is taken for one of strings is worth saying.
+    """
+
+    def __init__(self, message: str, reward: Any, told: bool = True):
+        super().__init__(message)
+        self.reward, self.told = reward, told
+
+
+def of_pixels(reward: Any, pixels: Tensor, prompts: Sequence[Prompt] | None) -> Tensor:
     """The value of a reward that is no `Reward`: `score(pixels, prompts)` as preference models have it, or a call."""
     score = getattr(reward, "score", None)
-    value: Tensor = call_plain(reward, pixels, "image") if score is None else score(pixels, prompts)
+    value: Tensor = call_plain(reward, pixels, "image", prompts) if score is None else score(pixels, prompts)
     return value
 
 
-def call_plain(reward: Any, shown: Any, modality: str) -> Tensor:
+def call_plain(reward: Any, shown: Any, modality: str, prompts: Sequence[Prompt] | None = None) -> Tensor:
     """`reward(shown)`, with a word on the kind of reward where it asks `shown` for what only another kind has.
+
+    A function with a parameter for prompts behind that for the sample is told `prompts`, a list or None.
 
     Raises:
         ValueError: `reward` is not callable, or is a function of texts that is shown images, the other way round, or
-            one of strings that is shown either.
+            one of strings that is shown either; where it is shown texts that is a `WrongKind`.
     """
     wanted = "pixels" if modality == "image" else "RelaxedTokens"
     if not callable(reward):
-        raise ValueError(f"`reward` must be a callable from {wanted}, got {type(reward).__name__}.")
+        message = f"`reward` must be a callable from {wanted}, got {type(reward).__name__}."
+        raise (
+            WrongKind(message, reward, told=False) if callable(getattr(reward, "score", None)) else ValueError(message)
+        )
+    name = signature_of(reward).prompt
+    told = {} if name is None else {name: prompts}
     try:
-        value: Tensor = reward(shown)
+        value: Tensor = reward(shown, **told)
     except (AttributeError, TypeError, RuntimeError) as error:
         kinds = _kinds_asked_for(error, shown, modality)
         if not kinds:
             raise
-        raise ValueError(
+        message = (
             f"`reward` {name_of(reward)} was shown {type(shown).__name__}, since the pipeline makes {modality}s, and "
             f"failed: {error}. Is it {' or '.join(kinds)}?"
-        ) from error
+        )
+        raise (WrongKind(message, reward) if _STRINGS in kinds else ValueError(message)) from error
     return value
 
 
-_OF_TEXTS = {"answers", "attention_mask", "draws", "embed", "finished", "free", "given", "ids", "log_probs"}
+_OF_TEXTS = {"answers", "attention_mask", "draws", "embed", "finished", "free", "given", "ids", "judged", "log_probs"}
 _OF_TEXTS |= {"log_probs_of", "notes", "prompts", "support", "text_positions", "texts", "tokenizer"}
 _OF_TEXTS |= {"weights", "weights_of"}
 _IMAGES, _TEXTS = "a reward of images", "a reward of texts"
@@ -87,29 +111,6 @@ def checked(rewards: Any, batch: int, name: str) -> Tensor:
     if not rewards.isfinite().all():
         raise ValueError(f"`{name}` returned NaN or infinity; make it finite for every sequence.")
     return rewards
-
-
-def check_samples(samples: Any, argument: str = "samples") -> None:
-    """A ValueError unless these are pixels, or several strings; one string is not read letter by letter."""
-    if isinstance(samples, Tensor):
-        return
-    if isinstance(samples, str):
-        raise ValueError(f"`{argument}` must be a list of strings, got the string {samples!r}; put it into a list.")
-    if isinstance(samples, Mapping) or not (hasattr(samples, "__len__") and hasattr(samples, "__getitem__")):
-        raise ValueError(f"`{argument}` must be a list of strings, or pixels, got {type(samples).__name__}.")
-    wrong = [one for one in samples if not isinstance(one, str)]
-    if wrong:
-        raise ValueError(f"`{argument}` must be strings, or pixels in a tensor; got {wrong[0]!r:.60} among them.")
-
-
-def check_prompts(samples: Any, prompts: Sequence[str] | None) -> None:
-    """A ValueError if these are no samples, or there are prompts, and not a string for each sample."""
-    check_samples(samples)
-    if prompts is None:
-        return
-    check_samples(prompts, "prompts")
-    if len(prompts) != len(samples):
-        raise ValueError(f"`prompts` must be one a sample, {len(samples)}, got {len(prompts)}.")
 
 
 def name_of(reward: Any) -> str:

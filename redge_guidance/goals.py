@@ -2,11 +2,13 @@
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from redge_guidance.chats import Prompt
 from redge_guidance.evaluation import name_of
 from redge_guidance.reward import AnyReward, Reward, RewardSum, Sample, Term
 
@@ -29,7 +31,7 @@ class Goals:
         self._terms = {term.name: term for term in terms_of(reward) if term.weight != 0}
         self._unmoved = dict(self._terms)
         self._values: dict[str, tuple[float, float]] = {}  # lowest and highest of every draw
-        self._last: dict[str, tuple[Tensor, Any, Sequence[str] | None]] = {}  # values, finished samples, prompts
+        self._last: dict[str, tuple[Tensor, Any, Sequence[Prompt] | None]] = {}  # values, finished samples, prompts
         self._by_values: set[str] = set()
 
     def waiting(self, reward: AnyReward) -> bool:
@@ -74,7 +76,8 @@ class Goals:
                 continue
             low, high = self._values.get(term.name, (float("inf"), -float("inf")))
             self._values[term.name] = (min(low, float(value.min())), max(high, float(value.max())))
-            finished = sample.finished() if _says_yes_or_no(term.reward) else None
+            judges = getattr(term.reward, "answer_only", None)
+            finished = sample.finished(judges) if _says_yes_or_no(term.reward) else None
             self._last[term.name] = (value, finished, sample.prompts)
 
     def report(self, told: set[str]) -> None:
@@ -113,11 +116,18 @@ def terms_of(reward: AnyReward) -> list[Term]:
     return reward.terms if isinstance(reward, RewardSum) else [Term(1.0, reward, name_of(reward))]
 
 
+def exchanged(reward: AnyReward, old: Any, new: AnyReward) -> AnyReward:
+    """The same reward with `new` in the place of `old`, a term of it or the reward itself."""
+    if not isinstance(reward, RewardSum):
+        return new if reward is old else reward
+    return RewardSum([replace(term, reward=new) if term.reward is old else term for term in reward.terms])
+
+
 def _says_yes_or_no(reward: AnyReward) -> bool:
     return isinstance(reward, Reward) and type(reward).reached is not Reward.reached
 
 
-def _reached(term: Term, value: Tensor, finished: Any, prompts: Sequence[str] | None) -> bool:
+def _reached(term: Term, value: Tensor, finished: Any, prompts: Sequence[Prompt] | None) -> bool:
     """Whether all draws are as the term wants them; of a function that says nothing of it 1 is taken for a yes."""
     known = None
     if finished is not None and isinstance(term.reward, Reward):

@@ -6,15 +6,19 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from redge_guidance.accepting import as_reward, as_strings
 from redge_guidance.config import GuidanceConfig
 from redge_guidance.draws import Draws, Noise
-from redge_guidance.goals import Goals
+from redge_guidance.evaluation import WrongKind
+from redge_guidance.goals import Goals, exchanged
 from redge_guidance.gradients import RewardGradients, routes
+from redge_guidance.inference import gradients_allowed, outside_inference_mode
 from redge_guidance.precision import Autocast
 from redge_guidance.prediction import Prediction, distances
 from redge_guidance.randomness import check_seed, noise_of
-from redge_guidance.reward import AnyReward, named_tokens
+from redge_guidance.reward import AnyReward, asks_for_whole_batch, named_tokens
 from redge_guidance.step import DenoisingStep
+from redge_guidance.stopping import Stopping, StopRule
 from redge_guidance.trace import Figures, StepTrace, Trace
 from redge_guidance.updates import LogProbs, project_to_budget
 
@@ -29,9 +33,11 @@ class Guidance:
         reward: any callable from `RelaxedTokens`, or from pixels `(batch, 3, height, width)` in [0, 1] where the
             pipeline makes images, to a differentiable tensor `(batch,)`, higher is better; on images also anything
             with `score(pixels, prompts)`. It need not be differentiable for the estimator `reinforce_loo`, nor where
-            it, or a term of a sum, says so.
+            it, or a term of a sum, says so. Functions of strings, reward functions as in TRL
+            and models of other libraries are accepted as `redge_guidance.accepting.as_reward` says.
         config: `GuidanceConfig()` when None.
         seed: of guidance's own noise.
+        stop_when: ends the guidance of a sequence, see `Stopping`; None: nothing does.
 
     Attributes:
         config: the settings in force.
@@ -42,11 +48,14 @@ class Guidance:
             a seed that is none.
     """
 
-    def __init__(self, reward: AnyReward, config: GuidanceConfig | None = None, seed: int = 0):
-        if not callable(reward) and not hasattr(reward, "score"):
-            raise ValueError(
-                f"`reward` must be a callable from RelaxedTokens, or pixels, to (batch,), got {type(reward).__name__}."
-            )
+    def __init__(
+        self,
+        reward: AnyReward,
+        config: GuidanceConfig | None = None,
+        seed: int = 0,
+        stop_when: StopRule | None = None,
+    ):
+        reward = as_reward(reward)
         self.config = GuidanceConfig() if config is None else config
         if not isinstance(self.config, GuidanceConfig):
             raise ValueError(f"`config` must be a GuidanceConfig, got {type(config).__name__}.")
@@ -54,10 +63,12 @@ class Guidance:
         self.trace = Trace()
         self._reward, self._seed, self._index = reward, check_seed(seed), 0
         self._goals, self._told = Goals(reward), set[str]()
+        self._stopping = Stopping(stop_when)
 
     def begin(self) -> None:
         """A call of the sampler begins: its steps are counted from 0."""
         self._index, self._goals = 0, Goals(self._reward)
+        self._stopping = Stopping(self._stopping.rule)
 
     def end(self) -> None:
         """A call of the sampler is over: a warning for every goal that nothing moved and that is not reached, once."""
@@ -69,20 +80,28 @@ class Guidance:
 
         Raises:
             ValueError: a reward of the wrong shape, not finite, or without gradient.
-            RuntimeError: under `torch.inference_mode()`.
+            RuntimeError: a reward with parameters that were made under `torch.inference_mode()`.
         """
         started = time.perf_counter()
         config, index = self.config, self._index
         self._index += 1
         if config.scale == 0 or not config.start <= step.progress < config.stop or not step.free.any():
             return None
-        if torch.is_inference_mode_enabled():
-            raise RuntimeError(
-                "guidance needs gradients and cannot run under `torch.inference_mode()`; use `torch.no_grad()` instead."
-            )
-        noise = noise_of(step, self._seed, index)
-        logits, figures = guided_logits(step, self._reward, config, noise, self._goals)
-        self.trace.append(replace(figures, seconds=time.perf_counter() - started))
+
+        def guided(step: DenoisingStep) -> tuple[Tensor, StepTrace]:
+            while True:
+                noise = noise_of(step, self._seed, index)
+                try:
+                    return guided_logits(step, self._reward, config, noise, self._goals)
+                except WrongKind as error:
+                    self._reward = exchanged(self._reward, error.reward, as_strings(error))
+                    self._goals = Goals(self._reward)
+
+        with gradients_allowed():
+            here = outside_inference_mode(step)
+            logits, figures = self._stopping.guide(here, guided, asks_for_whole_batch(self._reward))
+        if figures is not None:
+            self.trace.append(replace(figures, seconds=time.perf_counter() - started, step=index))
         return logits
 
 

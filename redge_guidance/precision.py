@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -41,3 +42,23 @@ class Autocast:
         if not torch.amp.is_autocast_available(self.device_type):
             return nullcontext()
         return torch.autocast(self.device_type, dtype=self.dtype, enabled=self.enabled)
+
+
+def in_float32(logits: Tensor) -> Tensor:
+    """A copy in float32, or in float64 where it was that."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32), copy=True)
+
+
+def keeping_the_first(logits: Tensor, dtype: torch.dtype) -> Tensor:
+    """Logits `(..., vocabulary)` in a narrower `dtype`, in which the likeliest token is still the likeliest.
+
+    Where rounding makes another token as likely, it is raised above it by a step of the dtype.
+
+    >>> keeping_the_first(torch.tensor([24.0, 24.01]), torch.bfloat16).argmax()
+    tensor(1)
+    """
+    narrow = logits.to(dtype)
+    first, highest = logits.argmax(-1, keepdim=True), narrow.amax(-1, keepdim=True)
+    tied = narrow.argmax(-1, keepdim=True) != first
+    above = highest + (2 * torch.finfo(dtype).eps * highest.abs()).clamp(min=torch.finfo(dtype).tiny)
+    return narrow.scatter(-1, first, torch.where(tied, above, narrow.gather(-1, first)))

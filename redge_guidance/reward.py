@@ -7,8 +7,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from redge_guidance.accepting import as_reward
+from redge_guidance.chats import Prompt
 from redge_guidance.checks import as_real
-from redge_guidance.evaluation import check_prompts, checked, name_of, of_pixels
+from redge_guidance.evaluation import checked, name_of, of_pixels
+from redge_guidance.finished import to_judge
 from redge_guidance.recipe import note_arguments
 
 AnyReward = Callable[[Any], Tensor]
@@ -27,7 +30,7 @@ class Sample(Protocol):
     def notes(self) -> dict[str, Any]: ...
 
     @property
-    def prompts(self) -> Sequence[str] | None: ...
+    def prompts(self) -> Sequence[Prompt] | None: ...
 
     @property
     def weights(self) -> Tensor: ...
@@ -37,8 +40,11 @@ class Sample(Protocol):
     def evaluate(self, reward: Any) -> Tensor:
         """The reward of these samples, `(batch,)`."""
 
-    def finished(self, answer_only: bool = False) -> Any:
-        """The same without relaxation, as `Reward.score` takes them: strings, or pixels."""
+    def finished(self, answer_only: bool | None = None) -> Any:
+        """The same without relaxation, as `Reward.score` takes them: strings, or pixels.
+
+        Of texts the answers without the prompt if `answer_only`, or, where that is None, if this is a chat.
+        """
 
 
 class Reward:
@@ -50,10 +56,15 @@ class Reward:
         differentiable: False for a reward without gradient, which guidance then climbs by the score function.
         name: what the trace calls it in a sum.
         modality: `"text"`, `"image"`, or None for a reward that takes either: what it is asked about.
+        answer_only: whether the prompt in front is left out of what is judged; None: in a chat it is, elsewhere not.
+        whole_batch: True for a reward that knows the sequences of a batch by their place, as one with a target for each
+            of them; it is asked about all of them then, also where guidance of some has stopped.
     """
 
     differentiable: bool = True
     modality: str | None = None
+    answer_only: bool | None = None
+    whole_batch: bool = False
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         reward = super().__new__(cls)
@@ -64,13 +75,14 @@ class Reward:
         """Rewards `(batch,)` of relaxed samples, higher is better."""
         raise NotImplementedError
 
-    def score(self, samples: Any, prompts: Sequence[str] | None = None, batch_size: int = 32) -> Tensor:
+    def score(self, samples: Any, prompts: Sequence[Prompt] | None = None, batch_size: int = 32) -> Tensor:
         """Rewards `(n,)` of n finished samples, on the CPU: what `__call__` gives for the same hard tokens.
 
         Args:
-            samples: n strings, or pixels `(n, 3, height, width)` in [0, 1].
-            prompts: what each of them was asked for; None: not known.
-            batch_size: samples that are judged together.
+            samples: n strings, or pixels `(n, 3, height, width)` in [0, 1]; a single string, or pixels
+                `(3, height, width)`, is one sample. In a chat they are the answers, without the conversation.
+            prompts: what each of them was asked for, a text or a list of messages; None: not known.
+            batch_size: samples that are judged together, >= 1.
 
         Raises:
             NotImplementedError: a reward that has only `__call__`, which needs the generator's tokens.
@@ -80,7 +92,7 @@ class Reward:
             "in the class, which gives the reward of strings, or of pixels."
         )
 
-    def reached(self, samples: Any, prompts: Sequence[str] | None = None) -> list[bool] | None:
+    def reached(self, samples: Any, prompts: Sequence[Prompt] | None = None) -> list[bool] | None:
         """Which finished samples are as they should be; None where there is no yes or no to it."""
         return None
 
@@ -126,7 +138,7 @@ class ImageReward(Reward):
 
     modality = "image"
 
-    def of_pixels(self, pixels: Tensor, prompts: Sequence[str] | None = None) -> Tensor:
+    def of_pixels(self, pixels: Tensor, prompts: Sequence[Prompt] | None = None) -> Tensor:
         """Rewards `(batch,)`, higher is better, differentiable in the pixels.
 
         Args:
@@ -139,8 +151,8 @@ class ImageReward(Reward):
         return self.of_pixels(sample.pixels, sample.prompts)
 
     @torch.no_grad()
-    def score(self, samples: Tensor, prompts: Sequence[str] | None = None, batch_size: int = 32) -> Tensor:
-        check_prompts(samples, prompts)
+    def score(self, samples: Tensor, prompts: Sequence[Prompt] | None = None, batch_size: int = 32) -> Tensor:
+        samples, prompts, batch_size = to_judge(samples, prompts, batch_size)
         values = []
         for first in range(0, len(samples), batch_size):
             rows = slice(first, first + batch_size)
@@ -201,14 +213,14 @@ class RewardSum(Reward):
         return total
 
     @torch.no_grad()
-    def score(self, samples: Any, prompts: Sequence[str] | None = None, batch_size: int = 32) -> Tensor:
-        check_prompts(samples, prompts)
+    def score(self, samples: Any, prompts: Sequence[Prompt] | None = None, batch_size: int = 32) -> Tensor:
+        samples, prompts, batch_size = to_judge(samples, prompts, batch_size)
         total = torch.zeros(len(samples))
         for term in self.terms:
             total += term.weight * self._score(term, samples, prompts, batch_size)
         return total
 
-    def reached(self, samples: Any, prompts: Sequence[str] | None = None) -> list[bool] | None:
+    def reached(self, samples: Any, prompts: Sequence[Prompt] | None = None) -> list[bool] | None:
         """Which samples are as every term with a yes or no wants them; a negative weight wants the opposite."""
         known = []
         for term in self.terms:
@@ -217,7 +229,7 @@ class RewardSum(Reward):
                 known.append([yes == (term.weight > 0) for yes in found])
         return [all(answers) for answers in zip(*known, strict=True)] if known else None
 
-    def normalized(self, samples: Any, prompts: Sequence[str] | None = None, batch_size: int = 32) -> "RewardSum":
+    def normalized(self, samples: Any, prompts: Sequence[Prompt] | None = None, batch_size: int = 32) -> "RewardSum":
         """The same sum with every term divided by its standard deviation over `samples`, such as unguided ones.
 
         Raises:
@@ -242,9 +254,11 @@ class RewardSum(Reward):
         return " + ".join(f"{term.weight:g} * {term.name}" for term in self.terms)
 
     @torch.no_grad()
-    def _score(self, term: Term, samples: Any, prompts: Sequence[str] | None, batch_size: int) -> Tensor:
+    def _score(self, term: Term, samples: Any, prompts: Sequence[Prompt] | None, batch_size: int) -> Tensor:
         if isinstance(term.reward, Reward):
             value = term.reward.score(samples, prompts, batch_size)
+        elif not isinstance(samples, Tensor) and callable(asked := getattr(term.reward, "score", None)):
+            value = torch.as_tensor(asked(samples, prompts), dtype=torch.float)
         elif not isinstance(samples, Tensor):  # a plain callable needs the tokens
             raise ValueError(
                 f"the term {term.name} has no `score`, so texts cannot be scored; make it a class derived from "
@@ -277,9 +291,16 @@ def named_tokens(reward: AnyReward, tokenizer: Any) -> list[int]:
     return [] if ids is None or tokenizer is None else list(ids(tokenizer))
 
 
+def asks_for_whole_batch(reward: AnyReward) -> bool:
+    """Whether a reward, or a term of a sum, says that it knows sequences by their place in the batch."""
+    terms = reward.terms if isinstance(reward, RewardSum) else [Term(1.0, reward, "")]
+    return any(getattr(term.reward, "whole_batch", False) for term in terms)
+
+
 def _terms(reward: Any) -> list[Term]:
     if isinstance(reward, RewardSum):
         return reward.terms
     if not callable(reward) and not hasattr(reward, "score"):
         raise TypeError(f"a reward can be added to a callable, got {type(reward).__name__}.")
-    return [Term(1.0, reward, name_of(reward))]
+    found = as_reward(reward)
+    return [Term(1.0, found, name_of(found))]

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from redge_guidance.chats import Prompt
 from redge_guidance.samples.images import ImageDecoder
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
@@ -35,6 +36,9 @@ class DenoisingStep:
         ends: token ids that end a text; None: those of the tokenizer, as `end_token_ids` has them.
         unending: `(batch, length)` bool, free positions with given text behind them, at which guidance forbids `ends`;
             None: none, or the host has forbidden them in its logits.
+        lead: `(batch, length)` bool, the prompt in front of an answer, none of a text with gaps; None: the beginning of
+            `given`.
+        chat: whether the prompts are turns of a chat, so that rewards judge the answers unless told otherwise.
     """
 
     logits: Tensor
@@ -46,8 +50,10 @@ class DenoisingStep:
     tokenizer: Any
     given: Tensor | None = None
     reserved: Sequence[int] = ()
-    prompts: Sequence[str] | None = None
+    prompts: Sequence[Prompt] | None = None
     images: ImageDecoder | None = None
     generator: Generators = None
     ends: Sequence[int] | None = None
     unending: Tensor | None = None
+    lead: Tensor | None = None
+    chat: bool = False

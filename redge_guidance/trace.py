@@ -1,16 +1,19 @@
 """What guidance did: figures by step and by sequence."""
 
-import logging
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor
 
-logger = logging.getLogger(__name__)
+from redge_guidance.checks import whole_number
+from redge_guidance.logging import get_logger
+
+logger = get_logger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class SequenceFigures:
     """Figures of one sequence of a batch in one guided step.
 
@@ -20,6 +23,8 @@ class SequenceFigures:
         grad_norm: root mean square over its free positions, mean over the updates.
         entropy: of q within the support, in nats per free token.
         free: number of its free positions.
+        stopped: whether `stop_when` had ended its guidance before this step. Its `reward` and `entropy` are then those
+            of the last step in which it was guided, `kl` and `grad_norm` are 0.
     """
 
     reward: float
@@ -27,9 +32,10 @@ class SequenceFigures:
     grad_norm: float
     entropy: float
     free: int
+    stopped: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class StepTrace:
     """Figures of one guided denoising step.
 
@@ -43,8 +49,9 @@ class StepTrace:
         seconds: spent on guidance, the model and the scheduler left out.
         notes: figures that the reward noted on its tokens, means over the updates: the terms of a sum by name,
             `"coverage"` where a reward has another tokenizer.
-        sequences: the same for every sequence of the batch; `reward` is their mean, `kl` and `entropy` are the means
-            weighted by `free`.
+        sequences: the same for every sequence of the batch; `reward` is the mean of those that were not stopped before,
+            `kl` and `entropy` are their means weighted by `free`.
+        step: number of the step within its call of the sampler, from 0; steps that were not guided count.
     """
 
     progress: float
@@ -55,10 +62,20 @@ class StepTrace:
     seconds: float
     notes: dict[str, float] = field(default_factory=dict)
     sequences: tuple[SequenceFigures, ...] = ()
+    step: int = 0
 
 
 class Trace(list[StepTrace]):
-    """The last `limit` guided steps, a list; `total` counts all that there were.
+    """The last guided steps, a list: at most `limit` of them, and of as many sequences together as `figures` says.
+
+    Figures of a hundred thousand sequences take some 25 MB. The last step is kept whatever its batch.
+
+    Args:
+        limit: steps that are kept, at least 1.
+        figures: sequences of these steps, counted once a step, at least 1.
+
+    Attributes:
+        total: number of all steps that there were.
 
     >>> trace = Trace(limit=2)
     >>> for step in range(3):
@@ -67,19 +84,53 @@ class Trace(list[StepTrace]):
     ([True, True], 3)
     """
 
-    def __init__(self, limit: int = 10_000):
+    def __init__(self, limit: int = 10_000, figures: int = 100_000):
         super().__init__()
-        self.limit, self.total = limit, 0
+        self.limit, self.figures = whole_number("limit", limit, 1), whole_number("figures", figures, 1)
+        self.total, self._told = 0, False
+        self._length = self._held = 0  # when something was last appended: what is here now, unless somebody took away
 
     def append(self, step: StepTrace) -> None:
+        """Also lets go of the first steps that are too many, which is said once."""
+        if len(self) != self._length:
+            self._held = sum(len(one.sequences) for one in self)
         super().append(step)
         self.total += 1
-        if len(self) > self.limit:
-            if self.total == self.limit + 1:
-                logger.warning(
-                    "the trace keeps the last %d guided steps; empty it by `trace.clear()` to keep it short", self.limit
-                )
-            del self[0]
+        self._held += len(step.sequences)
+        excess = 0
+        while len(self) - excess > self.limit or (self._held > self.figures and len(self) - excess > 1):
+            self._held -= len(self[excess].sequences)
+            excess += 1
+        if excess:
+            del self[:excess]
+            self._tell()
+        self._length = len(self)
+
+    def extend(self, steps: Iterable[StepTrace]) -> None:
+        """`append` of one after the other."""
+        for step in steps:
+            self.append(step)
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
+        return _restored, (list(self), self.limit, self.figures, self.total)
+
+    def _tell(self) -> None:
+        if not self._told:
+            self._told = True
+            logger.warning(
+                "the trace keeps the last %d guided steps; fewer where these are of more than %d sequences together; "
+                "empty it by `trace.clear()` to keep it short",
+                self.limit,
+                self.figures,
+            )
+
+
+def _restored(steps: list[StepTrace], limit: int, figures: int, total: int) -> Trace:
+    """A copy of a trace."""
+    trace = Trace(limit, figures)
+    trace.extend(steps)
+    trace.total = total
+    return trace
 
 
 class Figures:

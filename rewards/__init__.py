@@ -2,6 +2,7 @@
 
 from redge_guidance.reward import ImageReward, Reward, RewardSum
 from redge_guidance.rewards.black_box import BlackBoxReward
+from redge_guidance.rewards.functions import CompletionsReward
 from redge_guidance.rewards.image.aesthetic import AestheticReward
 from redge_guidance.rewards.image.classifier import ImageClassifierReward
 from redge_guidance.rewards.image.clip import CLIPReward
@@ -10,6 +11,7 @@ from redge_guidance.rewards.text.classifier import TextClassifierReward
 from redge_guidance.rewards.text.fluency import FluencyReward
 from redge_guidance.rewards.text.length import LengthReward
 from redge_guidance.rewards.text.lexical import LexicalReport, LexicalReward
+from redge_guidance.rewards.text.pairs import PairReward
 from redge_guidance.rewards.text.preference import TextPreferenceReward
 from redge_guidance.rewards.text.similarity import SentenceSimilarityReward
 
@@ -17,6 +19,7 @@ __all__ = [
     "AestheticReward",
     "BlackBoxReward",
     "CLIPReward",
+    "CompletionsReward",
     "FluencyReward",
     "ImageClassifierReward",
     "ImagePreferenceReward",
@@ -24,6 +27,7 @@ __all__ = [
     "LengthReward",
     "LexicalReport",
     "LexicalReward",
+    "PairReward",
     "Reward",
     "RewardSum",
     "SentenceSimilarityReward",

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from redge_guidance.evaluation import check_prompts
+from redge_guidance.chats import Prompt, key_of
+from redge_guidance.finished import to_judge
 from redge_guidance.reward import Reward, Sample
 
 
@@ -24,7 +25,7 @@ class BlackBoxReward(Reward):
         batched: which of the two.
         takes_prompt: the function is told what each sample was asked for, `function(text, prompt)`; or, `batched`, a
             list of texts and one of their prompts.
-        answer_only: leave the prompt in front out of the texts.
+        answer_only: leave the prompt in front out of the texts; None: in a chat it is, elsewhere it is not.
         name: in the trace of a sum; None: the function's.
 
     Raises:
@@ -44,7 +45,7 @@ class BlackBoxReward(Reward):
         *,
         batched: bool = False,
         takes_prompt: bool = False,
-        answer_only: bool = False,
+        answer_only: bool | None = None,
         name: str | None = None,
     ):
         if not callable(function):
@@ -60,27 +61,30 @@ class BlackBoxReward(Reward):
     def __call__(self, sample: Sample) -> Tensor:
         return self.score(sample.finished(self.answer_only), sample.prompts).to(sample.weights)
 
-    def score(self, samples: Any, prompts: Sequence[str] | None = None, batch_size: int = 32) -> Tensor:
-        check_prompts(samples, prompts)
+    def score(self, samples: Any, prompts: Sequence[Prompt] | None = None, batch_size: int = 32) -> Tensor:
+        samples, prompts, batch_size = to_judge(samples, prompts, batch_size)
         if self.takes_prompt and prompts is None:
             raise ValueError(
                 f"`{self.name}` takes prompts, and there are none; let `score` or the pipeline know the `prompts`, or "
                 "leave out `takes_prompt`."
             )
-        told = prompts if self.takes_prompt and prompts is not None else [None] * len(samples)
+        told: Sequence[Prompt | None] = [None] * len(samples)
+        if self.takes_prompt and prompts is not None:
+            told = prompts
         if isinstance(samples, Tensor):
             return torch.tensor(self._judge_all(list(zip(samples.detach(), told, strict=True)), batch_size))
         pairs = list(zip(samples, told, strict=True))
-        distinct = list(dict.fromkeys(pairs))
-        values = dict(zip(distinct, self._judge_all(distinct, batch_size), strict=True))
-        return torch.tensor([values[pair] for pair in pairs])
+        keys = [(text, key_of(prompt)) for text, prompt in pairs]
+        distinct = dict(zip(keys, pairs, strict=True))
+        values = dict(zip(distinct, self._judge_all(list(distinct.values()), batch_size), strict=True))
+        return torch.tensor([values[key] for key in keys])
 
-    def _judge_all(self, pairs: list[tuple[Any, str | None]], batch_size: int) -> list[float]:
+    def _judge_all(self, pairs: list[tuple[Any, Prompt | None]], batch_size: int) -> list[float]:
         together = batch_size if self.batched else 1
         parts = [pairs[first : first + together] for first in range(0, len(pairs), together)]
         return [value for part in parts for value in self._judge(part)]
 
-    def _judge(self, pairs: list[tuple[Any, str | None]]) -> list[float]:
+    def _judge(self, pairs: list[tuple[Any, Prompt | None]]) -> list[float]:
         """Values of samples with their prompts, by one call of the function."""
         samples, prompts = [sample for sample, _ in pairs], [prompt for _, prompt in pairs]
         first = _shown(samples[0])
@@ -90,22 +94,41 @@ class BlackBoxReward(Reward):
             result = self.function(*told) if self.batched else [self.function(*(one[0] for one in told))]
         except Exception as error:
             raise RuntimeError(f"`{self.name}` raised {type(error).__name__}: {error}; on {shown}.") from error
-        if isinstance(result, Tensor):
-            result = result.tolist()
-        if not isinstance(result, Sequence) and not hasattr(result, "__len__"):
-            raise ValueError(f"`{self.name}` must return a list of numbers, got {type(result).__name__}, on {shown}.")
-        if len(result) != len(samples):
-            raise ValueError(f"`{self.name}` must return {len(samples)} numbers, got {len(result)}, on {shown}.")
-        return [self._number(value, sample) for value, sample in zip(result, samples, strict=True)]
+        return numbers_of(result, samples, self.name)
 
-    def _number(self, value: Any, sample: Any) -> float:
-        try:
-            number = float(value)
-        except (TypeError, ValueError, RuntimeError):
-            number = math.nan
-        if isinstance(value, str) or not math.isfinite(number):
-            raise ValueError(f"`{self.name}` must return a finite number, got {value!r}, on {_shown(sample)}.")
-        return number
+
+def numbers_of(result: Any, samples: Sequence[Any], name: str, missing: float | None = None) -> list[float]:
+    """What a function has returned for some samples, as plain numbers.
+
+    Args:
+        result: a list, an array or a tensor.
+        samples: as many.
+        name: of the function.
+        missing: what None is worth; None: it is an error.
+
+    Raises:
+        ValueError: something else, not as many, or not finite, with the sample.
+    """
+    first = _shown(samples[0])
+    shown = first if len(samples) == 1 else f"{len(samples)} samples, the first {first}"
+    if isinstance(result, Tensor):
+        result = result.tolist()
+    if not isinstance(result, Sequence) and not hasattr(result, "__len__"):
+        raise ValueError(f"`{name}` must return a list of numbers, got {type(result).__name__}, on {shown}.")
+    if len(result) != len(samples):
+        raise ValueError(f"`{name}` must return {len(samples)} numbers, got {len(result)}, on {shown}.")
+    pairs = zip(result, samples, strict=True)
+    return [missing if value is None and missing is not None else _number(value, one, name) for value, one in pairs]
+
+
+def _number(value: Any, sample: Any, name: str) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError, RuntimeError):
+        number = math.nan
+    if isinstance(value, str) or not math.isfinite(number):
+        raise ValueError(f"`{name}` must return a finite number, got {value!r}, on {_shown(sample)}.")
+    return number
 
 
 def _shown(sample: Any) -> str:

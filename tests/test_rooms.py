@@ -55,7 +55,7 @@ def room(module):
     return parts[1] if len(parts) > 1 and parts[1] in rooms else "core"
 
 
-FOR_ALL = {"redge_guidance.positions", "redge_guidance.checks", "redge_guidance.recipe"}  # which knows nothing itself
+FOR_ALL = {f"redge_guidance.{name}" for name in ("positions", "checks", "chats", "logging", "recipe")}
 MAY_NOT = [  # (who, does not import)
     ("core", "hosts"),
     ("core", "cli"),

@@ -17,7 +17,7 @@ from redge_guidance.pipelines.image.completion import ImageCompletion, image_can
 from redge_guidance.pipelines.image.conditions import Conditions, takes_text
 from redge_guidance.pipelines.image.halton import convert_transformer, convert_vq_model
 from redge_guidance.pipelines.image.order import grid_order
-from redge_guidance.pipelines.image.vq_tokens import codebook_of, to_pixels, to_tokens
+from redge_guidance.pipelines.image.vq_tokens import codebook_of, embeddings_of, to_pixels, to_tokens
 from redge_guidance.pipelines.sampling import AfterStep, Callback, Generators, check_generators, plain_settings
 from redge_guidance.pipelines.scheduler import MaskedDiffusionScheduler
 from redge_guidance.pipelines.schedules import classifier_free, for_each_step
@@ -202,7 +202,7 @@ class MaskedImagePipeline(Drawer, DiffusionPipeline):
             output_type: `"pil"`, `"np"`, `"pt"` (`(batch, 3, height, width)` in [0, 1]) or `"latent"`, the tokens.
             return_dict: return an output object instead of `(images, tokens)`.
             callback_on_step_end: called as `callback(pipe, step, timestep, {name: tensor})`; may return a dict with a
-                new `sample`.
+                new `sample`; `pipe._interrupt = True` makes this step the last.
             callback_on_step_end_tensor_inputs: of `["sample", "logits"]`; default `["sample"]`.
 
         Raises:
@@ -226,10 +226,14 @@ class MaskedImagePipeline(Drawer, DiffusionPipeline):
         nothing = conditions.without(batch, negative_prompt) if set(scales) != {1} else {}
         completion = ImageCompletion.read(image, mask_image, self.image_size, self._execution_device)
         canvas = image_canvas(self, batch, tokens, completion, self._execution_device)
-        order = grid_order(self.scheduler, self.side, batch, generator, self._execution_device)
+        ranks = grid_order(self.scheduler, self.side, batch, generator, self._execution_device).get("ranks")
         sample = canvas.ids
-        with self._draw(Drawing(canvas, prompts, class_labels=condition.get("class_labels"), ranks=order.get("ranks"))):
+        settings: dict[str, Any] = {"ranks": ranks, "top_k": top_k, "top_p": top_p, "generator": generator}
+        drawing = Drawing(canvas, prompts, class_labels=condition.get("class_labels"), ranks=ranks)
+        with self._running(len(temperatures)), self._draw(drawing):
             for step, t in enumerate(self.progress_bar(self.scheduler.timesteps)):
+                if self.interrupt:
+                    break
                 logits = self._logits(sample, condition)
                 if scales[step] != 1:
                     logits = classifier_free(logits, self._logits(sample, nothing), scales[step])
@@ -239,14 +243,12 @@ class MaskedImagePipeline(Drawer, DiffusionPipeline):
                     sample,
                     mask_token_id=self.mask_token_id,
                     free=canvas.free,
-                    ranks=order.get("ranks"),
                     temperature=temperatures[step],
-                    top_k=top_k,
-                    top_p=top_p,
-                    generator=generator,
                     return_dict=False,
+                    **settings,
                 )
                 sample = after_step(step, t, sample, logits)
+        self._say_undrawn(sample == self.mask_token_id, "they are decoded as the mean of the codebook")
         return self._output(sample, completion, output_type, return_dict)
 
     def _output(
@@ -284,8 +286,8 @@ class MaskedImagePipeline(Drawer, DiffusionPipeline):
         return to_pixels(self.vqvae, embeddings, self.config.do_normalize)
 
     def decode(self, tokens: Tensor) -> Tensor:
-        """Pixels `(batch, 3, height, width)` in [0, 1] of tokens `(batch, side**2)`."""
-        return self.decode_embeddings(self.codebook[tokens])
+        """Pixels `(batch, 3, height, width)` in [0, 1] of tokens `(batch, side**2)`, hidden ones as the mean of all."""
+        return self.decode_embeddings(embeddings_of(self.vqvae, tokens, self.mask_token_id))
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Tokens `(batch, side**2)` of pixels `(batch, 3, height, width)` in [0, 1]."""

@@ -12,6 +12,12 @@ def codebook_of(vqvae: Any) -> Tensor:
     return table
 
 
+def embeddings_of(vqvae: Any, tokens: Tensor, mask_token_id: int) -> Tensor:
+    """Codebook entries `(batch, length, dim)` of tokens `(batch, length)`; of a hidden one the mean of the codebook."""
+    table, hidden = codebook_of(vqvae), tokens == mask_token_id
+    return torch.where(hidden[..., None], table.mean(0), table[tokens.masked_fill(hidden, 0)])
+
+
 def to_pixels(vqvae: Any, embeddings: Tensor, do_normalize: bool, width: int | None = None) -> Tensor:
     """Decode a rectangle of codebook entries, or of mixtures of them; differentiable.
 

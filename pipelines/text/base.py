@@ -9,6 +9,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
+from redge_guidance.chats import Prompt
 from redge_guidance.hub import loading, resolve
 from redge_guidance.pipelines.drawing import Canvas, Drawer, Drawing
 from redge_guidance.pipelines.sampling import Generators, check_generators, plain_settings
@@ -24,7 +25,7 @@ from redge_guidance.pipelines.text.loading import (
     read_config,
 )
 from redge_guidance.pipelines.text.output import TextPipelineOutput, texts_of
-from redge_guidance.pipelines.text.prompts import as_texts, lay_out, scored_rows
+from redge_guidance.pipelines.text.prompts import as_prompts, as_texts, lay_out, scored_rows
 from redge_guidance.positions import longest
 from redge_guidance.recipe import remembered
 from redge_guidance.remote import REMOTE, load_pipeline
@@ -147,7 +148,7 @@ class TextPipeline(Drawer, DiffusionPipeline):
         num_corruptions: int = 16,
         batch_size: int = 32,
         generator: torch.Generator | None = None,
-        prompts: str | list[str] | None = None,
+        prompts: Prompt | Sequence[Prompt] | None = None,
     ) -> Tensor:
         """Upper bound on `-log p(text)`, or `-log p(text | prompt)`: the negative ELBO, by Monte Carlo, unbiased.
 
@@ -165,7 +166,7 @@ class TextPipeline(Drawer, DiffusionPipeline):
             num_corruptions: corruptions a text, at stratified noise levels.
             batch_size: sequences in one call of the model.
             generator: source of the corruptions; None: seeded with 0, so that equal calls give equal figures.
-            prompts: what each text, or all of them, follows.
+            prompts: what each text, or all of them, follows: texts, or conversations in the chat template.
 
         Returns:
             `(len(texts),)` float32 on the CPU, nats a text.
@@ -244,7 +245,7 @@ class TextPipeline(Drawer, DiffusionPipeline):
 
     def canvas(
         self,
-        prompts: Sequence[str],
+        prompts: Sequence[Prompt],
         gen_length: int | None = None,
         use_chat_template: bool = False,
         any_length: bool = False,
@@ -263,23 +264,25 @@ class TextPipeline(Drawer, DiffusionPipeline):
 
     def _plan(
         self,
-        prompt: str | list[str],
+        prompt: Prompt | Sequence[Prompt],
         gen_length: int | None,
         use_chat_template: bool,
         generator: Generators,
         any_length: bool = False,
     ) -> Drawing:
         """What a call with that prompt, or those, draws."""
-        prompts = as_texts(prompt)
+        prompts, chat = as_prompts(prompt, use_chat_template)
         check_generators(generator, len(prompts))
-        return Drawing(self.canvas(prompts, gen_length, use_chat_template, any_length), prompts)
+        return Drawing(self.canvas(prompts, gen_length, chat, any_length), prompts, chat=chat)
 
     def _output(
         self, sequences: Tensor, canvas: Canvas, return_dict: bool
     ) -> TextPipelineOutput | tuple[Tensor, list[str]]:
         self.maybe_free_model_hooks()
-        texts = texts_of(sequences, canvas, self.tokenizer, self.ends)
-        return TextPipelineOutput(sequences=sequences, texts=texts) if return_dict else (sequences, texts)
+        texts, answers = (texts_of(sequences, canvas, self.tokenizer, self.ends, only) for only in (False, True))
+        if not return_dict:
+            return sequences, texts
+        return TextPipelineOutput(sequences=sequences, texts=texts, answers=answers)
 
 
 def _kind_of(how: ModelFamily) -> Any:

@@ -1,12 +1,13 @@
 """Text generation with a masked diffusion language model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from redge_guidance.chats import Prompt
 from redge_guidance.pipelines.drawing import Canvas
 from redge_guidance.pipelines.sampling import AfterStep, Callback, Generators, plain_settings
 from redge_guidance.pipelines.scheduler import MaskedDiffusionScheduler
@@ -33,8 +34,7 @@ from redge_guidance.text import end_token_id, is_in
 class MaskedTextPipeline(TextPipeline):
     """Generate, continue or fill in text with any Hugging Face model that maps ids to logits.
 
-    Text lies on a canvas of token positions; after its end the canvas is filled with the end-of-text token. Hidden
-    positions hold the mask token, and `scheduler` decides which of them to draw in each denoising step.
+    Hidden positions hold the mask token, and `scheduler` decides which of them to draw in each denoising step.
 
     Args:
         model: called as in `ModelFamily`; returns logits `(batch, length, vocabulary)` of the tokens at the same ones.
@@ -94,7 +94,7 @@ class MaskedTextPipeline(TextPipeline):
     @torch.no_grad()
     def __call__(
         self,
-        prompt: str | list[str] = "",
+        prompt: Prompt | Sequence[Prompt] = "",
         *,
         gen_length: int | None = None,
         block_length: int | None = None,
@@ -117,7 +117,8 @@ class MaskedTextPipeline(TextPipeline):
 
         Args:
             prompt: text to continue; `""` is unconditional. A prompt with mask tokens in it (`"I [MASK] you."`) is
-                a whole text of which only those are filled in; it does not end before its last given word.
+                a whole text of which only those are filled in; it does not end before its last given word. A list of
+                messages (`{"role": "user", "content": "Hello."}`) is a chat to answer, in the tokenizer's template.
             gen_length: number of new tokens after every prompt; None: up to the canvas of the pipeline, and at least
                 half a canvas. A model with block-causal attention goes on to the end of a block.
             block_length: draw blocks of so many tokens one after the other, from left to right (LLaDA's
@@ -142,9 +143,9 @@ class MaskedTextPipeline(TextPipeline):
             use_cache: with block-causal attention, read finished blocks once, where the model takes a cache.
             generator: source of all randomness; the same generator gives the same texts. A list of one a prompt makes
                 every text independent of the others.
-            return_dict: return an output object instead of `(sequences, texts)`.
+            return_dict: return an output object, with the `answers`, instead of `(sequences, texts)`.
             callback_on_step_end: called as `callback(pipe, step, timestep, {name: tensor})`; may return a dict with a
-                new `sample`.
+                new `sample`; `pipe._interrupt = True` makes this step the last.
             callback_on_step_end_tensor_inputs: of `["sample", "logits"]`; default `["sample"]`.
 
         Raises:
@@ -163,17 +164,18 @@ class MaskedTextPipeline(TextPipeline):
         canvas, sample = drawing.canvas, drawing.canvas.ids
         length = self.config.block_length if block_length is None else block_length
         blocks, steps, size = self._blocks(canvas, length, stride_length, num_inference_steps, generator)
-        settings: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+        draws: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "late_tokens": late_tokens}
         read = self._reader(canvas, guidance_scale, suppress_tokens, stride_length, use_cache)
         one_source, done = generator is None or isinstance(generator, torch.Generator), 0
-        with self.progress_bar(total=sum(steps)) as progress_bar:
+        with self.progress_bar(total=sum(steps)) as progress_bar, self._running(sum(steps)):
             for number, block in enumerate(blocks):
                 self.scheduler.set_timesteps(steps[number], device=sample.device, num_tokens=size)
                 now = replace(drawing, block=number, num_blocks=len(blocks), steps_before=done, num_steps=sum(steps))
                 with self._draw(now):
                     for t in self.scheduler.timesteps:
-                        if one_source and size is not None and not self._hidden(sample, block).any():
-                            done, _ = done + 1, progress_bar.update()  # a list of generators advances alike
+                        nothing_left = one_source and size is not None and not self._hidden(sample, block).any()
+                        if self.interrupt or nothing_left:  # a list of generators advances alike
+                            done, _ = done + 1, progress_bar.update(not self.interrupt)
                             continue
                         logits = read(sample, block, self.scheduler.alpha(float(t)))
                         sample, _ = self.scheduler.step(
@@ -182,16 +184,16 @@ class MaskedTextPipeline(TextPipeline):
                             sample,
                             mask_token_id=self.tokenizer.mask_token_id,
                             free=block,
-                            late_tokens=late_tokens,
                             generator=generator,
                             return_dict=False,
-                            **settings,
+                            **draws,
                         )
                         sample = after_step(done, t, sample, logits)
                         done += 1
                         progress_bar.update()
                 if size is not None:
                     sample = self._ended(sample, canvas)
+        self._say_undrawn(self._hidden(sample, canvas.free), "they hold the mask token, and are left out of the texts")
         return self._output(sample, canvas, return_dict)
 
     def _blocks(
@@ -209,8 +211,7 @@ class MaskedTextPipeline(TextPipeline):
             size = self._family.block_size
             assert size is not None
             length = block_length or size
-            shape = (length, size, self._family.leading_token)
-            blocks = aligned_blocks(canvas.free, canvas.attention_mask, *shape)
+            blocks = aligned_blocks(canvas.free, canvas.attention_mask, length, size, self._family.leading_token)
             if num_inference_steps is not None:
                 check_independent(blocks, num_inference_steps, generator)
                 return blocks, steps_of_blocks(blocks, num_inference_steps), length

@@ -5,9 +5,11 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+import jinja2
 import torch
 from torch import Tensor
 
+from redge_guidance.chats import Prompt, as_messages, check_conversation, is_conversation
 from redge_guidance.pipelines.drawing import Canvas
 from redge_guidance.pipelines.text.families import ModelFamily
 from redge_guidance.text import end_token_id, special_token_ids
@@ -41,14 +43,53 @@ def encode(
     return list(start) or [bos] * (bos is not None), ids
 
 
-def chat(tokenizer: Any, prompt: str) -> list[int]:
-    """Ids of a prompt as the turn of a user, in the chat template of the tokenizer."""
+def chat(tokenizer: Any, prompt: Prompt, argument: str = "prompt") -> list[int]:
+    """Ids of a conversation, or of a text as the turn of a user, in the chat template of the tokenizer."""
     if getattr(tokenizer, "chat_template", None) is None:
-        raise ValueError("`use_chat_template` needs a chat template, and the tokenizer has none; set it to False.")
-    encode(tokenizer, prompt, "prompt", allow_mask=False)
-    messages = [{"role": "user", "content": prompt}]
-    encoded = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
+        hint = "set it to False" if isinstance(prompt, str) else "pass the prompt as a string"
+        what = "`use_chat_template`" if isinstance(prompt, str) else f"`{argument}` of messages"
+        raise ValueError(f"{what} needs a chat template, and the tokenizer has none; {hint}.")
+    messages = as_messages(prompt)
+    check_conversation(messages, argument)
+    for message in messages:
+        encode(tokenizer, message["content"], argument, allow_mask=False)
+    try:
+        encoded = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
+    except (jinja2.TemplateError, KeyError, TypeError, ValueError) as error:
+        roles = ", ".join(message["role"] for message in messages)
+        raise ValueError(
+            f"`{argument}` cannot be written in the chat template of the tokenizer: {error}. It has turns of {roles}; "
+            "leave out what the template does not know."
+        ) from error
     return list(encoded["input_ids"])
+
+
+def as_prompts(prompt: Any, use_chat_template: bool = False) -> tuple[list[Prompt], bool]:
+    """A prompt, or several, as a list, and whether they are turns of a chat.
+
+    >>> as_prompts([{"role": "user", "content": "Hello."}])
+    ([[{'role': 'user', 'content': 'Hello.'}]], True)
+
+    Raises:
+        ValueError: what is neither a text nor a list of messages, or both of them among each other, where nobody said
+            that texts are turns of a chat too.
+    """
+    prompts = [prompt] if isinstance(prompt, str) or is_conversation(prompt) else prompt
+    if not isinstance(prompts, list | tuple):
+        raise ValueError(f"`prompt` must be a string, a list of messages, or a list of these, got {prompt!r:.200}.")
+    wrong = [one for one in prompts if not isinstance(one, str) and not is_conversation(one)]
+    if wrong:
+        raise ValueError(
+            f"`prompt` must be a string or a list of strings, or of messages {{'role': ..., 'content': ...}}, got "
+            f"{wrong[0]!r:.200}."
+        )
+    chats = [not isinstance(one, str) for one in prompts]
+    if any(chats) and not all(chats) and not use_chat_template:
+        raise ValueError(
+            "`prompt` has both strings and lists of messages; pass `use_chat_template=True`, by which a string is the "
+            "turn of a user."
+        )
+    return list(prompts), use_chat_template or any(chats)
 
 
 def as_texts(prompt: Any, argument: str = "prompt") -> list[str]:
@@ -62,7 +103,7 @@ def as_texts(prompt: Any, argument: str = "prompt") -> list[str]:
 def lay_out(
     tokenizer: Any,
     family: ModelFamily,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     length: int,
     gen_length: int | None = None,
     use_chat_template: bool = False,
@@ -72,7 +113,7 @@ def lay_out(
     Args:
         tokenizer: has an end-of-text token, and a mask token where the diffusion is masked.
         family: whose blocks are drawn whole.
-        prompts: texts to continue or to fill in.
+        prompts: texts to continue or to fill in, or conversations, which are always put into the chat template.
         length: of the canvas of a text that fits it.
         gen_length, use_chat_template: as in a call of a pipeline.
 
@@ -87,7 +128,7 @@ def lay_out(
     for prompt in prompts:
         start, text = (
             ([], chat(tokenizer, prompt))
-            if use_chat_template
+            if use_chat_template or not isinstance(prompt, str)
             else encode(tokenizer, prompt, "prompt", needs_start=family.shift_logits)
         )
         room = length - len(start) - len(text)
@@ -118,7 +159,7 @@ def lay_out(
 def scored_rows(
     tokenizer: Any,
     texts: Sequence[str],
-    prompts: str | Sequence[str] | None,
+    prompts: Prompt | Sequence[Prompt] | None,
     shifted: bool,
     length: int,
     longest: int | None = None,
@@ -128,8 +169,8 @@ def scored_rows(
     Args:
         tokenizer: has an end-of-text token.
         texts: whose probability is asked for.
-        prompts: what each of them, or all, follow, on a canvas that ends with the text; None: nothing, and the text is
-            filled up with end-of-text tokens to `length`, at least one if there is room.
+        prompts: what each of them, or all, follow, texts or conversations, on a canvas that ends with the text; None:
+            nothing, and the text is filled up with end-of-text tokens to `length`, at least one if there is room.
         shifted: logits are shifted, so that there is none for the first token.
         length: of the canvas of a text that fits it.
         longest: positions of the model; None: any number.
@@ -137,8 +178,8 @@ def scored_rows(
     Raises:
         ValueError: a text with a reserved token, or not a prompt for each text.
     """
-    one = prompts is None or isinstance(prompts, str)
-    before: Sequence[str | None] = [prompts] * len(texts) if one else as_texts(prompts, "prompts")  # type: ignore[list-item]
+    one = prompts is None or isinstance(prompts, str) or is_conversation(prompts)
+    before: list[Any] = [prompts] * len(texts) if one else as_prompts(prompts, True)[0]
     if len(before) != len(texts):
         raise ValueError(f"`prompts` must be one, or one for each of {len(texts)} texts, got {len(before)}.")
     end: Any = end_token_id(tokenizer)
@@ -148,6 +189,8 @@ def scored_rows(
         if prompt is None:
             taken = len(start + ids)
             ids += [end] * (max(length, taken + (longest is None or taken < longest)) - taken)
+        elif not isinstance(prompt, str):
+            start = chat(tokenizer, prompt, "prompts")
         else:
             start, given = encode(tokenizer, prompt, "prompts", allow_mask=False, needs_start=shifted)
             start = start + given

@@ -1,6 +1,6 @@
 """Text generation with a uniform diffusion language model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -8,6 +8,7 @@ import torch
 from diffusers import DiscreteDDIMScheduler
 from torch import Tensor
 
+from redge_guidance.chats import Prompt
 from redge_guidance.checks import as_whole, is_sequence
 from redge_guidance.pipelines.drawing import Canvas
 from redge_guidance.pipelines.sampling import (
@@ -149,7 +150,7 @@ class UniformTextPipeline(TextPipeline):
     @torch.no_grad()
     def __call__(
         self,
-        prompt: str | list[str] = "",
+        prompt: Prompt | Sequence[Prompt] = "",
         *,
         gen_length: int | None = None,
         num_inference_steps: int | None = None,
@@ -169,7 +170,8 @@ class UniformTextPipeline(TextPipeline):
 
         Args:
             prompt: text to continue; `""` is unconditional. A prompt with mask tokens in it (`"I [MASK] you."`) is
-                a whole text of which only those are filled in; it does not end before its last given word.
+                a whole text of which only those are filled in; it does not end before its last given word. A list of
+                messages (`{"role": "user", "content": "Hello."}`) is a chat to answer, in the tokenizer's template.
             gen_length: number of new tokens after every prompt; None: up to the canvas of the pipeline, and at least
                 half a canvas.
             num_inference_steps: denoising steps; None: as many as the pipeline says. Each may change every token, so
@@ -189,9 +191,9 @@ class UniformTextPipeline(TextPipeline):
                 tokenizer; mask tokens in it are then an error.
             generator: source of all randomness, on the device of the pipeline or on the CPU; the same generator gives
                 the same texts. A list of one a prompt makes every text independent of the others.
-            return_dict: return an output object instead of `(sequences, texts)`.
+            return_dict: return an output object, with the `answers`, instead of `(sequences, texts)`.
             callback_on_step_end: called as `callback(pipe, step, timestep, {name: tensor})`; may return a dict with a
-                new `sample`.
+                new `sample`; `pipe._interrupt = True` makes this step the last.
             callback_on_step_end_tensor_inputs: of `["sample", "logits"]`; default `["sample"]`.
 
         Raises:
@@ -215,8 +217,11 @@ class UniformTextPipeline(TextPipeline):
         noise = random_tokens(canvas.free, self._vocabulary(canvas.ids, canvas.attention_mask), generator)
         sample = torch.where(canvas.free, noise, canvas.ids)
         settings: dict[str, Any] = {"generator": generator, "attention_mask": canvas.attention_mask}
-        with self.progress_bar(total=steps) as progress_bar, self._draw(drawing):
+        with self.progress_bar(total=steps) as progress_bar, self._running(steps), self._draw(drawing):
             for step, t in enumerate(self.scheduler.timesteps):
+                if self.interrupt:
+                    self._say_undrawn(canvas.free, "the texts are those of its last step, with noise in them")
+                    break
                 greedy = noise_removal == "greedy" and step + 1 == steps
                 logits = self._denoise(canvas, sample, step / steps, classes, temperature, greedy)
                 for warper in logit_warpers(top_k, top_p):

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import torch
 
-from redge_guidance.generation.requests import Request
+from redge_guidance.generation.requests import Line, Request
 
 logger = logging.getLogger(__name__)
 
@@ -20,16 +20,20 @@ _HELP = (
 )
 
 
-def windows(requests: Iterable[Request], batch_size: int) -> Iterator[list[list[Request]]]:
-    """The requests in batches, some batches at a time: within a window short prompts come first.
+def windows(
+    requests: Iterable[Request], batch_size: int, kind: Callable[[Line], int] = lambda line: 0
+) -> Iterator[list[list[Request]]]:
+    """The requests in batches, some batches at a time: within a window those of one `kind`, short prompts first.
 
     Which requests share a batch is a function of the input and of `batch_size` alone, so that a run that was
     interrupted, or is shared by several processes, computes what another would have.
     """
     source = iter(requests)
     while window := list(itertools.islice(source, _WINDOW * batch_size)):
-        window.sort(key=lambda request: _length(request))  # stable: else in the order of the input
-        yield [window[first : first + batch_size] for first in range(0, len(window), batch_size)]
+        kinds = {request.key: kind(request.line) for request in window}
+        window.sort(key=lambda request: (kinds[request.key], _length(request)))  # stable: else as in the input
+        alike = [list(group) for _, group in itertools.groupby(window, lambda request: kinds[request.key])]
+        yield [group[first : first + batch_size] for group in alike for first in range(0, len(group), batch_size)]
 
 
 def _length(request: Request) -> int:

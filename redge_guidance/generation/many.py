@@ -17,6 +17,8 @@ from redge_guidance.randomness import check_seed
 from redge_guidance.reward import AnyReward
 from redge_guidance.trace import StepTrace
 
+_REMEMBERED = 4096  # entries, of which it is known whether they can be drawn
+
 
 def generate(
     pipe: Any,
@@ -35,7 +37,7 @@ def generate(
 
     The same seed and prompt give the same sample, whatever the batch size, the order of the prompts and what else is
     drawn, up to ties within float32: every sample has a generator of its own. Batches are made of prompts of alike
-    lengths. What the memory does not hold is drawn in halves, with a warning. Memory does not grow with the number of
+    lengths, where `num_inference_steps` is not given of those that take as many steps. What the memory does not hold is drawn in halves, with a warning. Memory does not grow with the number of
     prompts.
 
     An entry that cannot be drawn, such as a prompt that is too long for the model, gives a record with an `error`, and
@@ -73,7 +75,7 @@ def generate(
     samples_per_prompt = whole_number("samples_per_prompt", samples_per_prompt, 1)
     run = Run(pipe, reward, config, batch_size=batch_size, seed=seed, nats=nats, settings=settings)
     requests = requests_of(as_lines(prompts), samples_per_prompt, run.seed)
-    return run.records(windows(requests, run.batch_size), in_order)
+    return run.records(requests, in_order)
 
 
 class Run:
@@ -104,7 +106,7 @@ class Run:
         self._sampler = Sampler(pipe, settings)
         self._judge = Judge(reward, bool(settings.get("use_chat_template")))
         self._halving = Halving(self.batch_size if self._sampler.together else 1)
-        self._first, self._checked = True, (-1, "")
+        self._first, self._seen = True, dict[int, tuple[str | None, int]]()
         self._handle: GuidanceHandle | None = None
         with self.guiding():  # what `guide` has to say of the arguments it says now
             pass
@@ -118,10 +120,10 @@ class Run:
         """What guidance noted of the last batch, while it is guiding."""
         return [] if self._handle is None else list(self._handle.trace)
 
-    def records(self, planned: Iterable[Sequence[Sequence[Request]]], in_order: bool = True) -> Iterator[Record]:
+    def records(self, requests: Iterable[Request], in_order: bool = True) -> Iterator[Record]:
         """Of all requests, guided while the iterator is alive."""
         with self.guiding():
-            for window in planned:
+            for window in self.planned(requests):
                 found = (record for batch in window for record in self.batch(batch))
                 yield from sorted(found, key=lambda record: record.key) if in_order else found
 
@@ -144,27 +146,33 @@ class Run:
         """
         if wanted is not None and len(wanted) < len(requests):
             self._first = False  # a sample of this batch was drawn before
-        failed = {r.key: Record.failed(r, told) for r in requests if (told := self._trouble(r.line)) is not None}
+        failed = {r.key: Record.failed(r, told) for r in requests if (told := self._look(r.line)[0]) is not None}
         good = [request for request in requests if request.key not in failed]
         if wanted is not None and set(wanted) <= set(failed):
             good = []
-        done = [record for part in self._sampler.parts(good) for record in self._halving(self._drawn, part)]
+        done = self._halving(self._drawn, good)
         records = {record.key: record for record in [*failed.values(), *done]}
         found = [records[request.key] for request in requests if request.key in records]
         self._raise_if_all_failed(requests, found)
         return found
 
-    def _trouble(self, line: Line) -> str | None:
-        """What is wrong with an entry, known before anything is drawn."""
-        if line.error is not None:
-            return line.error
-        if self._checked[0] != line.number:
-            try:
-                self._sampler.check(line)
-                self._checked = (line.number, "")
-            except ValueError as error:
-                self._checked = (line.number, _line(error))
-        return self._checked[1] or None
+    def planned(self, requests: Iterable[Request]) -> Iterator[list[list[Request]]]:
+        """Batches, some at a time; see `windows`."""
+        return windows(requests, self.batch_size, lambda line: self._look(line)[1])
+
+    def _look(self, line: Line) -> tuple[str | None, int]:
+        """What is wrong with an entry, known before anything is drawn, and of which kind it is."""
+        if line.number not in self._seen:
+            found: tuple[str | None, int] = (line.error, 0)
+            if line.error is None:
+                try:
+                    found = (None, self._sampler.kind(line))
+                except ValueError as error:
+                    found = (_line(error), 0)
+            if len(self._seen) > _REMEMBERED:
+                self._seen.clear()
+            self._seen[line.number] = found
+        return self._seen[line.number]
 
     def _drawn(self, requests: Sequence[Request]) -> list[Record]:
         """Records of requests that fit the memory; where a ValueError is raised, of each half, down to one."""

@@ -2,7 +2,6 @@
 
 import difflib
 import inspect
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -65,27 +64,28 @@ class Sampler:
             return "prompt" in self._parameters
         return getattr(self.pipe, "tokenizer", None) is not None
 
-    def check(self, line: Line) -> None:
-        """A ValueError if this entry alone could not be drawn, as far as that is known before."""
+    def kind(self, line: Line) -> int:
+        """Entries of one kind can be drawn by one call: images of any class, or texts that take as many steps.
+
+        Raises:
+            ValueError: this entry alone could not be drawn, as far as that is known before.
+        """
         prompt = line.prompt
         if is_chat(prompt) and "messages" not in self._parameters and not self.takes_text:
             raise ValueError("a list of messages is for models of texts")
-        if not self.takes_text and isinstance(prompt, str) and prompt:
+        if not self.takes_text:
+            if prompt in (None, ""):
+                return 1
             _as_class(prompt)
         lay_out = getattr(self.pipe, "canvas", None)
-        if lay_out is not None:
-            known = inspect.signature(lay_out).parameters
-            settings = {name: value for name, value in self.settings.items() if name in known}
-            if self.settings.get("stride_length") is not None:
-                settings["any_length"] = True
-            lay_out([_text_or_chat(prompt)], **settings)
-
-    def parts(self, requests: Sequence[Request]) -> list[list[Request]]:
-        """What can be drawn by one call each: images of any class not with those of one."""
-        return [list(part) for _, part in itertools.groupby(requests, self._has_no_class)]
-
-    def _has_no_class(self, request: Request) -> bool:
-        return not self.takes_text and request.line.prompt in (None, "")
+        if lay_out is None:
+            return 0
+        known = inspect.signature(lay_out).parameters
+        settings = {name: value for name, value in self.settings.items() if name in known}
+        if self.settings.get("stride_length") is not None:
+            settings["any_length"] = True
+        free = int(lay_out([_text_or_chat(prompt)], **settings).free.sum())
+        return free if self.settings.get("num_inference_steps") is None else 0
 
     def draw(self, requests: Sequence[Request]) -> list[Drawn]:
         """One sample a request, in their order, by one call of the pipeline."""

@@ -16,7 +16,6 @@ from tqdm.auto import tqdm
 from redge_guidance.checks import whole_number
 from redge_guidance.config import GuidanceConfig
 from redge_guidance.evaluation import name_of
-from redge_guidance.generation.batches import windows
 from redge_guidance.generation.inputs import Input
 from redge_guidance.generation.journal import Journal, line_of, stamp_of
 from redge_guidance.generation.many import Run
@@ -160,7 +159,7 @@ class _Writer:
             return
         with self._run.guiding():
             number = 0
-            for window in windows(requests, self._run.batch_size):
+            for window in self._run.planned(requests):
                 for batch in window:
                     if number % self._processes.count == self._processes.rank:
                         self._batch(batch)
@@ -207,7 +206,7 @@ def _to_standard_output(run: Run, requests: Iterator[Request], report: Callable[
     if run.makes_images:
         raise ValueError("`output` must be a folder for images, got -.")
     made = failed = 0
-    for record in run.records(windows(requests, run.batch_size)):
+    for record in run.records(requests):
         bar.update(1)
         if record.error is not None:
             failed += 1

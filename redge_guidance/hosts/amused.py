@@ -7,9 +7,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from redge_guidance.hosts.base import Drawn, Host, field_of, in_float32, keeping_the_first, share_done
+from redge_guidance.hosts.base import Drawn, Host, field_of, share_done
 from redge_guidance.hosts.registry import register_host
 from redge_guidance.hosts.seam import signature_of
+from redge_guidance.precision import in_float32, keeping_the_first
 from redge_guidance.samples.images import ImageDecoder
 from redge_guidance.step import DenoisingStep
 from redge_guidance.text import known_token_ids

@@ -5,7 +5,6 @@ import copy
 import copyreg
 import functools
 import inspect
-import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -16,9 +15,10 @@ from redge_guidance.hosts.base import Drawn, Host, drawing
 from redge_guidance.hosts.callbacks import elsewhere
 from redge_guidance.hosts.registry import explain, find_host
 from redge_guidance.hosts.seam import Seam, signature_of
+from redge_guidance.logging import get_logger
 from redge_guidance.step import DenoisingStep
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 Move = Callable[[DenoisingStep], Tensor | None]
 Follow = Callable[[DenoisingStep, Drawn], Tensor | None]

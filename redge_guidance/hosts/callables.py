@@ -11,7 +11,7 @@ from transformers import LogitsProcessor
 from redge_guidance.checks import as_whole, real_number, whole_number
 from redge_guidance.config import GuidanceConfig
 from redge_guidance.guidance import Guidance
-from redge_guidance.hosts.base import in_float32
+from redge_guidance.precision import in_float32
 from redge_guidance.reward import AnyReward
 from redge_guidance.step import DenoisingStep
 from redge_guidance.text import (

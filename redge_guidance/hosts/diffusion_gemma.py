@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from redge_guidance.chats import is_conversation
 from redge_guidance.hosts.base import Drawn, Host, field_of, in_block, is_a
 from redge_guidance.hosts.registry import register_host
 from redge_guidance.step import DenoisingStep
@@ -65,6 +66,9 @@ class DiffusionGemmaHost(Host):
         self._tokenizer = getattr(self.pipe.processor, "tokenizer", self.pipe.processor)
         prompt = arguments.get("prompt")
         self._prompts = [prompt] if isinstance(prompt, str) else prompt
+        messages = arguments.get("messages")
+        if messages is not None:
+            self._prompts = [messages] if is_conversation(messages) else list(messages)
         self._pieces: list[Tensor] = []  # the prompt, then every finished canvas
         self._step = 0  # of this canvas, the one that is taken or was taken last
         self.listen(self.pipe.model.model.encoder, self._remember_context)
@@ -91,6 +95,7 @@ class DiffusionGemmaHost(Host):
             given=(position < self._pieces[0].shape[1]).expand(ids.shape),
             reserved=reserved_token_ids(self._tokenizer, arguments["model_output"].shape[-1], drawn),
             prompts=self._prompts,
+            chat=True,  # the pipeline puts every prompt into the chat template
             generator=arguments.get("generator"),
             ends=ends,
         )

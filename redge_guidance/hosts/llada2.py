@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from redge_guidance.chats import is_conversation
 from redge_guidance.hosts.base import Host, in_block, is_a
 from redge_guidance.hosts.registry import register_host
 from redge_guidance.step import DenoisingStep
@@ -30,8 +31,14 @@ class LLaDA2Host(Host):
 
     def begin(self, arguments: Mapping[str, Any]) -> None:
         self._arguments = arguments
-        prompt = arguments.get("prompt") if arguments.get("input_ids") is None else None
+        prompt, messages = (
+            arguments.get(name) if arguments.get("input_ids") is None else None for name in ("prompt", "messages")
+        )
         self._prompts = [prompt] if isinstance(prompt, str) else prompt
+        templated = arguments.get("use_chat_template", True) and getattr(self.pipe.tokenizer, "chat_template", None)
+        self._chat = messages is not None or (isinstance(prompt, str) and bool(templated))
+        if messages is not None:
+            self._prompts = [messages] if is_conversation(messages) else list(messages)
         self._first_length = self._length = self._prompt_length = 0  # of the context: at first, now; of the prompt
         self._steps = 0  # in this block
         self._seen: Tensor | None = None  # the context of the step before
@@ -67,6 +74,7 @@ class LLaDA2Host(Host):
             given=(torch.arange(length, device=ids.device) < self._prompt_length).expand(ids.shape),
             reserved=reserved_token_ids(self.pipe.tokenizer, arguments["model_output"].shape[-1], drawn),
             prompts=self._prompts,
+            chat=self._chat,
             generator=arguments.get("generator"),
             ends=ends,
         )

@@ -58,5 +58,7 @@ class MaskedTextHost(Host):
             prompts=None if drawing is None else drawing.prompts,
             generator=arguments.get("generator"),
             ends=ends,
+            lead=None if drawing is None else drawing.canvas.lead,
+            chat=drawing is not None and drawing.chat,
             unending=before_text(free, self._written if drawing is None else drawing.canvas.prompt),
         )

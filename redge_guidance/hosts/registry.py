@@ -54,7 +54,8 @@ def find_host(pipe: Any) -> type[Host]:
     if kind is not None and callable(getattr(pipe, "forward", None)):
         raise ValueError(
             f"`pipe` must be a pipeline, got the model {type(pipe).__name__} of type {kind!r}, which has no scheduler "
-            f"whose steps could be guided; {_pipeline_for(pipe, str(kind))}."
+            f"whose steps could be guided; {_pipeline_for(pipe, str(kind))}; or pass its `tokenizer`, to guide its "
+            "forward."
         )
     scheduler = type(getattr(pipe, "scheduler", None)).__name__
     raise ValueError(

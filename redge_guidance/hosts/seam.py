@@ -2,12 +2,13 @@
 
 import functools
 import inspect
-import logging
 import threading
 from collections.abc import Callable
 from typing import Any
 
-logger = logging.getLogger(__name__)
+from redge_guidance.logging import get_logger
+
+logger = get_logger(__name__)
 _PUTTING = threading.RLock()  # of pipelines in several threads that share a scheduler, one at a time
 
 Step = Callable[[str, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]

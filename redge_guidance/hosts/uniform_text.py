@@ -39,6 +39,8 @@ class UniformTextHost(Host):
             generator=arguments.get("generator"),
             ends=self.pipe.ends,
             unending=drawing.canvas.unending,
+            lead=drawing.canvas.lead,
+            chat=drawing.chat,
         )
 
     def after(self, seam: str, step: DenoisingStep, output: Any) -> Drawn:

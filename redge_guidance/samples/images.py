@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from redge_guidance.chats import Prompt
 from redge_guidance.checks import as_whole
 from redge_guidance.evaluation import check_modality, of_pixels
 from redge_guidance.reward import Reward
@@ -73,7 +74,7 @@ class RelaxedImages:
         check_modality(reward, self.modality)
         return reward(self) if isinstance(reward, Reward) else of_pixels(reward, self.pixels, self.prompts)
 
-    def finished(self, answer_only: bool = False) -> Tensor:
+    def finished(self, answer_only: bool | None = None) -> Tensor:
         """The pixels without gradient; `answer_only` is about texts."""
         return self.pixels.detach()
 
@@ -87,7 +88,7 @@ class RelaxedImages:
         return self.tokens.weights
 
     @property
-    def prompts(self) -> Sequence[str] | None:
+    def prompts(self) -> Sequence[Prompt] | None:
         """What each image is to show, or None."""
         return self.tokens.prompts
 

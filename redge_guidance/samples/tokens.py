@@ -8,10 +8,11 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from redge_guidance.chats import Prompt, is_conversation
 from redge_guidance.evaluation import call_plain, check_modality
 from redge_guidance.precision import Autocast
+from redge_guidance.samples.lookup import LookUp, is_dense, mix
 from redge_guidance.text import is_in, special_token_ids, text_mask
 
 
@@ -31,11 +32,14 @@ class RelaxedTokens:
         tokenizer: the generator's tokenizer.
         given: `(batch, length)` bool, tokens of the prompt, in front of or among what is generated; None: none.
         draws: the batch is that many samples of the same texts, all texts of a sample together; so is `support`.
-        prompts: what each sequence was asked for, `batch` strings; None: not known.
+        prompts: what each sequence was asked for, `batch` strings or conversations; None: not known.
         log_probs: `(free positions of one sample, S)`, in nats, without gradient: of the distribution that `weights`
             were drawn from, the same for every draw; None: not known.
         notes: figures that a reward wants kept in the trace, a number or a tensor with one element each, by name.
         ends: token ids that end a text; None: those of the tokenizer, as `end_token_ids` has them.
+        lead: `(batch, length)` bool, the prompt in front of an answer, none of a text with gaps; None: the beginning of
+            `given`.
+        chat: whether the prompts are turns of a chat, so that rewards judge the answers unless told otherwise.
     """
 
     ids: Tensor
@@ -47,10 +51,12 @@ class RelaxedTokens:
     tokenizer: Any = None
     given: Tensor | None = None
     draws: int = 1
-    prompts: Sequence[str] | None = None
+    prompts: Sequence[Prompt] | None = None
     log_probs: Tensor | None = None
     notes: dict[str, Any] = field(default_factory=dict)
     ends: Sequence[int] | None = None
+    lead: Tensor | None = None
+    chat: bool = False
     modality: ClassVar[str] = "text"
 
     def __post_init__(self) -> None:
@@ -72,8 +78,9 @@ class RelaxedTokens:
             )
         if self.draws < 1 or len(self.ids) % self.draws or num_free % self.draws:
             raise ValueError(f"`draws` must divide the batch of {len(self.ids)}, got {self.draws}.")
-        if isinstance(self.prompts, str):
-            raise ValueError(f"`prompts` must be a list of strings, got the string {self.prompts!r}.")
+        if isinstance(self.prompts, str) or is_conversation(self.prompts):
+            kind = "the string" if isinstance(self.prompts, str) else "one conversation,"
+            raise ValueError(f"`prompts` must be a list of strings or conversations, got {kind} {self.prompts!r:.60}.")
         expected = (num_free // self.draws, self.weights.shape[1])
         if self.log_probs is not None and self.log_probs.shape != expected:
             raise ValueError(f"`log_probs` must be those of one sample, {expected}, got {tuple(self.log_probs.shape)}.")
@@ -93,11 +100,23 @@ class RelaxedTokens:
             ValueError: a reward of images, or what is not callable.
         """
         check_modality(reward, self.modality)
-        return call_plain(reward, self, self.modality)
+        return call_plain(reward, self, self.modality, self.prompts)
 
-    def finished(self, answer_only: bool = False) -> list[str]:
-        """The hard ids as strings: `answers()` or `texts()`."""
-        return self.answers() if answer_only else self.texts()
+    def judged(self, answer_only: bool | None = None) -> "RelaxedTokens":
+        """These texts as a reward is to judge them: without the `lead` if `answer_only`; None: if this is a chat."""
+        lead = self.lead
+        if lead is None and self.given is not None:
+            lead = self.given.cumprod(-1).bool()
+        if lead is None or not (self.chat if answer_only is None else answer_only):
+            return self
+        assert self.attention_mask is not None
+        other = copy.copy(self)
+        object.__setattr__(other, "attention_mask", self.attention_mask & ~lead)
+        return other
+
+    def finished(self, answer_only: bool | None = None) -> list[str]:
+        """The hard ids as strings, `answers()` or `texts()`, as `judged` has it."""
+        return self.judged(answer_only).texts()
 
     def embed(self, table: Tensor) -> Tensor:
         """`sum_v weights[v] * table[v]` at the free positions, `table[ids]` elsewhere.
@@ -167,21 +186,23 @@ class RelaxedTokens:
             relaxed = empty.scatter(1, column, logs)[:, :-1]
         return fixed.masked_scatter(self.free[:texts, :, None], relaxed)
 
-    def text_positions(self, answer: bool = False) -> Tensor:
-        """Positions that `texts()` decodes, or `answers()`: no special tokens; `(batch, length)` bool."""
+    def text_positions(self) -> Tensor:
+        """Positions that `texts()` decodes: no special tokens; `(batch, length)` bool."""
         assert self.attention_mask is not None
-        positions = self.attention_mask & ~is_in(self.ids, special_token_ids(self.tokenizer))
-        if answer and self.given is not None:
-            positions = positions & ~self.given.cumprod(-1).bool()
-        return positions
+        return self.attention_mask & ~is_in(self.ids, special_token_ids(self.tokenizer))
 
     def texts(self) -> list[str]:
         """The hard ids as strings, special tokens left out and nothing after the end of the text."""
-        return self._decode(self.text_positions())
+        if self.tokenizer is None:
+            raise ValueError("`tokenizer` is None: texts() needs the generator's tokenizer.")
+        kept = zip(self.ids.tolist(), self.text_positions().tolist(), strict=True)
+        rows = [list(itertools.compress(ids, mask)) for ids, mask in kept]
+        texts: list[str] = self.tokenizer.batch_decode(rows, skip_special_tokens=True)
+        return texts
 
     def answers(self) -> list[str]:
-        """`texts()` without the prompt in front."""
-        return self._decode(self.text_positions(answer=True))
+        """`texts()` without the prompt in front; a text with gaps in its prompt is whole."""
+        return self.judged(answer_only=True).texts()
 
     def to(self, device: torch.device | str) -> "RelaxedTokens":
         """The same on another device; gradients come back to where `weights` are."""
@@ -209,27 +230,19 @@ class RelaxedTokens:
         # that of one sample: the rows of the table are gathered once for all samples
         support = None if self.support is None else self.support[: len(self.support) // self.draws]
         if self.hard:
-            found: Tensor = _LookUp.apply(self.weights, table, self.ids[self.free], support)
+            found: Tensor = LookUp.apply(self.weights, table, self.ids[self.free], support)
             return found
         if support is None:
             columns = min(len(table), self.weights.shape[1])
             return self.weights[:, :columns].to(table.dtype) @ table[:columns]
-        if _dense(support, table):
+        if is_dense(support, table):
             known = support.clamp(max=len(table) - 1).repeat(self.draws, 1)
             relaxed = self.weights.new_zeros(len(known), len(table)).scatter_add(1, known, self.weights)
             return relaxed.to(table.dtype) @ table
-        return _mix(self.weights.to(table.dtype), table[support.clamp(max=len(table) - 1)])
-
-    def _decode(self, positions: Tensor) -> list[str]:
-        if self.tokenizer is None:
-            raise ValueError("`tokenizer` is None: texts() needs the generator's tokenizer.")
-        kept = zip(self.ids.tolist(), positions.tolist(), strict=True)
-        rows = [list(itertools.compress(ids, mask)) for ids, mask in kept]
-        texts: list[str] = self.tokenizer.batch_decode(rows, skip_special_tokens=True)
-        return texts
+        return mix(self.weights.to(table.dtype), table[support.clamp(max=len(table) - 1)])
 
 
-_TENSORS = ("ids", "free", "weights", "support", "attention_mask", "given", "log_probs")
+_TENSORS = ("ids", "free", "weights", "support", "attention_mask", "given", "lead", "log_probs")
 
 
 def _columns(token_ids: Tensor, support: Tensor) -> Tensor:
@@ -237,55 +250,3 @@ def _columns(token_ids: Tensor, support: Tensor) -> Tensor:
     ordered, order = token_ids.sort()
     place = torch.searchsorted(ordered, support).clamp(max=len(token_ids) - 1)
     return torch.where(ordered[place] == support, order[place], len(token_ids))
-
-
-def _dense(support: Tensor, table: Tensor) -> bool:
-    """Whether a product with the whole table is cheaper than gathering the rows of every position's support."""
-    return 16 * support.shape[1] > len(table)
-
-
-def _mix(weights: Tensor, candidates: Tensor) -> Tensor:
-    """`sum_s weights[k, n, s] candidates[n, s]`: `(draws * n, S)` and `(n, S, dim)` to `(draws * n, dim)`."""
-    by_draw = weights.view(-1, *candidates.shape[:2])
-    return torch.einsum("kns,nsd->knd", by_draw, candidates).flatten(0, 1)
-
-
-class _LookUp(torch.autograd.Function):
-    """Forward `table[ids]`; backward as if it had been `one_hot(ids) @ table`, for the weights and for the table.
-
-    `support` is that of one sample and serves all of them.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, weights: Tensor, table: Tensor, ids: Tensor, support: Tensor | None) -> Tensor:
-        ctx.save_for_backward(table, ids, support)
-        ctx.weights_shape, ctx.weights_dtype = weights.shape, weights.dtype
-        return table[ids]
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        table, ids, support = ctx.saved_tensors
-        grad_weights = grad_table = None
-        if ctx.needs_input_grad[0]:
-            grad_weights = grad.new_zeros(ctx.weights_shape, dtype=ctx.weights_dtype)
-            with Autocast.off(grad.device):
-                _add_products(grad_weights, grad, table, support)
-        if ctx.needs_input_grad[1]:
-            grad_table = torch.zeros_like(table).index_add_(0, ids, grad)
-        return grad_weights, grad_table, None, None
-
-
-def _add_products(result: Tensor, grad: Tensor, table: Tensor, support: Tensor | None) -> None:
-    """`<grad[n], table[v]>` for every column v of row n, into `result` `(rows, S)`."""
-    if support is None:
-        columns = min(len(table), result.shape[1])
-        result[:, :columns] = grad @ table[:columns].T
-    elif _dense(support, table):
-        known = support.clamp(max=len(table) - 1).repeat(len(grad) // len(support), 1)
-        result[:] = (grad @ table.T).gather(1, known)
-    else:
-        by_draw, by_column = grad.view(-1, len(support), grad.shape[-1]), result.view(-1, *support.shape)
-        for rows in torch.arange(len(support), device=grad.device).split(256):  # (256, S, dim) at a time
-            candidates = table[support[rows].clamp(max=len(table) - 1)]
-            by_column[:, rows] = torch.einsum("knd,nsd->kns", by_draw[:, rows], candidates).to(result.dtype)

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForImageClassification
 
+from redge_guidance.chats import Prompt
+from redge_guidance.finished import to_judge
 from redge_guidance.rewards.image.model_reward import ImageModelReward
 from redge_guidance.rewards.labels import Label
 
@@ -44,12 +46,14 @@ class ImageClassifierReward(ImageModelReward):
 
     def predict(self, pixels: Tensor, batch_size: int = 32) -> list[str]:
         """Names of the likeliest labels of images `(n, 3, height, width)` in [0, 1]."""
+        pixels, _, batch_size = to_judge(pixels, batch_size=batch_size)
         return self._label.names(self._logits(pixels, batch_size))
 
-    def reached(self, samples: Tensor, prompts: Sequence[str] | None = None) -> list[bool] | None:
+    def reached(self, samples: Tensor, prompts: Sequence[Prompt] | None = None) -> list[bool] | None:
+        samples, prompts, _ = to_judge(samples, prompts)
         return self._label.predicted(self._logits(samples))
 
-    def value(self, pixel_values: Tensor, prompts: Sequence[str] | None) -> Tensor:
+    def value(self, pixel_values: Tensor, prompts: Sequence[Prompt] | None) -> Tensor:
         return self._label(self.model(pixel_values=pixel_values).logits.float())
 
     @torch.no_grad()

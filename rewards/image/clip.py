@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from redge_guidance.evaluation import check_prompts
+from redge_guidance.chats import Prompt
+from redge_guidance.finished import to_judge
 from redge_guidance.rewards.image.embedding import EmbeddingReward
 
 
@@ -34,6 +35,7 @@ class CLIPReward(EmbeddingReward):
         self._targets: Tensor | None = None
         if target is not None:
             self._targets = torch.stack([self._embed_target(one) for one in targets])
+        self.whole_batch = len(targets) > 1
 
     def __call__(self, sample: Any) -> Tensor:
         self._check_targets(len(sample) // sample.tokens.draws)
@@ -43,10 +45,10 @@ class CLIPReward(EmbeddingReward):
         return self._likeness(pixel_values, self._directions(len(pixel_values), prompts))
 
     @torch.no_grad()
-    def score(self, samples: Tensor, prompts: Sequence[str] | None = None, batch_size: int = 32) -> Tensor:
+    def score(self, samples: Tensor, prompts: Sequence[Prompt] | None = None, batch_size: int = 32) -> Tensor:
         if self._targets is None or len(self._targets) == 1:
             return super().score(samples, prompts, batch_size)
-        check_prompts(samples, prompts)
+        samples, prompts, batch_size = to_judge(samples, prompts, batch_size)
         self._check_targets(len(samples))
         directions, values = self._directions(len(samples), None), []
         for first in range(0, len(samples), batch_size):  # the targets of these images, and not the first ones

@@ -6,7 +6,8 @@ from typing import Any
 from torch import Tensor
 from transformers import AutoImageProcessor
 
-from redge_guidance.evaluation import check_prompts
+from redge_guidance.chats import Prompt
+from redge_guidance.finished import in_words, to_judge
 from redge_guidance.reward import ImageReward
 from redge_guidance.rewards.image.pixel_transform import PixelTransform
 from redge_guidance.rewards.loading import LoadedReward
@@ -38,9 +39,9 @@ class ImageModelReward(LoadedReward, ImageReward):
         """Rewards `(batch,)` of what the model is shown."""
         raise NotImplementedError
 
-    def of_pixels(self, pixels: Tensor, prompts: Sequence[str] | None = None) -> Tensor:
-        check_prompts(pixels, prompts)
-        return self.value(self.pixel_values(pixels), prompts).float().to(pixels.device)
+    def of_pixels(self, pixels: Tensor, prompts: Sequence[Prompt] | None = None) -> Tensor:
+        _, prompts, _ = to_judge(pixels, prompts)
+        return self.value(self.pixel_values(pixels), in_words(prompts)).float().to(pixels.device)
 
     def pixel_values(self, pixels: Tensor) -> Tensor:
         """Pixels `(batch, 3, height, width)` in [0, 1] as the model takes them, on its device."""

@@ -1,10 +1,11 @@
 """The transforms of a Hugging Face image processor, with gradients."""
 
-import logging
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from redge_guidance.logging import get_logger
 
 _MODES = {1: "lanczos", 2: "bilinear", 3: "bicubic"}  # by PIL's numbers of its filters
 _PROBE_SIZE = (61, 83)
@@ -12,7 +13,7 @@ _PROBE_SIZE = (61, 83)
 # between black and white, PIL clips between the two and may differ by more.
 TOLERANCE = 1.5 / 255
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 class PixelTransform:

@@ -4,7 +4,9 @@ import contextlib
 import hashlib
 import os
 import tempfile
+from collections import OrderedDict
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from huggingface_hub.constants import HF_HOME
@@ -13,6 +15,28 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 _SUM = "sha256"
+_Key = TypeVar("_Key")
+_Value = TypeVar("_Value")
+
+
+class Recent(OrderedDict[_Key, _Value]):
+    """A dict of the last `limit` keys that were put there: what is kept by prompt does not grow with the prompts.
+
+    >>> recent = Recent(2)
+    >>> for key in "abc":
+    ...     recent[key] = key.upper()
+    >>> list(recent)
+    ['b', 'c']
+    """
+
+    def __init__(self, limit: int = 1024):
+        super().__init__()
+        self.limit = limit
+
+    def __setitem__(self, key: _Key, value: _Value) -> None:
+        super().__setitem__(key, value)
+        while len(self) > self.limit:
+            self.popitem(last=False)
 
 
 def cache_folder() -> Path:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from redge_guidance.checks import as_whole
 from redge_guidance.positions import longest
 from redge_guidance.rewards.reading.alignment import common_length, tokens_of
+from redge_guidance.rewards.reading.cache import Recent
 from redge_guidance.text import end_token_id
 
 
@@ -98,7 +99,7 @@ class Framer:
             raise ValueError(f"`max_length` must be >= 1 or None, got {max_length!r}.")
         self.tokenizer = tokenizer
         self.max_length = _longest(model, tokenizer) if most is None else most
-        self._frames: dict[Frame, Around] = {}
+        self._frames: Recent[Frame, Around] = Recent()
         self._warned = False
 
     def stand_in(self) -> int:
@@ -107,10 +108,11 @@ class Framer:
 
     def around(self, frame: Frame) -> Around:
         """The frame in tokens."""
-        if frame not in self._frames:
+        found = self._frames.get(frame)
+        if found is None:
             (row,) = self._cut(["a"], [frame])
-            self._frames[frame] = Around(row.ids[: row.start], row.ids[row.stop :])
-        return self._frames[frame]
+            found = self._frames[frame] = Around(row.ids[: row.start], row.ids[row.stop :])
+        return found
 
     def tokenize(self, texts: list[str], frames: Sequence[Frame]) -> list[Row]:
         """Texts in their frames, one each, no longer than `max_length` and never empty."""

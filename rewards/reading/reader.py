@@ -72,10 +72,8 @@ class Reader:
         """Finished texts; `frames` is one a text."""
         return self._input.padded(self._input.framer.tokenize(texts, frames))
 
-    def __call__(
-        self, tokens: RelaxedTokens, frames: Sequence[Frame], answer: bool = False
-    ) -> list[tuple[Tensor, Reading]]:
-        """Relaxed texts, `answer` without the prompt in front; `frames` is one a text.
+    def __call__(self, tokens: RelaxedTokens, frames: Sequence[Frame]) -> list[tuple[Tensor, Reading]]:
+        """Relaxed texts; `frames` is one a text.
 
         Returns:
             Parts of the batch, numbers of texts `(n,)` int64 with what the model is shown of them.
@@ -89,8 +87,7 @@ class Reader:
             same = same_tokens(tokens.tokenizer, self.tokenizer)
             self._direct = None if same is None else DirectReader(self._input, tokens.tokenizer, same)
             self._carried, self._generator = None, tokens.tokenizer
-        positions = tokens.text_positions(answer)
-        texts = tokens.finished(answer)
+        positions, texts = tokens.text_positions(), tokens.texts()
         rows = self._input.framer.tokenize(texts, frames)
         parts, direct = self._read_directly(tokens, positions, frames, rows)
         groups: dict[int | None, list[int]] = {}

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
-from redge_guidance.evaluation import check_prompts, check_samples
+from redge_guidance.chats import Prompt
+from redge_guidance.finished import to_judge
 from redge_guidance.rewards.labels import Label
 from redge_guidance.rewards.reading.reading import Reading
 from redge_guidance.rewards.text.model_reward import TextModelReward, outputs_of
@@ -20,7 +21,7 @@ class TextClassifierReward(TextModelReward):
         model: any `AutoModelForSequenceClassification`; it is put into eval mode and its parameters are frozen.
         tokenizer: the tokenizer it was trained with; it need not be the generator's.
         label, against, temperature: as for `Label`.
-        padding_side, max_length: as for `TextModelReward`.
+        padding_side, max_length, answer_only: as for `TextModelReward`.
 
     Raises:
         ValueError: as `Label`.
@@ -39,9 +40,31 @@ class TextClassifierReward(TextModelReward):
         temperature: float = 1.0,
         padding_side: str | None = None,
         max_length: int | None = None,
+        answer_only: bool | None = None,
     ):
-        super().__init__(model, tokenizer, padding_side, max_length)
+        super().__init__(model, tokenizer, padding_side, max_length, answer_only)
         self._label = Label(model.config, label, against, temperature)
+
+    @classmethod
+    def from_pipeline(cls, pipe: Any, label: str | int | None = None, **settings: Any) -> "TextClassifierReward":
+        """Of a text-classification pipeline of transformers, with its model and tokenizer.
+
+        Args:
+            pipe: a `TextClassificationPipeline`.
+            label, settings: as for the class.
+
+        Raises:
+            ValueError: another pipeline, or no label where the model has several.
+        """
+        if not all(hasattr(pipe, name) for name in ("model", "tokenizer", "task")) or pipe.tokenizer is None:
+            raise ValueError(f"`pipe` must be a text-classification pipeline, got {type(pipe).__name__}.")
+        if label is None and pipe.model.config.num_labels > 1:
+            names = [str(name) for _, name in sorted(pipe.model.config.id2label.items())]
+            raise ValueError(
+                f"`label` must name one of {', '.join(names)}, of the model's {len(names)} labels; write "
+                f"`TextClassifierReward.from_pipeline(pipe, label={names[-1]!r})`."
+            )
+        return cls(pipe.model, pipe.tokenizer, label, **settings)
 
     @property
     def label_name(self) -> str:
@@ -50,11 +73,11 @@ class TextClassifierReward(TextModelReward):
 
     def predict(self, texts: list[str], batch_size: int = 32) -> list[str]:
         """Names of the likeliest labels of finished texts."""
-        check_samples(texts, "texts")
+        texts, _, batch_size = to_judge(texts, batch_size=batch_size)
         return self._label.names(self._logits(texts, batch_size))
 
-    def reached(self, samples: list[str], prompts: Sequence[str] | None = None) -> list[bool] | None:
-        check_prompts(samples, prompts)
+    def reached(self, samples: list[str], prompts: Sequence[Prompt] | None = None) -> list[bool] | None:
+        samples, prompts, _ = to_judge(samples, prompts)
         return self._label.predicted(self._logits(samples))
 
     def value(self, reading: Reading) -> Tensor:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
+from redge_guidance.chats import Prompt
 from redge_guidance.checks import as_whole
 from redge_guidance.positions import bare
 from redge_guidance.rewards.reading.framing import Frame
@@ -32,7 +33,7 @@ class FluencyReward(TextModelReward):
             better.
         masked: whether the model is a masked one; None: whether its class is for masked language models.
         num_passes: forward passes of a masked model, >= 2.
-        padding_side, max_length: as for `TextModelReward`.
+        padding_side, max_length, answer_only: as for `TextModelReward`.
 
     Raises:
         ValueError: a masked model whose tokenizer has no mask token, a tokenizer that has no token for the end of a
@@ -51,8 +52,9 @@ class FluencyReward(TextModelReward):
         num_passes: int = 4,
         padding_side: str | None = None,
         max_length: int | None = None,
+        answer_only: bool | None = None,
     ):
-        super().__init__(model, tokenizer, padding_side, max_length)
+        super().__init__(model, tokenizer, padding_side, max_length, answer_only)
         self.masked = "MaskedLM" in type(bare(model)).__name__ if masked is None else masked
         passes = as_whole(num_passes)
         self.per_token, self.num_passes = per_token, passes or 0
@@ -79,7 +81,7 @@ class FluencyReward(TextModelReward):
         names = AutoConfig.from_pretrained(path, **hub).architectures or []
         return AutoModelForMaskedLM if any("MaskedLM" in name for name in names) else AutoModelForCausalLM
 
-    def frames(self, count: int, draws: int = 1, prompts: Sequence[str] | None = None) -> Sequence[Frame]:
+    def frames(self, count: int, draws: int = 1, prompts: Sequence[Prompt] | None = None) -> Sequence[Frame]:
         return [self._frame] * count
 
     def value(self, reading: Reading) -> Tensor:

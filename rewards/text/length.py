@@ -7,8 +7,9 @@ import regex
 import torch
 from torch import Tensor
 
+from redge_guidance.chats import Prompt
 from redge_guidance.checks import as_real
-from redge_guidance.evaluation import check_prompts, check_samples
+from redge_guidance.finished import as_samples, to_judge
 from redge_guidance.reward import Reward
 from redge_guidance.rewards.reading.alignment import token_texts
 from redge_guidance.samples.tokens import RelaxedTokens
@@ -32,6 +33,7 @@ class LengthReward(Reward):
         unit: `"words"`, which are what white space separates, or `"characters"`, as a reader counts them: grapheme
             clusters of Unicode (UAX 29), a letter with its marks being one, in NFC and NFD alike. For scripts without
             spaces (Chinese, Japanese, Thai) take characters.
+        answer_only: leave the prompt in front out of what is judged; None: in a chat it is, elsewhere it is not.
 
     Raises:
         ValueError: no limit, an impossible range or an unknown unit.
@@ -39,7 +41,15 @@ class LengthReward(Reward):
 
     modality = "text"
 
-    def __init__(self, minimum: int = 0, maximum: int | None = None, *, unit: str = "words"):
+    def __init__(
+        self,
+        minimum: int = 0,
+        maximum: int | None = None,
+        *,
+        unit: str = "words",
+        answer_only: bool | None = None,
+    ):
+        self.answer_only = answer_only
         low, high = as_real(minimum), as_real(maximum)
         if low is None or not low >= 0 or (maximum is not None and (high is None or not high >= low)):
             raise ValueError(f"`minimum` and `maximum` must satisfy 0 <= minimum <= maximum, got {minimum}, {maximum}.")
@@ -55,21 +65,22 @@ class LengthReward(Reward):
         self._table = torch.zeros(0, 2)
 
     def __call__(self, sample: RelaxedTokens) -> Tensor:
+        sample = sample.judged(self.answer_only)
         exact = self.score(sample.texts()).to(sample.weights)
         relaxed = self.relaxed(sample)
         return exact + (relaxed - relaxed.detach())
 
-    def score(self, samples: list[str], prompts: Sequence[str] | None = None, batch_size: int = 32) -> Tensor:
-        check_prompts(samples, prompts)
+    def score(self, samples: list[str], prompts: Sequence[Prompt] | None = None, batch_size: int = 32) -> Tensor:
+        samples, prompts, batch_size = to_judge(samples, prompts, batch_size)
         return self._reward(self.lengths(samples))
 
-    def reached(self, samples: list[str], prompts: Sequence[str] | None = None) -> list[bool]:
+    def reached(self, samples: list[str], prompts: Sequence[Prompt] | None = None) -> list[bool]:
         """Which texts have a length in the range."""
         return [value == 0 for value in self.score(samples, prompts).tolist()]
 
     def lengths(self, texts: list[str]) -> Tensor:
         """Lengths of finished texts in the unit, `(len(texts),)`."""
-        check_samples(texts, "texts")
+        texts = as_samples(texts, "texts")
         return torch.tensor(
             [len(t.split()) if self.unit == "words" else _characters(t) for t in texts], dtype=torch.float
         )

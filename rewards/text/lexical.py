@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from redge_guidance.evaluation import check_prompts, check_samples
+from redge_guidance.chats import Prompt
+from redge_guidance.finished import as_samples, to_judge
 from redge_guidance.reward import Reward
 from redge_guidance.rewards.text.spellings import Places, Spellings, all_but_one
 from redge_guidance.rewards.text.words import units_of, weights_of_words, without_repetition
@@ -60,6 +61,7 @@ class LexicalReward(Reward):
         banned: words or phrases of weight -1, or a mapping to what each is to cost, > 0.
         count: count occurrences; False: whether there is one.
         case_sensitive: "Will" is not "will".
+        answer_only: leave the prompt in front out of what is judged; None: in a chat it is, elsewhere it is not.
 
     Raises:
         ValueError: no word, one without any sign, one that is both wanted and banned or has two weights, or a weight
@@ -76,7 +78,9 @@ class LexicalReward(Reward):
         *,
         count: bool = False,
         case_sensitive: bool = False,
+        answer_only: bool | None = None,
     ):
+        self.answer_only = answer_only
         self.count, self.case_sensitive = count, case_sensitive
         self.weights = without_repetition(
             weights_of_words(wanted, "wanted"), weights_of_words(banned, "banned"), case_sensitive
@@ -94,25 +98,26 @@ class LexicalReward(Reward):
         self._named: list[int] = []  # tokens of wanted words
 
     def __call__(self, sample: RelaxedTokens) -> Tensor:
+        sample = sample.judged(self.answer_only)
         exact = self.score(sample.texts()).to(sample.weights)
         relaxed, pull = self._relaxed_and_pull(sample)
         return exact + (relaxed - relaxed.detach()) + (pull - pull.detach())
 
-    def score(self, samples: list[str], prompts: Sequence[str] | None = None, batch_size: int = 32) -> Tensor:
-        check_prompts(samples, prompts)
+    def score(self, samples: list[str], prompts: Sequence[Prompt] | None = None, batch_size: int = 32) -> Tensor:
+        samples, prompts, batch_size = to_judge(samples, prompts, batch_size)
         values = []
         for text in samples:
             found = self._found(text)
             values.append(sum(self.weights[self._words[k]] * (n if self.count else 1) for k, n in found.items()))
         return torch.tensor(values, dtype=torch.float)
 
-    def reached(self, samples: list[str], prompts: Sequence[str] | None = None) -> list[bool]:
+    def reached(self, samples: list[str], prompts: Sequence[Prompt] | None = None) -> list[bool]:
         """Which texts have every wanted word and no banned one."""
         return [not found for found in self.report(samples).violations]
 
     def report(self, texts: list[str]) -> LexicalReport:
         """Which of the texts have which of the words, and which keep to all of them."""
-        check_samples(texts, "texts")
+        texts = as_samples(texts, "texts")
         found = [self._found(text) for text in texts]
         share = {word: sum(k in f for f in found) / max(len(texts), 1) for k, word in enumerate(self._words)}
         violations = [

@@ -1,18 +1,18 @@
 """A preference model as a reward: how good an answer is to a prompt."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any, ClassVar
 
 import jinja2
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
+from redge_guidance.chats import Prompt, as_messages, is_conversation, key_of
+from redge_guidance.rewards.reading.cache import Recent
 from redge_guidance.rewards.reading.framing import Frame
 from redge_guidance.rewards.reading.reading import Reading
 from redge_guidance.rewards.text.model_reward import TextModelReward, outputs_of
-
-Conversation = str | Sequence[dict[str, str]]
 
 _ANSWER = "\ue000answer\ue001"  # private characters: in nobody's prompt
 _PROBES = ("Yes, it is.", ' \n Is <it> so? & "why" \n ')
@@ -47,7 +47,7 @@ class TextPreferenceReward(TextModelReward):
         self,
         model: Any,
         tokenizer: Any,
-        prompt: Conversation | Sequence[Conversation] | None = None,
+        prompt: Prompt | Sequence[Prompt] | None = None,
         *,
         system: str | None = None,
         chat_template: str | None = None,
@@ -66,19 +66,20 @@ class TextPreferenceReward(TextModelReward):
         self.answer_only = not whole_text
         self._system, self._template = system, chat_template
         told: Any = prompt
-        self._single = isinstance(told, str) or (bool(told) and isinstance(told[0], dict))
+        self._single = isinstance(told, str) or is_conversation(told)
         prompts: Any = [told] if self._single else told
         if prompts is not None and not len(prompts):
             raise ValueError("`prompt` must be a message, a conversation, or a list of them, got an empty list.")
         self._frames = None if prompts is None else [self._frame(one) for one in prompts]
-        self._of_prompts: dict[str, Frame] = {}
+        self.whole_batch = self._frames is not None and not self._single
+        self._of_prompts: Recent[Hashable, Frame] = Recent()
         if prompts is None:
             self._frame("Hello.")  # a template that does not serve is an error now
 
     def value(self, reading: Reading) -> Tensor:
         return outputs_of(self.forward(reading))[:, 0]
 
-    def frames(self, count: int, draws: int = 1, prompts: Sequence[str] | None = None) -> Sequence[Frame]:
+    def frames(self, count: int, draws: int = 1, prompts: Sequence[Prompt] | None = None) -> Sequence[Frame]:
         if self._frames is None:
             return self._frames_of(prompts)
         if self._single:
@@ -90,18 +91,20 @@ class TextPreferenceReward(TextModelReward):
             )
         return self._frames * draws
 
-    def _frames_of(self, prompts: Sequence[str] | None) -> Sequence[Frame]:
+    def _frames_of(self, prompts: Sequence[Prompt] | None) -> Sequence[Frame]:
         if prompts is None:
             raise ValueError(
                 "`prompt` is None and there are no prompts to the texts; make the reward with `prompt=`, or let "
                 "`score` or the pipeline know the `prompts`."
             )
-        for prompt in set(prompts) - set(self._of_prompts):
-            self._of_prompts[prompt] = self._frame(prompt)
-        return [self._of_prompts[prompt] for prompt in prompts]
+        keys = [key_of(prompt) for prompt in prompts]
+        known = dict(zip(keys, prompts, strict=True))
+        frames = {key: self._of_prompts.get(key) or self._frame(prompt) for key, prompt in known.items()}
+        self._of_prompts.update(frames)
+        return [frames[key] for key in keys]
 
-    def _frame(self, prompt: Conversation) -> Frame:
-        turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(turn) for turn in prompt]
+    def _frame(self, prompt: Prompt) -> Frame:
+        turns = as_messages(prompt)
         if turns and turns[-1].get("role") == "assistant":
             raise ValueError(
                 "`prompt` must end before the answer, got a conversation whose last turn is the assistant's."
@@ -124,7 +127,7 @@ class TextPreferenceReward(TextModelReward):
                 )
         return frame
 
-    def _render(self, turns: list[dict[str, str]], answer: str) -> str:
+    def _render(self, turns: list[dict[str, Any]], answer: str) -> str:
         try:
             text: str = self.tokenizer.apply_chat_template(
                 [*turns, {"role": "assistant", "content": answer}], tokenize=False, chat_template=self._template

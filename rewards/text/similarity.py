@@ -10,7 +10,8 @@ from torch import Tensor
 from transformers import MODEL_FOR_TEXT_ENCODING_MAPPING, AutoConfig, AutoModel, AutoModelForTextEncoding
 from transformers.utils import cached_file
 
-from redge_guidance.evaluation import check_samples
+from redge_guidance.chats import Prompt, as_messages
+from redge_guidance.finished import to_judge
 from redge_guidance.hub import loading, resolve
 from redge_guidance.rewards.reading.framing import Frame
 from redge_guidance.rewards.reading.reading import Reading
@@ -22,21 +23,23 @@ _POOLINGS = ("mean", "cls", "last")
 class SentenceSimilarityReward(TextModelReward):
     """`r(x) = mean_k cos(e(x), e(y_k))`, in [-1, 1], e the sentence embedding of a model, y_k the target texts.
 
+    Without targets the likeness to the prompt, of a conversation to its last turn, the answer alone being judged.
     `-reward` repels. Differences between texts are small, so that a `scale` of 20 to 60 is in place.
 
     Args:
-        model: an encoder, such as those of sentence-transformers.
-        tokenizer: the model's.
-        targets: one or several texts.
+        model: an encoder, such as those of sentence-transformers, or a `SentenceTransformer` itself.
+        tokenizer: the model's; None: that of the `SentenceTransformer`, which also says pooling, prefix and length.
+        targets: one or several texts; None: the prompts of the pipeline, or those that `score` is told.
         pooling: how a text's embedding comes from its tokens': their `"mean"`, that of the first (`"cls"`) or of the
             `"last"`. `from_pretrained` reads it from the checkpoint's config, and takes the mean where that says
             nothing.
         prefix: what the model wants in front of every text, such as `"query: "`; `from_pretrained` takes the default
             prompt of the checkpoint.
-        padding_side, max_length: as for `TextModelReward`.
+        padding_side, max_length, answer_only: as for `TextModelReward`.
 
     Raises:
-        ValueError: no target, or a pooling that is not known.
+        ValueError: no target, a pooling that is not known, or a `SentenceTransformer` that has layers after the pooling
+            or another similarity than the cosine. When called: neither targets nor prompts.
     """
 
     auto_class: ClassVar[Any] = AutoModel
@@ -46,22 +49,28 @@ class SentenceSimilarityReward(TextModelReward):
     def __init__(
         self,
         model: Any,
-        tokenizer: Any,
-        targets: str | Sequence[str],
+        tokenizer: Any = None,
+        targets: str | Sequence[str] | None = None,
         *,
         pooling: str = "mean",
         prefix: str = "",
         padding_side: str | None = None,
         max_length: int | None = None,
+        answer_only: bool | None = None,
     ):
-        super().__init__(model, tokenizer, padding_side, max_length)
+        if tokenizer is None and _is_sentence_transformer(model):
+            model, tokenizer, told = _parts_of(model)
+            pooling, prefix = told["pooling"], prefix or told["prefix"]
+            max_length = told["max_length"] if max_length is None else max_length
+        answer_only = True if answer_only is None and targets is None else answer_only
+        super().__init__(model, tokenizer, padding_side, max_length, answer_only)
         if pooling not in _POOLINGS:
             raise ValueError(f"`pooling` must be one of {', '.join(_POOLINGS)}, got {pooling!r}.")
-        self.targets = [targets] if isinstance(targets, str) else list(targets)
-        if not self.targets:
+        self.targets = [targets] if isinstance(targets, str) else list(targets or [])
+        if not self.targets and targets is not None:
             raise ValueError("`targets` must be a text or several, got none.")
         self.pooling, self._frame = pooling, Frame(prefix)
-        self._directions = self.embed(self.targets)  # (targets, dim)
+        self._directions = self.embed(self.targets) if self.targets else None  # (targets, dim)
 
     @classmethod
     def from_pretrained(cls, name: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
@@ -84,14 +93,25 @@ class SentenceSimilarityReward(TextModelReward):
     @torch.no_grad()
     def embed(self, texts: list[str], batch_size: int = 32) -> Tensor:
         """Sentence embeddings of length 1, `(len(texts), dim)`."""
-        check_samples(texts, "texts")
+        texts, _, batch_size = to_judge(texts, batch_size=batch_size)
         parts = [texts[first : first + batch_size] for first in range(0, len(texts), batch_size)]
         return torch.cat([self._embed(self.reader.read_texts(part, self.frames(len(part)))) for part in parts])
 
-    def value(self, reading: Reading) -> Tensor:
-        return (self._embed(reading) @ self._directions.T).mean(-1)
+    def value_for(self, reading: Reading, prompts: Sequence[Prompt] | None) -> Tensor:
+        found = self._embed(reading)
+        if self._directions is not None:
+            return (found @ self._directions.T).mean(-1)
+        if prompts is None:
+            raise ValueError(
+                "`targets` is None and there are no prompts to the texts; make the reward with `targets=`, or let "
+                "`score` or the pipeline know the `prompts`."
+            )
+        texts = [str(as_messages(prompt)[-1]["content"]) for prompt in prompts]
+        distinct = list(dict.fromkeys(texts))
+        rows = torch.tensor([distinct.index(text) for text in texts], device=found.device)
+        return (found * self.embed(distinct)[rows]).sum(-1)
 
-    def frames(self, count: int, draws: int = 1, prompts: Sequence[str] | None = None) -> Sequence[Frame]:
+    def frames(self, count: int, draws: int = 1, prompts: Sequence[Prompt] | None = None) -> Sequence[Frame]:
         return [self._frame] * count
 
     def _embed(self, reading: Reading) -> Tensor:
@@ -103,6 +123,33 @@ class SentenceSimilarityReward(TextModelReward):
             where = torch.where(mask, slot, -1).argmax(1) if self.pooling == "last" else mask.int().argmax(1)
             pooled = states[torch.arange(len(states), device=mask.device), where]
         return torch.nn.functional.normalize(pooled, dim=-1)
+
+
+def _is_sentence_transformer(model: Any) -> bool:
+    return any(kind.__name__ == "SentenceTransformer" for kind in type(model).__mro__)
+
+
+def _parts_of(encoder: Any) -> tuple[Any, Any, dict[str, Any]]:
+    """Model, tokenizer and settings of a `SentenceTransformer`."""
+    kinds = [type(module).__name__ for module in encoder]
+    unknown = [kind for kind in kinds[2:] if kind not in ("Normalize", "Dropout")]
+    if kinds[:2] != ["Transformer", "Pooling"] or unknown:
+        raise ValueError(f"`model` must be made of Transformer, Pooling and Normalize, got {' and '.join(kinds)}.")
+    if encoder.similarity_fn_name != "cosine":
+        raise ValueError(f"`model` must be compared by the cosine, got {encoder.similarity_fn_name}.")
+    pooling = {"lasttoken": "last"}.get(encoder[1].pooling_mode, encoder[1].pooling_mode)
+    prefix = encoder.prompts.get(encoder.default_prompt_name) or ""
+    if getattr(encoder, "truncate_dim", None) is not None or (prefix and not encoder[1].include_prompt):
+        raise ValueError("`model` must embed by all of its dimensions and tokens, got one that leaves some out.")
+    return (
+        encoder.transformers_model,
+        encoder.tokenizer,
+        {
+            "pooling": pooling,
+            "prefix": prefix,
+            "max_length": encoder.max_seq_length,
+        },
+    )
 
 
 def _sentence_settings(path: str) -> dict[str, Any]:

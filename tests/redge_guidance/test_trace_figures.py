@@ -1,6 +1,9 @@
 """Every figure of the trace, of the step and of each sequence, against its formula."""
 
+import copy
 import logging
+import pickle
+import tracemalloc
 from dataclasses import replace
 
 import pytest
@@ -10,7 +13,7 @@ from redge_guidance import GuidanceConfig
 from redge_guidance.guidance import guided_logits
 from redge_guidance.reward import RewardSum, Term
 from redge_guidance.step import DenoisingStep
-from redge_guidance.trace import StepTrace, Trace
+from redge_guidance.trace import SequenceFigures, StepTrace, Trace
 from redge_guidance.updates import Natural
 from tests.helpers.hosts import ONE_OF_EACH, seeded
 from tests.helpers.watching import guided, linear, log_p
@@ -177,3 +180,45 @@ def test_the_trace_keeps_its_last_steps_counts_all_and_says_so_once(caplog):
     assert [record.getMessage().split(";")[0] for record in caplog.records] == [
         "the trace keeps the last 3 guided steps"
     ]
+
+
+def test_the_trace_is_bounded_by_sequences_too_whatever_the_batch():
+    trace, one = Trace(limit=1000, figures=10), StepTrace(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+    figures = SequenceFigures(0.0, 0.0, 0.0, 0.0, 1)
+    for k in range(6):
+        trace.append(replace(one, step=k, sequences=(figures,) * 4))
+    assert [step.step for step in trace] == [4, 5]
+    trace.append(replace(one, step=6, sequences=(figures,) * 50))  # the last one stays
+    assert [step.step for step in trace] == [6]
+    trace.append(replace(one, step=7, sequences=(figures,)))
+    assert [step.step for step in trace] == [7]
+    trace.clear()
+    trace.extend(replace(one, step=k, sequences=(figures,) * 5) for k in range(2))
+    assert [step.step for step in trace] == [0, 1]
+    assert trace.total == 10
+
+
+@pytest.mark.parametrize("twin", [copy.copy, copy.deepcopy, lambda trace: pickle.loads(pickle.dumps(trace))])
+def test_a_copy_of_a_trace_is_one(twin):
+    trace = Trace(limit=2, figures=7)
+    for k in range(3):
+        trace.append(StepTrace(k / 3, 0.0, 0.0, 0.0, 0.0, 0.0))
+    other = twin(trace)
+    assert (list(other), other.limit, other.figures, other.total) == (list(trace), 2, 7, 3)
+
+
+def test_ten_thousand_calls_of_a_big_batch_take_the_memory_of_some():
+    def add(count):
+        for k in range(count):
+            rows = tuple(SequenceFigures(k + 0.5, k + 0.25, k + 0.125, k + 0.1, 4) for _ in range(32))
+            trace.append(StepTrace(k / 7, k / 3, 0.0, 0.0, 0.0, 0.0, sequences=rows))
+        return tracemalloc.get_traced_memory()[0]
+
+    trace = Trace(figures=3200)
+    tracemalloc.start()
+    try:
+        first, last = add(200), add(10_000)
+    finally:
+        tracemalloc.stop()
+    assert last < first + 50_000
+    assert sum(len(step.sequences) for step in trace) == 3200

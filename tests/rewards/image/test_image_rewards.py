@@ -183,7 +183,10 @@ def test_saved_and_loaded(tmp_path):
         (lambda: clip().score(images(), ["a"]), "`prompts` must be one a sample, 3, got 1"),
         (lambda: classifier().score(images(), ["a"]), "`prompts` must be one a sample, 3, got 1"),
         (lambda: clip(target=["a"] * 3).score(images(), ["a"]), "`prompts` must be one a sample, 3, got 1"),
-        (lambda: clip(target="a").score(images()[0]), r"`pixels` must be floating point \(batch, 3, height, width\)"),
+        (
+            lambda: clip(target="a").of_pixels(images()[0]),
+            r"`pixels` must be floating point \(batch, 3, height, width\)",
+        ),
     ],
 )
 def test_bad_input(call, message):
