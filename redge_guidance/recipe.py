@@ -40,6 +40,15 @@ class Recipe:
     loaded: bool = False
 
 
+class Noted:
+    """Base of classes whose objects know by which arguments they were made, for `redge_guidance.save`."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        made = super().__new__(cls)
+        note_arguments(made, args, kwargs)
+        return made
+
+
 def recipe_of(made: Any) -> Recipe | None:
     """How `made` was made; None where nobody took note."""
     found = getattr(made, "__dict__", {}).get(_KEY)

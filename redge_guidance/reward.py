@@ -12,7 +12,7 @@ from redge_guidance.chats import Prompt
 from redge_guidance.checks import as_real
 from redge_guidance.evaluation import checked, name_of, of_pixels
 from redge_guidance.finished import to_judge
-from redge_guidance.recipe import note_arguments
+from redge_guidance.recipe import Noted
 
 AnyReward = Callable[[Any], Tensor]
 
@@ -47,7 +47,7 @@ class Sample(Protocol):
         """
 
 
-class Reward:
+class Reward(Noted):
     """Base of rewards that can be added, scaled, and used outside guidance. A plain callable is a reward too.
 
     `0.7 * a + 0.3 * b - c` is the `RewardSum` of its terms, c being any callable.
@@ -65,11 +65,6 @@ class Reward:
     modality: str | None = None
     answer_only: bool | None = None
     whole_batch: bool = False
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        reward = super().__new__(cls)
-        note_arguments(reward, args, kwargs)  # for `redge_guidance.save`
-        return reward
 
     def __call__(self, sample: Any) -> Tensor:
         """Rewards `(batch,)` of relaxed samples, higher is better."""
@@ -272,8 +267,7 @@ class RewardSum(Reward):
 def split(reward: AnyReward) -> tuple[AnyReward | None, AnyReward | None]:
     """What has a gradient and what has none: `reward = differentiable + black box`, None where there is no such part.
 
-    >>> double = lambda tokens: 2 * tokens.weights.sum()
-    >>> split(double) == (double, None)
+    >>> split(abs) == (abs, None)
     True
     """
     if not isinstance(reward, RewardSum):

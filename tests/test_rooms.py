@@ -159,6 +159,7 @@ THEIRS = {
     "_orig_mod",
     "_hf_hook",
     "_softmax_backward_data",
+    "_replace",
 }
 
 

@@ -200,7 +200,7 @@ class MaskedImagePipeline(Drawer, DiffusionPipeline):
             generator: source of all randomness; the same generator gives the same images. A list of one an image makes
                 every image independent of the others.
             output_type: `"pil"`, `"np"`, `"pt"` (`(batch, 3, height, width)` in [0, 1]) or `"latent"`, the tokens.
-            return_dict: return an output object instead of `(images, tokens)`.
+            return_dict: an output object instead of `(images, tokens)`.
             callback_on_step_end: called as `callback(pipe, step, timestep, {name: tensor})`; may return a dict with a
                 new `sample`; `pipe._interrupt = True` makes this step the last.
             callback_on_step_end_tensor_inputs: of `["sample", "logits"]`; default `["sample"]`.

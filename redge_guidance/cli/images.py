@@ -11,7 +11,6 @@ from redge_guidance.cli.common import Made, Run, as_json, draw, running
 from redge_guidance.config import GuidanceConfig
 from redge_guidance.generation import Record
 from redge_guidance.generation import generate as generate_records
-from redge_guidance.generation.batches import windows
 from redge_guidance.generation.many import Run as GenerationRun
 from redge_guidance.generation.requests import as_lines, requests_of
 from redge_guidance.setups.options import Options
@@ -74,7 +73,7 @@ def _traced(
     """As `redge_guidance.generate`, and what guidance noted on the way is added to `trace`."""
     run = GenerationRun(pipe, reward, config, batch_size=batch_size, seed=seed, nats=nats, settings=settings)
     with run.guiding():
-        for window in windows(requests_of(as_lines(prompts), samples_per_prompt, seed), batch_size):
+        for window in run.planned(requests_of(as_lines(prompts), samples_per_prompt, seed)):
             for batch in window:
                 yield from run.batch(batch)
                 trace += run.trace

@@ -294,8 +294,8 @@ WRONG = [
     ),
     ("seed: 1\nreward:\n- LengthReward: {maximum: -3}\n", "line 3: LengthReward: `minimum` and `maximum` must satisfy"),
     (
-        "reward: [SentenceSimilarityReward: {name: builtin:sentiment}]\n",
-        "line 1: `SentenceSimilarityReward` needs the ar",
+        "reward: [AestheticReward: {name: builtin:sentiment}]\n",
+        "line 1: `AestheticReward` needs the argument `head`",
     ),
     ("label: angry\n", "line 1: TextClassifierReward: `label` must be one of negative"),
     (
