@@ -5,12 +5,33 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from redge_guidance.pipelines.image.vq_tokens import codebook_of
 from redge_guidance.pipelines.sampling import plain_ids
 
 
 def takes_text(transformer: Any) -> bool:
     """Whether a transformer is given a text, as a `UVit2DModel`, rather than a class."""
     return "encoder_hidden_size" in transformer.config
+
+
+def check_parts(transformer: Any, vqvae: Any, tokenizer: Any, text_encoder: Any, mask_token_id: int | None) -> int:
+    """The id of a hidden token; a ValueError if the parts of a pipeline do not fit one another."""
+    codes, size = len(codebook_of(vqvae)), transformer.config.codebook_size
+    if codes != size:
+        raise ValueError(
+            f"`vqvae` and `transformer` must have one codebook, got {codes} codes and a transformer for {size}; "
+            "take both from the same checkpoint."
+        )
+    if mask_token_id is None:
+        mask_token_id = transformer.config.vocab_size - 1 if takes_text(transformer) else size
+    if mask_token_id < size:
+        raise ValueError(
+            f"`mask_token_id` must lie outside the codebook of {size} codes, got {mask_token_id}; a hidden token "
+            "is no image token."
+        )
+    if takes_text(transformer) and (tokenizer is None or text_encoder is None):
+        raise ValueError("`tokenizer` and `text_encoder` must be given with a transformer that is given a text.")
+    return mask_token_id
 
 
 def labels_of(class_labels: Any, num_classes: int) -> Tensor:

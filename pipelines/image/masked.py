@@ -14,7 +14,7 @@ from torch import Tensor
 from redge_guidance.hub import loading, resolve
 from redge_guidance.pipelines.drawing import Drawer, Drawing
 from redge_guidance.pipelines.image.completion import ImageCompletion, image_canvas
-from redge_guidance.pipelines.image.conditions import Conditions, takes_text
+from redge_guidance.pipelines.image.conditions import Conditions, check_parts, takes_text
 from redge_guidance.pipelines.image.halton import convert_transformer, convert_vq_model
 from redge_guidance.pipelines.image.order import grid_order
 from redge_guidance.pipelines.image.vq_tokens import codebook_of, embeddings_of, to_pixels, to_tokens
@@ -83,21 +83,7 @@ class MaskedImagePipeline(Drawer, DiffusionPipeline):
         guidance_scale: float | Sequence[float] = 1.0,
     ):
         super().__init__()
-        codes, size = len(codebook_of(vqvae)), transformer.config.codebook_size
-        if codes != size:
-            raise ValueError(
-                f"`vqvae` and `transformer` must have one codebook, got {codes} codes and a transformer for {size}; "
-                "take both from the same checkpoint."
-            )
-        if mask_token_id is None:
-            mask_token_id = transformer.config.vocab_size - 1 if takes_text(transformer) else size
-        if mask_token_id < size:
-            raise ValueError(
-                f"`mask_token_id` must lie outside the codebook of {size} codes, got {mask_token_id}; a hidden token "
-                "is no image token."
-            )
-        if takes_text(transformer) and (tokenizer is None or text_encoder is None):
-            raise ValueError("`tokenizer` and `text_encoder` must be given with a transformer that is given a text.")
+        mask_token_id = check_parts(transformer, vqvae, tokenizer, text_encoder, mask_token_id)
         self.register_modules(transformer=transformer, vqvae=vqvae, scheduler=scheduler)
         self.register_modules(tokenizer=tokenizer, text_encoder=text_encoder)
         self.register_to_config(mask_token_id=mask_token_id, do_normalize=do_normalize, temperature=temperature)

@@ -155,24 +155,23 @@ class TextPipeline(Drawer, DiffusionPipeline):
     ) -> Tensor:
         """Upper bound on `-log p(text)`, or `-log p(text | prompt)`: the negative ELBO, by Monte Carlo, unbiased.
 
-        With k of a text's C positions hidden, k uniform on 1..C, it is of masked diffusion `E[(C / k) * sum
-        over hidden i of -log p(x_i | visible)]` (arXiv 2406.03736, equation 5), summed over the blocks where
-        attention is block-causal, and a model that is told the time is told k / C; of uniform diffusion the
-        bound of UDLM in continuous time (`uniform_posterior.elbo_rate`). Without prompts all positions of the
-        canvas count, the end of the text and what follows it too, only a beginning-of-text token does not, nor
-        the first token where logits are shifted and nothing comes before it. The canvas is the pipeline's, or
-        for a longer text its own length and one for the end, if the model has room for it. With prompts the
-        tokens of the text itself count, and nothing else is on the canvas (LLaDA's `get_log_likelihood`).
+        With k of a text's C positions hidden, k uniform on 1..C, it is of masked diffusion `E[(C / k) * sum over hidden
+        i of -log p(x_i | visible)]` (arXiv 2406.03736, equation 5), summed over the blocks where attention is
+        block-causal, and a model that is told the time is told k / C; of uniform diffusion the bound of UDLM in
+        continuous time (`uniform_posterior.elbo_rate`). Without prompts all positions of the canvas count, the end of
+        the text and what follows it too, only a beginning-of-text token does not, nor the first token where logits are
+        shifted and nothing comes before it. The canvas is the pipeline's, or for a longer text its own length and one
+        for the end, if the model has room for it. With prompts the tokens of the text itself count, and nothing else is
+        on the canvas (LLaDA's `get_log_likelihood`).
 
         Args:
             texts: strings.
             num_corruptions: corruptions a text, at stratified noise levels.
             batch_size: sequences in one call of the model.
-            generator: source of the corruptions; None: seeded with 0, so that equal calls give equal figures. A list
-                of one a text makes every figure independent of the other texts.
+            generator: source of the corruptions, or a list of one a text, independent of the others; None: seeded
+                with 0, so that equal calls give equal figures.
             prompts: what each text, or all of them, follows: texts, or conversations in the chat template.
-            guidance_scale: of classifier-free guidance by the prompts, as in a call: the bound is then on the
-                probability of the model that draws by guided logits.
+            guidance_scale: as in a call: the bound is then that of the model that draws by these logits.
 
         Returns:
             `(len(texts),)` float32 on the CPU, nats a text.

@@ -94,12 +94,18 @@ def _shown(request: Request) -> Any:
 
 
 def bound_of(pipe: Any, request: Request, drawn: Drawn) -> float | None:
-    """The pipeline's bound on `-log p(text)`, in nats, corrupted by the request's seed; None where it has none."""
-    bound = getattr(pipe, "nll", None)
-    if bound is None or drawn.text is None or is_conversation(request.line.prompt):
+    """The pipeline's bound on `-log p(text)`, in nats, corrupted by the request's seed; None where it has none.
+
+    In a chat that of the answer, given the conversation.
+    """
+    bound, prompt = getattr(pipe, "nll", None), request.line.prompt
+    if bound is None or drawn.text is None:
         return None
+    generator = torch.Generator().manual_seed(request.seed)
     try:
-        return float(bound([drawn.text], generator=torch.Generator().manual_seed(request.seed)))
+        if is_conversation(prompt):
+            return float(bound([drawn.answer], prompts=[prompt], generator=generator))
+        return float(bound([drawn.text], generator=generator))
     except ValueError:  # a text that its tokenizer reads in another way, as with a reserved token in it
         return None
 

@@ -28,7 +28,8 @@ class Record:
         reward: what guidance was to raise, of the finished sample: the weighted sum of `rewards`; None without one.
         rewards: the terms by name, without their weights; a term that cannot judge finished samples is None.
         reached: whether the sample is as the rewards want it; None where there is no yes or no to it.
-        nats: the model's own upper bound on `-log p(text)` of the whole text; None where it has none.
+        nats: the model's own upper bound on `-log p(text)` of the whole text, in a chat on `-log p(answer | prompt)`;
+            None where it has none.
         scale: nats a unit of reward was worth; 0: not guided.
         kl: KL(q || p), nats per free token, mean over the guided steps; None where no step was guided.
         seed: of the generator that drew it.
