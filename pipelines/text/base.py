@@ -166,8 +166,7 @@ class TextPipeline(Drawer, DiffusionPipeline):
 
         Args:
             texts: strings.
-            num_corruptions: corruptions a text, at stratified noise levels.
-            batch_size: sequences in one call of the model.
+            num_corruptions, batch_size: corruptions a text, at stratified noise levels; sequences a call of the model.
             generator: source of the corruptions, or a list of one a text, independent of the others; None: seeded
                 with 0, so that equal calls give equal figures.
             prompts: what each text, or all of them, follows: texts, or conversations in the chat template.
@@ -177,7 +176,7 @@ class TextPipeline(Drawer, DiffusionPipeline):
             `(len(texts),)` float32 on the CPU, nats a text.
 
         Raises:
-            ValueError: a text with a reserved token or longer than the model, or not a prompt for each text.
+            ValueError: a text with a reserved token or longer than the model, or prompts of another number.
         """
         texts = as_texts(texts, "texts")
         counts = {"num_corruptions": num_corruptions, "batch_size": batch_size}
