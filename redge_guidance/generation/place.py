@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -37,7 +38,7 @@ class Place:
         self.path = Path(name)
         suffix = self.path.suffix.lower()
         self.kind = _IMAGES if images else suffix
-        if images and (suffix in (*FORMATS, _LINES) or self.path.is_file()):
+        if images and ((suffix and suffix in (*FORMATS, _LINES)) or self.path.is_file()):
             raise ValueError(f"`output` must be a folder for images, got {name}.")
         if not images and suffix not in (_LINES, *FORMATS):
             raise ValueError(
@@ -52,6 +53,9 @@ class Place:
             raise ValueError(
                 f"`output` {name} is a {'folder' if self.path.is_dir() else 'file'} already; take another."
             )
+        is_folder = self.kind == "" and self.path.is_dir() and any(self.path.iterdir())
+        if is_folder and not (self.path / "dataset_info.json").is_file():
+            raise ValueError(f"`output` {name} is a folder of something else than a dataset; take another.")
         self._lock = FileLock(self._beside(".lock"), timeout=0)
 
     def journal(self, rank: int) -> Path:
@@ -100,8 +104,13 @@ class Place:
         if self.kind == _IMAGES:
             self.path.mkdir(exist_ok=True)
         if "finished" in before and self.kind not in (_LINES, _IMAGES):
-            return {(-1, n): "" for n in range(before["finished"])}
+            return {(-1, n): "" for n in range(before["finished"])}  # of which the table alone is there
         return {entry.key: entry.stamp for entry in self._entries() if self._has_image(entry)}
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether this is a table that was written, to which nothing is added."""
+        return self.kind not in (_LINES, _IMAGES) and "finished" in (self._settings_before() or {})
 
     def save_image(self, image: Any, name: str) -> None:
         """Whole or not at all."""
@@ -116,8 +125,6 @@ class Place:
         found = list(self._entries())
         main, parts = self.journal(0), self._parts()
         if self.kind not in (_LINES, _IMAGES):
-            if not parts:
-                return  # finished before
             write_table(self.path, lambda: lines_in_order(found))
             run = json.loads(self._run_file.read_text(encoding="utf-8"))
             self._write(self._run_file, json.dumps(run | {"finished": len({e.key for e in found})}, indent=2) + "\n")
@@ -169,6 +176,8 @@ class Place:
             file.unlink(missing_ok=True)
         if self.path.is_file():
             self.path.unlink()
+        elif self.kind == "" and self.path.is_dir():  # a dataset
+            shutil.rmtree(self.path)
 
     def _write(self, path: Path, text: str) -> None:
         try:

@@ -106,6 +106,8 @@ def generate_to(
         stack.enter_context(bar)
         place = Place(output, run.makes_images)
         before = _shared(processes, lambda: _begin(stack, place, told, overwrite))
+        if place.is_finished:
+            return Summary(str(output), 0, len(before), 0)
         journal = Journal(place.journal(processes.rank))
         stack.callback(journal.close)
         writer = _Writer(run, place, journal, before, report, bar, processes)
@@ -155,8 +157,6 @@ class _Writer:
         self.made = self.failed = 0
 
     def __call__(self, requests: Iterator[Request]) -> None:
-        if (-1, 0) in self._before:  # a table that is finished
-            return
         with self._run.guiding():
             number = 0
             for window in self._run.planned(requests):
