@@ -1,5 +1,6 @@
 """The `redge-guidance` command."""
 
+import logging
 import sys
 from collections.abc import Sequence
 
@@ -34,6 +35,12 @@ def main(argv: Sequence[str] | None = None) -> int:
                 args = parser.parse_args(argv)
             finally:
                 flush_output()
+            for name in (
+                "torchao",
+                "torch.utils._pytree",
+                "diffusers.quantizers",
+            ):  # what libraries say while they are imported
+                logging.getLogger(name).setLevel(logging.CRITICAL)
             from redge_guidance.cli.generating import generate  # which imports torch
 
             return generate(args, written, on_with)

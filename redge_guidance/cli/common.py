@@ -19,8 +19,6 @@ SAMPLES, BATCH = 8, 16  # of a prompt, and drawn together
 
 def quiet() -> None:
     """No log lines and, unless on a terminal, no progress bars: what matters comes back as an exception."""
-    for name in ("torchao", "torch.utils._pytree"):  # what they say while they are imported
-        logging.getLogger(name).setLevel(logging.CRITICAL)
     import diffusers
     import huggingface_hub
     import transformers
