@@ -1,6 +1,7 @@
 """Samplers that are functions of a model, guided at its forward: who is guided, by what, and what is left behind."""
 
 import copy
+import inspect
 import pickle
 import threading
 
@@ -200,6 +201,22 @@ def test_padding_and_prompts_reach_the_reward(model):
     for tokens in seen:
         assert tokens.attention_mask[:, :2].tolist() == [[False, True], [True, True]]
     assert [tokens.prompts for tokens in seen[:3]] == [["x", "y"], ["x", "y"], ["z", "w"]]
+
+
+def test_what_is_for_models_is_refused_with_a_pipeline_by_name():
+    pipe = tiny_pipeline()
+    values = {"tokenizer": TOKENS, "mask_token_id": 2, "num_steps": 3, "block_length": 2, "prompts": ["a"]}
+    values |= {"temperature": 0.5, "generator": seeded(), "classifier_free": None, "guidance_scale": 2.0}
+    values |= {"conditional_first": False, "shift_logits": True, "images": (torch.eye(2), len), "vocabulary": slice(2)}
+    values |= {"free": len, "start": len, "remasking": True}
+    own = ("pipe", "reward", "config", "seed", "decode_chunk_size", "stop_when")
+    assert set(values) == set(inspect.signature(guide).parameters) - {*own}
+    for name, value in values.items():
+        with pytest.raises(ValueError, match=f"^`{name}` is for models"):
+            guide(pipe, count_of_a, **{name: value})
+    with pytest.raises(ValueError, match="^`num_steps`, `temperature` are for models, .* leave them out"):
+        guide(pipe, count_of_a, num_steps=3, temperature=2)
+    guide(pipe, count_of_a, temperature=1, shift_logits=False).remove()
 
 
 def test_bad_calls(model):
