@@ -41,7 +41,7 @@ class ModelCall:
 def arguments_of(model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of `forward` by name; those that have none, by their number."""
     try:
-        bound = inspect.signature(bare(model).forward).bind(*args, **kwargs)
+        bound = inspect.signature(_inner(model).forward).bind(*args, **kwargs)
     except TypeError:
         return {str(i): one for i, one in enumerate(args)} | dict(kwargs)
     found: dict[str, Any] = {}
@@ -54,6 +54,17 @@ def arguments_of(model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
         else:
             found[name] = value
     return found
+
+
+def _inner(model: Any) -> Any:
+    """The model that a wrapper passes all of its arguments to, as `DataParallel` does: it is the one to name them."""
+    model, kinds = bare(model), inspect.Parameter
+    passed = [one.kind for one in inspect.signature(model.forward).parameters.values()]
+    inner = getattr(model, "module", None)
+    if inner is None and isinstance(model, torch.nn.Module) and len(few := list(model.children())) == 1:
+        inner = few[0]
+    all_passed = bool(passed) and set(passed) <= {kinds.VAR_POSITIONAL, kinds.VAR_KEYWORD}
+    return _inner(inner) if all_passed and isinstance(inner, torch.nn.Module) else model
 
 
 def ids_of(arguments: Mapping[str, Any], model: Any) -> Tensor:

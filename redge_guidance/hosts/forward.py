@@ -26,7 +26,7 @@ from redge_guidance.hosts.calls import (
 from redge_guidance.loop import LogitsGuidance
 from redge_guidance.step import Generators
 
-_GUIDING: ContextVar[bool] = ContextVar("guiding", default=False)  # what is called now is called by guidance
+_GUIDING: ContextVar[frozenset[int]] = ContextVar("guiding", default=frozenset())  # whose guidance calls what is called
 _GUIDED: "WeakSet[torch.nn.Module]" = WeakSet()
 
 
@@ -77,8 +77,10 @@ class ForwardAttachment:
                 "`mask_token_id` must be given, since the tokenizer has none; of a model without masks pass `free`, "
                 "from the ids of a call to what may be drawn."
             )
-        if settings.shift_logits and loop.of_images:
+        if settings.shift_logits and loop.codes is not None:
             raise ValueError("`shift_logits` is for texts, and tokens are those of images; leave it out.")
+        if settings.vocabulary is not None and loop.codes is None:
+            raise ValueError("`vocabulary` is for image tokens, and there are no `images`; leave it out.")
         scale = settings.guidance_scale
         if scale is not None and as_real(scale) is None:
             raise ValueError(f"`guidance_scale` must be a number or None, got {scale!r}.")
@@ -117,14 +119,14 @@ class ForwardAttachment:
 
     def before(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Called before the model's forward: how much is in its cache, which that may fill."""
-        if not _GUIDING.get():
+        if id(self) not in _GUIDING.get():
             self._cached = cached(arguments_of(self.model, args, kwargs))
 
     def after(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """Called after it, with what it gave; what it returns is given instead, None: nothing else."""
-        if _GUIDING.get() or self._is_training(module, output):
+        if id(self) in _GUIDING.get() or self._is_training(module, output):
             return None
-        with _guiding(), torch.no_grad():
+        with _guiding(self), torch.no_grad():
             arguments = arguments_of(self.model, args, kwargs)
             call = self._call(arguments, logits_of(output, module))
             if self._mask is not None and self._settings.free is None and not (call.ids == self._mask).any():
@@ -190,7 +192,7 @@ class ForwardAttachment:
             logits = torch.cat([logits[:, :1], logits[:, :-1]], 1)
         inside = None
         ids, text, offset = call.ids, call.text, call.offset
-        if self._loop.of_images:
+        if self._loop.codes is not None:
             inside, ids = self._image(call, columns)
             free = None if free is None else free[inside].view(ids.shape)
             logits, text, offset = logits[inside].view(*ids.shape, -1), torch.ones_like(ids, dtype=torch.bool), 0
@@ -215,7 +217,7 @@ class ForwardAttachment:
             mixed[step.free[:, -mixed.shape[1] :]] = rows
             return self._loop.move(replace(step, logits=mixed))
 
-        given = torch.zeros_like(call.text) if step.given is None or inside is not None else step.given
+        given = ~inside if inside is not None else torch.zeros_like(call.text) if step.given is None else step.given
         return Reading(where, now, given, columns, move)
 
     def _without_first(self, free: Tensor, offset: int) -> Tensor:
@@ -233,6 +235,11 @@ class ForwardAttachment:
 
     def _image(self, call: ModelCall, columns: slice) -> tuple[Tensor, Tensor]:
         """Positions of image tokens, `(batch, length)` bool, and their ids in the codebook, hidden ones behind it."""
+        if columns.stop - columns.start != self._loop.codes:
+            raise ValueError(
+                f"`vocabulary` must be the slice of the logits that is of the {self._loop.codes} codes, got "
+                f"{self._settings.vocabulary} and {call.logits.shape[-1]} logits."
+            )
         inside = (call.ids >= columns.start) & (call.ids < columns.stop)
         if self._mask is not None:
             inside |= call.ids == self._mask
@@ -261,8 +268,8 @@ class _Hook:
 
 
 @contextlib.contextmanager
-def _guiding() -> Any:
-    token = _GUIDING.set(True)
+def _guiding(attachment: ForwardAttachment) -> Any:
+    token = _GUIDING.set(_GUIDING.get() | {id(attachment)})
     try:
         yield
     finally:

@@ -310,6 +310,56 @@ def test_blocks_behind_a_cache(model):
     assert given == [2, 2, 2, 2, 2, 2, 4]
 
 
+class Wrapped(torch.nn.Module):
+    """As DistributedDataParallel, which passes on whatever it is given."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, *inputs, **more):
+        return self.module(*inputs, **more)
+
+
+@pytest.mark.parametrize("wrap", [Wrapped, torch.nn.DataParallel])
+def test_what_a_wrapper_passes_on_by_place_is_known_by_name(model, wrap):
+    whole, seen = wrap(model).eval(), []
+    mask = torch.ones_like(PROMPT)
+    mask[0, 0] = 0
+
+    def reward(tokens):
+        seen.append(tokens.attention_mask[:, :2].tolist())
+        return all_of_a(tokens)
+
+    with guide(whole, reward, JUMP, tokenizer=TOKENS), torch.no_grad():
+        whole(PROMPT, mask)
+        whole(input_ids=PROMPT, attention_mask=mask)
+    assert seen == [[[False, True], [True, True]]] * 2
+
+
+def test_a_guided_model_in_the_reward_of_another_is_guided(model):
+    other = tiny_pipeline().model
+    bare = sampled(other, generator=seeded())
+
+    def reward(tokens):
+        assert not torch.equal(sampled(other, generator=seeded()), bare)
+        model(input_ids=tokens.ids)  # its own calls are not
+        return all_of_a(tokens)
+
+    with guide(other, all_of_a, JUMP, tokenizer=TOKENS) as inner, guide(model, reward, JUMP, tokenizer=TOKENS) as outer:
+        sampled(model)
+    assert (len(inner.trace), len(outer.trace)) == (16, 4)
+
+
+def test_a_batch_that_shrinks_has_one_generator(model):
+    with torch.no_grad(), guide(model, all_of_a, JUMP, tokenizer=TOKENS, generator=[seeded(), seeded()]):
+        model(input_ids=PROMPT)
+        with pytest.raises(ValueError, match="`generator` must be one, or one for each of the batch of 1, got a list"):
+            model(input_ids=PROMPT[:1])
+    with pytest.raises(ValueError, match="`vocabulary` is for image tokens"):
+        guide(model, all_of_a, tokenizer=TOKENS, vocabulary=slice(3))
+
+
 def test_another_thread_meets_no_state_of_guidance_itself(model):
     found = []
 

@@ -121,7 +121,10 @@ def test_what_fails_as_a_function_of_samples_is_taken_for_one_of_strings_once(pi
     "function", [len, lambda x: len(x), lambda *all: len(all[0]), lambda prompt: len(prompt), str.__len__]
 )
 def test_what_makes_no_tensor_of_samples_is_taken_for_one_of_strings(pipe, function):
-    with pytest.warns(UserWarning) as told, guide(pipe, function, GuidanceConfig(num_draws=4)) as handle:
+    with (
+        pytest.warns(UserWarning, match=r"f\(text\)|moved nothing") as told,
+        guide(pipe, function, GuidanceConfig(num_draws=4)) as handle,
+    ):
         pipe(["a"], num_inference_steps=1)
     assert "is taken for a function of strings, f(text)" in str(told[0].message)
     assert handle.trace[0].reward > 3  # characters, not texts
