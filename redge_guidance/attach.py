@@ -12,7 +12,8 @@ from redge_guidance.arguments import Images, hidden_id, read_images
 from redge_guidance.config import GuidanceConfig
 from redge_guidance.guidance import Guidance
 from redge_guidance.hosts.attachment import Attachment
-from redge_guidance.hosts.forward import ForwardAttachment, ForwardSettings
+from redge_guidance.hosts.calls import ForwardSettings
+from redge_guidance.hosts.forward import ForwardAttachment
 from redge_guidance.hosts.registry import supports
 from redge_guidance.loop import LogitsGuidance
 from redge_guidance.reward import AnyReward

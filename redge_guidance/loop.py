@@ -1,5 +1,6 @@
 """Guidance inside anybody's loop: `logits = guidance(logits, ids)`."""
 
+import copy
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -115,6 +116,13 @@ class LogitsGuidance:
     @property
     def trace(self) -> Trace:
         return self._guidance.trace
+
+    def alike(self) -> "LogitsGuidance":
+        """The same guidance, of another loop at the same time; its trace is this one's."""
+        other = copy.copy(self)
+        other._guidance, other._following = self._guidance.alike(), copy.copy(self._following)
+        other._following.reset()
+        return other
 
     def reset(self) -> None:
         """The next call begins a sampling; of the one before, goals that nothing moved are reported."""

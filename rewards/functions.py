@@ -33,8 +33,9 @@ class CompletionsReward(Reward):
     prompt is a conversation, lists with the assistant's message, `[{"role": "assistant", "content": ...}]`. Further
     parameters are the fields of the records, as a block of `redge_guidance.records.columns` says them; a function that
     takes any keyword is told all of them. What a trainer alone has is a stand-in where a function cannot do without:
-    `trainer_state` is that before the first step, `log_extra` and `log_metric` do nothing. None in what it returns, for what the function is not about, is worth 0.
-    There is no gradient, as in `BlackBoxReward`; samples that are equal in all of this are judged once.
+    `trainer_state` is that before the first step, `log_extra` and `log_metric` do nothing. None in what it returns, for
+    what the function is not about, is worth 0. There is no gradient, as in `BlackBoxReward`; samples that are equal in
+    all of this are judged once.
 
     Args:
         function: returns a number, or None, for each completion: a list, an array or a tensor.

@@ -3,7 +3,7 @@
 import copy
 import inspect
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,10 +11,26 @@ import torch
 from torch import Tensor
 
 from redge_guidance.positions import bare
+from redge_guidance.step import Generators
 
 _IDS = ("input_ids", "indices", "ids", "tokens", "x")
 _EMBEDDED = ("inputs_embeds", "input_embeddings")
 _CACHES = ("past_key_values", "cache", "past_key_value")
+
+
+@dataclass(frozen=True, eq=False)
+class ForwardSettings:
+    """How a sampler calls its model, as `guide` has it."""
+
+    classifier_free: str | None = "auto"
+    guidance_scale: float | None = None
+    conditional_first: bool | None = None
+    shift_logits: bool = False
+    vocabulary: slice | None = None
+    temperature: float = 1.0
+    free: Callable[[Tensor], Tensor] | None = None
+    start: Callable[[dict[str, Any]], int] | None = None
+    generator: Generators = None
 
 
 @dataclass(frozen=True, eq=False)

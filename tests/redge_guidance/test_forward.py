@@ -360,6 +360,30 @@ def test_a_batch_that_shrinks_has_one_generator(model):
         guide(model, all_of_a, tokenizer=TOKENS, vocabulary=slice(3))
 
 
+def test_threads_that_take_turns_are_followed_apart(model):
+    prompts = [PROMPT, torch.tensor([[7] + [MASK] * 4]), torch.tensor([[3, 4, 5] + [MASK] * 4])]
+    config = GuidanceConfig(scale=4.0, num_draws=8, start=0.2, estimator="reinforce_loo")
+    found, barrier = {}, threading.Barrier(3)
+
+    def work(k):
+        def model_in_turn(input_ids):
+            barrier.wait(10)
+            return model(input_ids=input_ids)
+
+        found[k] = sampled(model_in_turn, prompts[k], generator=seeded(k))
+
+    with guide(model, all_of_a, config, tokenizer=TOKENS, generator=seeded()) as handle:
+        alone = [sampled(model, prompt, generator=seeded(k)) for k, prompt in enumerate(prompts)]
+        threads = [threading.Thread(target=work, args=(k,)) for k in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert all(torch.equal(found[k], alone[k]) for k in range(3))
+        progress = sorted(step.progress for step in handle.trace[-9:])
+    assert progress == [0.25] * 3 + [0.5] * 3 + [0.75] * 3
+
+
 def test_another_thread_meets_no_state_of_guidance_itself(model):
     found = []
 
