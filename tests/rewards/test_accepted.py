@@ -3,6 +3,7 @@
 import copy
 import functools
 
+import numpy as np
 import pytest
 import torch
 from tokenizers.processors import TemplateProcessing
@@ -169,8 +170,26 @@ def test_functions_as_in_trl_and_columns(pipe):
     assert "e" in answers[1]
 
 
+def test_halves_of_signs_are_no_text():
+    reward = as_reward(lambda text: len(text))
+    assert reward.score(["a 😀 ü"]).tolist() == [5.0]
+    for samples, prompts, name in (("a\ud800", None, "samples"), (["a"], ["\udfff"], "prompts")):
+        with pytest.raises(ValueError, match=rf"`{name}` must be text, got half of a sign"):
+            reward.score(samples, prompts)
+
+
+def test_columns_may_be_arrays():
+    reward = as_reward(lambda completions, x, **kwargs: [float(one) for one in x])
+    with columns(x=np.array([1, 2])):
+        assert reward.score(["a", "b"]).tolist() == [1.0, 2.0]
+
+
 def test_columns_are_lists_of_one_length():
-    for wrong, error in (({"a": "xy"}, "`a` must be a list"), ({"a": [1], "b": [1, 2]}, "as many values each")):
+    for wrong, error in (
+        ({"a": "xy"}, "`a` must be a list"),
+        ({"a": {1, 2}}, "`a` must be a list"),
+        ({"a": [1], "b": [1, 2]}, "as many values each"),
+    ):
         with pytest.raises(ValueError, match=error), columns(wrong):
             pass
 
