@@ -19,10 +19,11 @@ from torch import Tensor
 
 from redge_guidance import GuidanceConfig, LogitsGuidance, guide
 from redge_guidance.pipelines import MaskedDiffusionScheduler, TextPipeline
+from redge_guidance.pipelines.text.prompts import Encoded
 from redge_guidance.rewards import TextClassifierReward
 
 CONFIG = GuidanceConfig(scale=8.0, estimator="soft", num_draws=1)  # no noise: the samplers draw other numbers than ours
-PROMPTS, NEW = ["Tom is", "I like the"], 12
+PROMPTS, NEW = ["Tom is", "I like the", "She has never", "Where", "The music was", "We"], 12
 
 
 class Sampled(torch.nn.Module):
@@ -59,6 +60,7 @@ def cases(llada: Path, dllm: Path) -> list[tuple[str, str, dict[str, Any]]]:
     ]
 
 
+@torch.no_grad()  # as Dream's `diffusion_generate` is, which does no more than read settings before `_sample`
 def run(names: dict[str, Any], family: str, model: Any, ids: Tensor, mask: int, how: dict[str, Any]) -> Tensor:
     if family == "llada":
         attention_mask = torch.ones_like(ids)
@@ -89,8 +91,9 @@ def compare(
     row: dict[str, Any] = {"sampler": family, "what": what, "settings": how, "texts": len(PROMPTS)}
     equal = dict.fromkeys(("bare", "forward", "function"), 0)
     moved = 0
-    for prompt in PROMPTS:
-        ids = pipe.canvas([prompt], NEW).ids[:, :-NEW]
+    for text in PROMPTS:
+        ids = pipe.canvas([text], NEW).ids[:, :-NEW]
+        prompt = Encoded(text, ids[0].tolist())  # its start token hidden with it, as LLaDA's sampler hides it
         bare = ours(pipe, family, prompt, how)
         equal["bare"] += torch.equal(run(names, family, Sampled(pipe, shift), ids, mask, how), bare)
         with guide(pipe, reward, CONFIG):

@@ -1,5 +1,6 @@
 """What may be passed as a reward beside a `Reward`: functions, told apart by their signature, and models."""
 
+import functools
 import importlib
 import inspect
 import math
@@ -8,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from redge_guidance.evaluation import WrongKind, name_of
-from redge_guidance.signatures import Arranged, Signature, parameters_of, signature_of
+from redge_guidance.signatures import Arranged, Signature, parameters_of, signature_of, takes_something
 
 # Where rewards are made of functions of strings, and of what other libraries have; imported when one comes.
 _FUNCTIONS, _MODELS = "redge_guidance.rewards.functions", "redge_guidance.rewards.foreign"
@@ -50,7 +51,10 @@ def as_reward(reward: Any) -> Any:
         return _of_strings(score, found, name_of(reward)) if found.kind == "strings" else reward
     if callable(score):  # of its own, beside the call
         return reward
-    asked = reward if inspect.isroutine(reward) else getattr(reward, "__call__", reward)  # noqa: B004
+    inner = reward
+    while isinstance(inner, functools.partial):
+        inner = inner.func
+    asked = inner if inspect.isroutine(inner) else getattr(inner, "__call__", inner)  # noqa: B004
     if inspect.iscoroutinefunction(asked):
         raise ValueError(
             f"`reward` {name_of(reward)} must be a plain function, got an async one; wrap it in one that runs it, by "
@@ -87,6 +91,8 @@ def as_strings(error: WrongKind) -> Any:
 def _of_function(function: Any) -> Any:
     name, found = name_of(function), signature_of(function)
     if found.kind == "sample":
+        if not takes_something(function):
+            raise ValueError(f"`reward` {name} must take what it is to judge, got one without parameters. {_ACCEPTED}.")
         return function
     if found.kind == "strings":
         return _of_strings(function, found, name)

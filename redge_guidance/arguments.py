@@ -80,6 +80,14 @@ def read_prompts(prompts: Sequence[str] | None, batch: int) -> list[str] | None:
     return found
 
 
+def check_generators(generator: Any, batch: int) -> None:
+    if isinstance(generator, Sequence) and len(generator) != batch:
+        raise ValueError(
+            f"`generator` must be one, or one for each of the batch of {batch}, got a list of {len(generator)}; of a "
+            "sampler that leaves out rows on its way pass one."
+        )
+
+
 def read_images(images: Images | None) -> ImageDecoder | None:
     if images is None or isinstance(images, ImageDecoder):
         return images
@@ -99,7 +107,10 @@ def hidden_id(vocabulary: slice | None, codebook: Tensor) -> int:
     """
     codes = len(codebook)
     if vocabulary is not None and (
-        vocabulary.start is None or vocabulary.stop is None or vocabulary.stop - vocabulary.start != codes
+        vocabulary.start is None
+        or vocabulary.stop is None
+        or vocabulary.stop - vocabulary.start != codes
+        or vocabulary.step not in (None, 1)
     ):
         raise ValueError(f"`vocabulary` must be a slice of the {codes} codes of the codebook, got {vocabulary}.")
     return codes

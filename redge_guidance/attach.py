@@ -12,7 +12,8 @@ from redge_guidance.arguments import Images, hidden_id, read_images
 from redge_guidance.config import GuidanceConfig
 from redge_guidance.guidance import Guidance
 from redge_guidance.hosts.attachment import Attachment
-from redge_guidance.hosts.forward import ForwardAttachment, ForwardSettings
+from redge_guidance.hosts.calls import ForwardSettings
+from redge_guidance.hosts.forward import ForwardAttachment
 from redge_guidance.hosts.registry import supports
 from redge_guidance.loop import LogitsGuidance
 from redge_guidance.reward import AnyReward
@@ -173,6 +174,17 @@ def guide(
         >>> len(output.texts), len(handle.trace) > 0
         (2, True)
     """
+    settings = ForwardSettings(
+        classifier_free,
+        guidance_scale,
+        conditional_first,
+        shift_logits,
+        vocabulary,
+        temperature,
+        free,
+        start,
+        generator,
+    )
     if isinstance(pipe, torch.nn.Module) and supports(pipe) is None and not (tokenizer is None and images is None):
         decoder = read_images(images)
         if decoder is not None and decode_chunk_size is not None:
@@ -191,25 +203,20 @@ def guide(
             stop_when=stop_when,
             ends=None if tokenizer is None else end_token_ids(tokenizer, pipe),
         )
-        settings = ForwardSettings(
-            classifier_free,
-            guidance_scale,
-            conditional_first,
-            shift_logits,
-            vocabulary,
-            temperature,
-            free,
-            start,
-            generator,
-        )
         return GuidanceHandle(pipe, loop, ForwardAttachment(pipe, loop, mask, settings, prompts))
     said = {"tokenizer": tokenizer, "mask_token_id": mask_token_id, "num_steps": num_steps, "images": images}
-    said |= {"block_length": block_length, "prompts": prompts, "generator": generator, "free": free, "start": start}
-    said |= {"guidance_scale": guidance_scale, "conditional_first": conditional_first, "vocabulary": vocabulary}
-    return _guide_pipeline(pipe, Guidance(reward, config, seed, stop_when), decode_chunk_size, said)
+    said |= {"block_length": block_length, "prompts": prompts, "remasking": remasking or None}
+    for_models = [name for name, value in said.items() if value is not None]
+    for_models += [name for name, value in vars(settings).items() if not _is_default(name, value)]
+    return _guide_pipeline(pipe, Guidance(reward, config, seed, stop_when), decode_chunk_size, for_models)
 
 
-def _guide_pipeline(pipe: Any, guidance: Guidance, chunk_size: int | None, said: dict[str, Any]) -> GuidanceHandle:
+def _is_default(name: str, value: Any) -> bool:
+    default = getattr(ForwardSettings, name)
+    return value is default or (isinstance(value, str | bool | int | float) and value == default)
+
+
+def _guide_pipeline(pipe: Any, guidance: Guidance, chunk_size: int | None, for_models: list[str]) -> GuidanceHandle:
     def move(step: DenoisingStep) -> Tensor | None:
         if chunk_size is not None:
             if step.images is None:
@@ -221,8 +228,9 @@ def _guide_pipeline(pipe: Any, guidance: Guidance, chunk_size: int | None, said:
 
     off = guidance.config.scale == 0
     attachment = Attachment(pipe, begin=guidance.begin, move=None if off else move, end=guidance.end)
-    for_models = [name for name, value in said.items() if value is not None]
     if for_models:
         attachment.remove()
-        raise ValueError(f"`{for_models[0]}` is for models, and a pipeline says it by itself; leave it out.")
+        names = ", ".join(f"`{name}`" for name in for_models)
+        verb, what = ("is", "it") if len(for_models) == 1 else ("are", "them")
+        raise ValueError(f"{names} {verb} for models, and a pipeline says {what} by itself; leave {what} out.")
     return GuidanceHandle(pipe, guidance, attachment)

@@ -38,7 +38,8 @@ def call_plain(reward: Any, shown: Any, modality: str, prompts: Sequence[Prompt]
 
     Raises:
         ValueError: `reward` is not callable, or is a function of texts that is shown images, the other way round, or
-            one of strings that is shown either; where it is shown texts that is a `WrongKind`.
+            one of strings that is shown either; where it is shown texts that is a `WrongKind`, and so is a function
+            that makes something else than a tensor of them.
     """
     wanted = "pixels" if modality == "image" else "RelaxedTokens"
     if not callable(reward):
@@ -59,6 +60,8 @@ def call_plain(reward: Any, shown: Any, modality: str, prompts: Sequence[Prompt]
             f"failed: {error}. Is it {' or '.join(kinds)}?"
         )
         raise (WrongKind(message, reward) if _STRINGS in kinds else ValueError(message)) from error
+    if modality == "text" and not isinstance(value, Tensor) and not hasattr(reward, "answer_only"):
+        raise WrongKind(_no_tensor(value, name_of(reward)), reward)  # as `len`, which takes anything
     return value
 
 
@@ -102,15 +105,20 @@ def checked(rewards: Any, batch: int, name: str) -> Tensor:
         ValueError: they are not; `name` says whose they are.
     """
     if not isinstance(rewards, Tensor) or not torch.is_floating_point(rewards):
-        kind = f"a tensor of {rewards.dtype}" if isinstance(rewards, Tensor) else type(rewards).__name__
-        hint = "" if isinstance(rewards, Tensor) else "; make a function of strings a `BlackBoxReward(function)`"
-        raise ValueError(f"`{name}` must return a floating point tensor, got {kind}{hint}.")
+        raise ValueError(_no_tensor(rewards, name))
     if rewards.shape != (batch,):
         hint = "do not sum or average over the batch" if rewards.ndim == 0 else "return one number a sequence"
         raise ValueError(f"`{name}` must return shape ({batch},), got {tuple(rewards.shape)}; {hint}.")
     if not rewards.isfinite().all():
         raise ValueError(f"`{name}` returned NaN or infinity; make it finite for every sequence.")
     return rewards
+
+
+def _no_tensor(value: Any, name: str) -> str:
+    is_tensor = isinstance(value, Tensor)
+    kind = f"a tensor of {value.dtype}" if is_tensor else type(value).__name__
+    hint = "" if is_tensor else "; make a function of strings a `BlackBoxReward(function)`"
+    return f"`{name}` must return a floating point tensor, got {kind}{hint}."
 
 
 def name_of(reward: Any) -> str:

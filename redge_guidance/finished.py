@@ -39,6 +39,7 @@ def to_judge(
     wrong = [one for one in told if not isinstance(one, str) and not is_conversation(one)]
     if wrong:
         raise ValueError(f"`prompts` must be strings, or lists of messages; got {wrong[0]!r:.60} among them.")
+    _check_signs([one for one in told if isinstance(one, str)], "prompts")
     if len(told) != len(found):
         raise ValueError(f"`prompts` must be one a sample, {len(found)}, got {len(told)}.")
     return found, list(told), size
@@ -56,13 +57,24 @@ def as_samples(samples: Any, argument: str = "samples") -> Any:
     if isinstance(samples, Tensor):
         return samples[None] if samples.ndim == 3 else samples
     if isinstance(samples, str):
-        return [samples]
+        samples = [samples]
     if isinstance(samples, Mapping) or not (hasattr(samples, "__len__") and hasattr(samples, "__getitem__")):
         raise ValueError(f"`{argument}` must be a list of strings, or pixels, got {type(samples).__name__}.")
     wrong = [one for one in samples if not isinstance(one, str)]
     if wrong:
         raise ValueError(f"`{argument}` must be strings, or pixels in a tensor; got {wrong[0]!r:.60} among them.")
+    _check_signs(samples, argument)
     return list(samples)
+
+
+def _check_signs(texts: Sequence[str], argument: str) -> None:
+    """A ValueError for half of a sign, a surrogate, as a broken decoding leaves it: no tokenizer takes it."""
+    for text in texts:
+        if not text.isascii() and any("\ud800" <= sign <= "\udfff" for sign in text):
+            raise ValueError(
+                f"`{argument}` must be text, got half of a sign (a surrogate) in {text!r:.60}; decode it with "
+                '`errors="replace"`.'
+            )
 
 
 def in_words(prompts: Sequence[Prompt] | None) -> list[str] | None:

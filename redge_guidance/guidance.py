@@ -1,5 +1,6 @@
 """Guidance of one denoising step: the reward's gradient, carried into the logits."""
 
+import copy
 import time
 from dataclasses import replace
 
@@ -64,6 +65,12 @@ class Guidance:
         self._reward, self._seed, self._index = reward, check_seed(seed), 0
         self._goals, self._told = Goals(reward), set[str]()
         self._stopping = Stopping(stop_when)
+
+    def alike(self) -> "Guidance":
+        """The same guidance, of another sampler at the same time; its trace is this one's."""
+        other = copy.copy(self)
+        other.begin()
+        return other
 
     def begin(self) -> None:
         """A call of the sampler begins: its steps are counted from 0."""

@@ -1,5 +1,6 @@
 """Guidance inside anybody's loop: `logits = guidance(logits, ids)`."""
 
+import copy
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -7,7 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from redge_guidance.arguments import Images, at_the_end, check_shapes, put, read_images, read_progress, read_prompts
+from redge_guidance.arguments import (
+    Images,
+    at_the_end,
+    check_generators,
+    check_shapes,
+    put,
+    read_images,
+    read_progress,
+    read_prompts,
+)
 from redge_guidance.checks import real_number, whole_number
 from redge_guidance.config import GuidanceConfig
 from redge_guidance.following import Following
@@ -86,6 +96,8 @@ class LogitsGuidance:
         mask = getattr(tokenizer, "mask_token_id", None) if mask_token_id is None else mask_token_id
         self._mask = None if mask is None else whole_number("mask_token_id", mask, 0, "it is the id of a token")
         steps = None if num_steps is None else whole_number("num_steps", num_steps, 1, "pass the calls of a sampling")
+        if images is not None and block_length is not None:
+            raise ValueError(f"`block_length` is for texts, got {block_length} and images; leave it out.")
         self._block_length = None if block_length is None else whole_number("block_length", block_length, 1)
         self._ends = None if ends is None else tuple(ends)
         self._timed = steps is not None
@@ -97,13 +109,20 @@ class LogitsGuidance:
         return self._guidance.config
 
     @property
-    def of_images(self) -> bool:
-        """Whether tokens are those of images."""
-        return self._images is not None
+    def codes(self) -> int | None:
+        """Codes of the codebook where tokens are those of images; None: of texts."""
+        return None if self._images is None else len(self._images.codebook)
 
     @property
     def trace(self) -> Trace:
         return self._guidance.trace
+
+    def alike(self) -> "LogitsGuidance":
+        """The same guidance, of another loop at the same time; its trace is this one's."""
+        other = copy.copy(self)
+        other._guidance, other._following = self._guidance.alike(), copy.copy(self._following)
+        other._following.reset()
+        return other
 
     def reset(self) -> None:
         """The next call begins a sampling; of the one before, goals that nothing moved are reported."""
@@ -187,6 +206,7 @@ class LogitsGuidance:
         """A call as a step, and where its free positions are among the logits, `(batch, block)` bool."""
         first = check_shapes(logits, ids, free, attention_mask, given, offset)
         text = torch.ones_like(ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+        check_generators(generator, len(ids))
         now, hidden = self._free(ids, free)
         said = read_progress(progress)
         if self._following.see(ids, now | hidden, text, said):
@@ -197,6 +217,11 @@ class LogitsGuidance:
         block = torch.zeros_like(now)
         block[:, first : first + logits.shape[1]] = True
         now = now & block & text
+        if self._images is not None and (hidden & ~now).any():
+            raise ValueError(
+                "`free` must be all that is hidden where tokens are those of images, with logits there: pixels need a "
+                "token at every place."
+            )
         heat = real_number("temperature", temperature)
         if not 0 <= heat < float("inf"):
             raise ValueError(f"`temperature` must be a finite number >= 0, got {temperature!r}; 0 is greedy.")

@@ -1,11 +1,9 @@
 """What is known of prompts beside their text: the other fields of the records that they came from."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
-
-from torch import Tensor
 
 _COLUMNS: ContextVar[Mapping[str, list[Any]]] = ContextVar("columns", default={})  # noqa: B039 - never changed in place
 
@@ -28,7 +26,8 @@ def columns(fields: Mapping[str, Sequence[Any]] | None = None, /, **more: Sequen
     """
     found: dict[str, list[Any]] = {}
     for name, values in {**(fields or {}), **more}.items():
-        if isinstance(values, str | bytes) or not isinstance(values, Sequence | Tensor):
+        several: Any = values  # an array or a column of a table too
+        if isinstance(several, str | bytes | Mapping | Set) or not hasattr(several, "__len__"):
             raise ValueError(f"`{name}` must be a list with a value for each prompt, got {type(values).__name__}.")
         found[name] = list(values)
     counts = {name: len(values) for name, values in found.items()}

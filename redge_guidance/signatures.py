@@ -67,7 +67,9 @@ def signature_of(function: Any) -> Signature:
     parameters, takes_all = parameters_of(function)
     required = tuple(one.name for one in parameters if one.default is one.empty)
     names = {one.name for one in parameters}
-    if "completions" in names and (takes_all or len(required) > 1 or "prompts" in names):
+    by_keyword = takes_all and names <= {"prompts"} and bool(names or not takes_something(function))
+    by_keyword |= "completion_ids" in names
+    if by_keyword or ("completions" in names and (takes_all or len(required) > 1 or "prompts" in names)):
         return Signature("completions", "completions", "prompts" if "prompts" in names else None, True, True, required)
     roles = {one.name: _role(one) for one in parameters}
     prompt = next((name for name, (role, _) in roles.items() if role == "prompt"), None)
@@ -97,6 +99,20 @@ def parameters_of(function: Any) -> tuple[list[inspect.Parameter], bool]:
             return [], False
     parameters = list(found.parameters.values())
     return [one for one in parameters if one.kind not in _OPEN], any(one.kind is one.VAR_KEYWORD for one in parameters)
+
+
+def takes_something(function: Any) -> bool:
+    """Whether a callable can be given anything by its place, as far as is known.
+
+    >>> takes_something(len), takes_something(lambda: 0)
+    (True, False)
+    """
+    forward = getattr(function, "forward", None)
+    try:
+        found = inspect.signature(function if forward is None else forward).parameters.values()
+    except (TypeError, ValueError):
+        return True
+    return any(one.kind not in (one.KEYWORD_ONLY, one.VAR_KEYWORD) for one in found)
 
 
 def _base(name: str) -> str:

@@ -1,7 +1,7 @@
 """Any function of finished texts or images as a reward."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
 import torch
@@ -89,7 +89,7 @@ class BlackBoxReward(Reward):
         samples, prompts = [sample for sample, _ in pairs], [prompt for _, prompt in pairs]
         first = _shown(samples[0])
         shown = first if len(samples) == 1 else f"{len(samples)} samples, the first {first}"
-        told = (samples, prompts) if self.takes_prompt else (samples,)
+        told = (list(samples), list(prompts)) if self.takes_prompt else (list(samples),)  # it may change them
         try:
             result = self.function(*told) if self.batched else [self.function(*(one[0] for one in told))]
         except Exception as error:
@@ -113,7 +113,8 @@ def numbers_of(result: Any, samples: Sequence[Any], name: str, missing: float | 
     shown = first if len(samples) == 1 else f"{len(samples)} samples, the first {first}"
     if isinstance(result, Tensor):
         result = result.tolist()
-    if not isinstance(result, Sequence) and not hasattr(result, "__len__"):
+    unordered = isinstance(result, str | bytes | Mapping | Set)
+    if unordered or not (isinstance(result, Sequence) or hasattr(result, "__len__")):
         raise ValueError(f"`{name}` must return a list of numbers, got {type(result).__name__}, on {shown}.")
     if len(result) != len(samples):
         raise ValueError(f"`{name}` must return {len(samples)} numbers, got {len(result)}, on {shown}.")

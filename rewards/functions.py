@@ -13,7 +13,8 @@ from redge_guidance.reward import Reward, Sample
 from redge_guidance.rewards.black_box import BlackBoxReward, numbers_of
 from redge_guidance.signatures import Arranged, parameters_of
 
-_TOLD = ("prompts", "completions")
+_TOLD = ("prompts", "completions", "completion_ids")
+_LOGS = ("log_extra", "log_metric")
 
 
 def of_strings(
@@ -31,11 +32,15 @@ class CompletionsReward(Reward):
     It is called by keywords, with a batch: the completions are the answers without the prompt, strings, or, where the
     prompt is a conversation, lists with the assistant's message, `[{"role": "assistant", "content": ...}]`. Further
     parameters are the fields of the records, as a block of `redge_guidance.records.columns` says them; a function that
-    takes any keyword is told all of them. None in what it returns, for what the function is not about, is worth 0.
-    There is no gradient, as in `BlackBoxReward`; samples that are equal in all of this are judged once.
+    takes any keyword is told all of them. What a trainer alone has is a stand-in where a function cannot do without:
+    `trainer_state` is that before the first step, `log_extra` and `log_metric` do nothing. None in what it returns, for
+    what the function is not about, is worth 0. There is no gradient, as in `BlackBoxReward`; samples that are equal in
+    all of this are judged once.
 
     Args:
         function: returns a number, or None, for each completion: a list, an array or a tensor.
+        tokenizer: for a function of `completion_ids`, the answers' tokens without special ones; None: that of the
+            generator, once it was guided.
         name: in the trace of a sum; None: the function's.
 
     Raises:
@@ -52,15 +57,15 @@ class CompletionsReward(Reward):
     modality = "text"
     answer_only = True
 
-    def __init__(self, function: Callable[..., Any], *, name: str | None = None):
+    def __init__(self, function: Callable[..., Any], *, tokenizer: Any = None, name: str | None = None):
         if not callable(function):
             raise ValueError(f"`function` must be callable, got {type(function).__name__}.")
-        self.function = function
+        self.function, self._tokenizer, self._said = function, tokenizer, tokenizer is not None
         self._name = str(name or getattr(function, "__name__", type(function).__name__))
         parameters, self._takes_all = parameters_of(function)
         self._takes = {one.name for one in parameters}
         self._required = [one.name for one in parameters if one.default is one.empty]
-        if "completions" not in self._takes and not self._takes_all:
+        if not self._takes & {"completions", "completion_ids"} and not self._takes_all:
             raise ValueError(f"`function` {self._name} must have a parameter `completions`, got {sorted(self._takes)}.")
 
     @property
@@ -68,6 +73,8 @@ class CompletionsReward(Reward):
         return self._name
 
     def __call__(self, sample: Sample) -> Tensor:
+        if not self._said:
+            self._tokenizer = getattr(sample, "tokenizer", self._tokenizer)
         answers = sample.finished(self.answer_only)
         return self.score(answers, sample.prompts, max(len(answers), 1)).to(sample.weights)
 
@@ -78,7 +85,13 @@ class CompletionsReward(Reward):
                 f"`{self.name}` takes prompts, and there are none; let `score` or the pipeline know the `prompts`."
             )
         fields = columns_of(len(samples))
-        unknown = [name for name in self._required if name not in fields and name not in _TOLD]
+        if "completion_ids" in self._required and self._tokenizer is None and "completion_ids" not in fields:
+            raise ValueError(
+                f"`{self.name}` takes `completion_ids`, and no tokenizer is known before it has guided one; pass "
+                "`CompletionsReward(function, tokenizer=...)`."
+            )
+        known = {*fields, *_TOLD, *_LOGS, "trainer_state"}
+        unknown = [name for name in self._required if name not in known]
         if unknown:
             raise ValueError(
                 f"`{self.name}` takes `{unknown[0]}`, which is not known of the prompts; call the pipeline and `score` "
@@ -101,16 +114,32 @@ class CompletionsReward(Reward):
         return torch.tensor([values[key] for key in keys])
 
     def _ask(self, answers: list[str], prompts: list[Prompt] | None, fields: Mapping[str, list[Any]]) -> list[float]:
-        told: dict[str, Any] = {"completions": answers, **fields}
+        chat = prompts is not None and not all(isinstance(prompt, str) for prompt in prompts)
+        told: dict[str, Any] = self._of_a_trainer(answers) | dict(fields)
+        if self._takes_all or "completions" in self._takes:
+            told["completions"] = (
+                [[{"role": "assistant", "content": answer}] for answer in answers] if chat else list(answers)
+            )
         if prompts is not None and (self._takes_all or "prompts" in self._takes):
-            told["prompts"] = prompts
-        if prompts is not None and not all(isinstance(prompt, str) for prompt in prompts):
-            told["completions"] = [[{"role": "assistant", "content": answer}] for answer in answers]
-            if "prompts" in told:
-                told["prompts"] = [as_messages(prompt) for prompt in prompts]
+            told["prompts"] = [as_messages(prompt) for prompt in prompts] if chat else list(prompts)
         shown = f"{len(answers)} completions, the first {answers[0]!r}"
         try:
             result = self.function(**told)
         except Exception as error:
             raise RuntimeError(f"`{self.name}` raised {type(error).__name__}: {error}; on {shown}.") from error
         return numbers_of(result, answers, self.name, missing=0.0)
+
+    def _of_a_trainer(self, answers: list[str]) -> dict[str, Any]:
+        """What TRL's trainers pass beside the records, as far as the function asks for it."""
+        told: dict[str, Any] = {name: _nothing for name in _LOGS if name in self._required}
+        if "trainer_state" in self._required:
+            from transformers import TrainerState  # which imports much
+
+            told["trainer_state"] = TrainerState()
+        if "completion_ids" in self._takes and self._tokenizer is not None:
+            told["completion_ids"] = [self._tokenizer(one, add_special_tokens=False).input_ids for one in answers]
+        return told
+
+
+def _nothing(*args: Any, **kwargs: Any) -> None:
+    """Where nobody logs."""

@@ -3,7 +3,7 @@
 import copy
 import inspect
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,10 +11,26 @@ import torch
 from torch import Tensor
 
 from redge_guidance.positions import bare
+from redge_guidance.step import Generators
 
 _IDS = ("input_ids", "indices", "ids", "tokens", "x")
 _EMBEDDED = ("inputs_embeds", "input_embeddings")
 _CACHES = ("past_key_values", "cache", "past_key_value")
+
+
+@dataclass(frozen=True, eq=False)
+class ForwardSettings:
+    """How a sampler calls its model, as `guide` has it."""
+
+    classifier_free: str | None = "auto"
+    guidance_scale: float | None = None
+    conditional_first: bool | None = None
+    shift_logits: bool = False
+    vocabulary: slice | None = None
+    temperature: float = 1.0
+    free: Callable[[Tensor], Tensor] | None = None
+    start: Callable[[dict[str, Any]], int] | None = None
+    generator: Generators = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +57,7 @@ class ModelCall:
 def arguments_of(model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of `forward` by name; those that have none, by their number."""
     try:
-        bound = inspect.signature(bare(model).forward).bind(*args, **kwargs)
+        bound = inspect.signature(_inner(model).forward).bind(*args, **kwargs)
     except TypeError:
         return {str(i): one for i, one in enumerate(args)} | dict(kwargs)
     found: dict[str, Any] = {}
@@ -54,6 +70,17 @@ def arguments_of(model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
         else:
             found[name] = value
     return found
+
+
+def _inner(model: Any) -> Any:
+    """The model that a wrapper passes all of its arguments to, as `DataParallel` does: it is the one to name them."""
+    model, kinds = bare(model), inspect.Parameter
+    passed = [one.kind for one in inspect.signature(model.forward).parameters.values()]
+    inner = getattr(model, "module", None)
+    if inner is None and isinstance(model, torch.nn.Module) and len(few := list(model.children())) == 1:
+        inner = few[0]
+    all_passed = bool(passed) and set(passed) <= {kinds.VAR_POSITIONAL, kinds.VAR_KEYWORD}
+    return _inner(inner) if all_passed and isinstance(inner, torch.nn.Module) else model
 
 
 def ids_of(arguments: Mapping[str, Any], model: Any) -> Tensor:

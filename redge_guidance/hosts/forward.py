@@ -1,6 +1,7 @@
 """Guidance at the forward of a model: for samplers that are functions of a model."""
 
 import contextlib
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
@@ -14,6 +15,7 @@ from torch import Tensor
 from redge_guidance.checks import as_real
 from redge_guidance.hosts.branches import Branches, Reading
 from redge_guidance.hosts.calls import (
+    ForwardSettings,
     ModelCall,
     arguments_of,
     cached,
@@ -24,29 +26,32 @@ from redge_guidance.hosts.calls import (
     with_logits,
 )
 from redge_guidance.loop import LogitsGuidance
-from redge_guidance.step import Generators
 
-_GUIDING: ContextVar[bool] = ContextVar("guiding", default=False)  # what is called now is called by guidance
+_GUIDING: ContextVar[frozenset[int]] = ContextVar("guiding", default=frozenset())  # whose guidance calls what is called
 _GUIDED: "WeakSet[torch.nn.Module]" = WeakSet()
 
 
-@dataclass(frozen=True, eq=False)
-class ForwardSettings:
-    """How a sampler calls its model, as `guide` has it."""
+@dataclass(eq=False)
+class _Sampling:
+    """What is known of the sampler that calls the model in one thread.
 
-    classifier_free: str | None = "auto"
-    guidance_scale: float | None = None
-    conditional_first: bool | None = None
-    shift_logits: bool = False
-    vocabulary: slice | None = None
-    temperature: float = 1.0
-    free: Callable[[Tensor], Tensor] | None = None
-    start: Callable[[dict[str, Any]], int] | None = None
-    generator: Generators = None
+    Attributes:
+        loop: guides its logits.
+        branches: which of its calls are one step.
+        seen: ids of the text so far, and which of them are text.
+        cached: how much was in the cache of the call that is being made.
+    """
+
+    loop: LogitsGuidance
+    branches: Branches
+    seen: tuple[Tensor, Tensor] | None = None
+    cached: int | None = None
 
 
 class ForwardAttachment:
     """Moves the logits of every call of a model that somebody else makes without gradients.
+
+    Samplers of several threads are followed apart.
 
     A copy of the model, by `copy.deepcopy` or `pickle`, comes out unguided: in the place of the hooks it has functions
     of the standard library that do nothing.
@@ -77,17 +82,18 @@ class ForwardAttachment:
                 "`mask_token_id` must be given, since the tokenizer has none; of a model without masks pass `free`, "
                 "from the ids of a call to what may be drawn."
             )
-        if settings.shift_logits and loop.of_images:
+        if settings.shift_logits and loop.codes is not None:
             raise ValueError("`shift_logits` is for texts, and tokens are those of images; leave it out.")
+        if settings.vocabulary is not None and loop.codes is None:
+            raise ValueError("`vocabulary` is for image tokens, and there are no `images`; leave it out.")
         scale = settings.guidance_scale
         if scale is not None and as_real(scale) is None:
             raise ValueError(f"`guidance_scale` must be a number or None, got {scale!r}.")
         self.model, self.prompts = model, prompts
         self._loop, self._mask, self._settings = loop, mask_token_id, settings
-        branches = (settings.classifier_free, scale, settings.conditional_first, mask_token_id)
-        self._branches = Branches(self._read, *branches)
-        self._cached: int | None = None
-        self._seen: tuple[Tensor, Tensor] | None = None  # ids of the text so far, and which of them are text
+        self._context: tuple[Tensor, Tensor] | None = None
+        self._threads, self._samplings = threading.local(), WeakSet[_Sampling]()
+        self._begin()
         self._told: set[str] = set()
         self._hooks = [
             model.register_forward_pre_hook(_Hook(self.before), with_kwargs=True),
@@ -110,26 +116,41 @@ class ForwardAttachment:
 
     def reset(self, prompts: Sequence[str] | None = None, context: Tensor | None = None) -> None:
         """The next call begins a sampling, of these prompts, after this text."""
-        self._loop.reset()
-        self._branches.reset()
+        for one in list(self._samplings):
+            one.loop.reset()
+        self._threads = threading.local()
         self.prompts = self.prompts if prompts is None else prompts
-        self._seen = None if context is None else (context, torch.ones_like(context, dtype=torch.bool))
+        self._context = None if context is None else (context, torch.ones_like(context, dtype=torch.bool))
+
+    def _begin(self) -> _Sampling:
+        settings = self._settings
+        how = (settings.classifier_free, settings.guidance_scale, settings.conditional_first, self._mask)
+        begun = _Sampling(self._loop.alike(), Branches(self._read, *how), self._context)
+        self._threads.sampling = begun
+        self._samplings.add(begun)
+        return begun
+
+    @property
+    def _here(self) -> _Sampling:
+        """Of this thread."""
+        found: _Sampling | None = getattr(self._threads, "sampling", None)
+        return self._begin() if found is None else found
 
     def before(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Called before the model's forward: how much is in its cache, which that may fill."""
-        if not _GUIDING.get():
-            self._cached = cached(arguments_of(self.model, args, kwargs))
+        if id(self) not in _GUIDING.get():
+            self._here.cached = cached(arguments_of(self.model, args, kwargs))
 
     def after(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """Called after it, with what it gave; what it returns is given instead, None: nothing else."""
-        if _GUIDING.get() or self._is_training(module, output):
+        if id(self) in _GUIDING.get() or self._is_training(module, output):
             return None
-        with _guiding(), torch.no_grad():
+        with _guiding(self), torch.no_grad():
             arguments = arguments_of(self.model, args, kwargs)
             call = self._call(arguments, logits_of(output, module))
             if self._mask is not None and self._settings.free is None and not (call.ids == self._mask).any():
                 return None
-            moved = self._branches(call)
+            moved = self._here.branches(call)
         return None if moved is None else with_logits(output, moved)
 
     def _is_training(self, module: Any, output: Any) -> bool:
@@ -149,12 +170,12 @@ class ForwardAttachment:
         ids = ids_of(arguments, self.model)
         length = ids.shape[1]
         said = self._settings.start
-        start = start_of(arguments, length, self._cached) if said is None else int(said(arguments))
+        start = start_of(arguments, length, self._here.cached) if said is None else int(said(arguments))
         padding = padding_of(arguments, ids.shape, start)
         text = torch.ones_like(ids, dtype=torch.bool) if padding is None else padding
         if start:
             ids, text = self._after_context(ids, text, start)
-        self._seen = (ids.clone(), text.clone())
+        self._here.seen = (ids.clone(), text.clone())
         return ModelCall(ids, text, logits, start + length - logits.shape[1])
 
     def _after_context(self, ids: Tensor, text: Tensor, start: int) -> tuple[Tensor, Tensor]:
@@ -164,8 +185,9 @@ class ForwardAttachment:
                 f"{what} does not go with a call that begins at token {start} of a text, whose beginning is in a "
                 "cache; use the sampler without its cache, or guide the logits by `LogitsGuidance`."
             )
-        if self._seen is None or self._seen[0].shape[1] < start or len(self._seen[0]) != len(ids):
-            known = "nothing" if self._seen is None else f"{tuple(self._seen[0].shape)} of it"
+        seen = self._here.seen
+        if seen is None or seen[0].shape[1] < start or len(seen[0]) != len(ids):
+            known = "nothing" if seen is None else f"{tuple(seen[0].shape)} of it"
             raise ValueError(
                 f"a call of the guided model, {tuple(ids.shape)} ids, begins at token {start} of a text, of which "
                 f"{known} was seen; guide the model before its cache is filled, pass the text by "
@@ -173,8 +195,7 @@ class ForwardAttachment:
             )
         behind = start + ids.shape[1]
         pieces = [
-            torch.cat([old[:, :start], new, old[:, behind:]], 1)
-            for old, new in zip(self._seen, (ids, text), strict=True)
+            torch.cat([old[:, :start], new, old[:, behind:]], 1) for old, new in zip(seen, (ids, text), strict=True)
         ]
         return pieces[0], pieces[1]
 
@@ -190,11 +211,12 @@ class ForwardAttachment:
             logits = torch.cat([logits[:, :1], logits[:, :-1]], 1)
         inside = None
         ids, text, offset = call.ids, call.text, call.offset
-        if self._loop.of_images:
+        if self._loop.codes is not None:
             inside, ids = self._image(call, columns)
             free = None if free is None else free[inside].view(ids.shape)
             logits, text, offset = logits[inside].view(*ids.shape, -1), torch.ones_like(ids, dtype=torch.bool), 0
-        step, now = self._loop.read(
+        loop = self._here.loop
+        step, now = loop.read(
             logits,
             ids,
             free,
@@ -210,12 +232,12 @@ class ForwardAttachment:
 
         def move(rows: Tensor | None) -> Tensor | None:
             if rows is None:
-                return self._loop.move(step)
+                return loop.move(step)
             mixed = step.logits.float().clone()
             mixed[step.free[:, -mixed.shape[1] :]] = rows
-            return self._loop.move(replace(step, logits=mixed))
+            return loop.move(replace(step, logits=mixed))
 
-        given = torch.zeros_like(call.text) if step.given is None or inside is not None else step.given
+        given = ~inside if inside is not None else torch.zeros_like(call.text) if step.given is None else step.given
         return Reading(where, now, given, columns, move)
 
     def _without_first(self, free: Tensor, offset: int) -> Tensor:
@@ -233,6 +255,11 @@ class ForwardAttachment:
 
     def _image(self, call: ModelCall, columns: slice) -> tuple[Tensor, Tensor]:
         """Positions of image tokens, `(batch, length)` bool, and their ids in the codebook, hidden ones behind it."""
+        if columns.stop - columns.start != self._loop.codes:
+            raise ValueError(
+                f"`vocabulary` must be the slice of the logits that is of the {self._loop.codes} codes, got "
+                f"{self._settings.vocabulary} and {call.logits.shape[-1]} logits."
+            )
         inside = (call.ids >= columns.start) & (call.ids < columns.stop)
         if self._mask is not None:
             inside |= call.ids == self._mask
@@ -261,8 +288,8 @@ class _Hook:
 
 
 @contextlib.contextmanager
-def _guiding() -> Any:
-    token = _GUIDING.set(True)
+def _guiding(attachment: ForwardAttachment) -> Any:
+    token = _GUIDING.set(_GUIDING.get() | {id(attachment)})
     try:
         yield
     finally:

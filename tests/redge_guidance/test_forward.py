@@ -1,6 +1,7 @@
 """Samplers that are functions of a model, guided at its forward: who is guided, by what, and what is left behind."""
 
 import copy
+import inspect
 import pickle
 import threading
 
@@ -202,6 +203,22 @@ def test_padding_and_prompts_reach_the_reward(model):
     assert [tokens.prompts for tokens in seen[:3]] == [["x", "y"], ["x", "y"], ["z", "w"]]
 
 
+def test_what_is_for_models_is_refused_with_a_pipeline_by_name():
+    pipe = tiny_pipeline()
+    values = {"tokenizer": TOKENS, "mask_token_id": 2, "num_steps": 3, "block_length": 2, "prompts": ["a"]}
+    values |= {"temperature": 0.5, "generator": seeded(), "classifier_free": None, "guidance_scale": 2.0}
+    values |= {"conditional_first": False, "shift_logits": True, "images": (torch.eye(2), len), "vocabulary": slice(2)}
+    values |= {"free": len, "start": len, "remasking": True}
+    own = ("pipe", "reward", "config", "seed", "decode_chunk_size", "stop_when")
+    assert set(values) == set(inspect.signature(guide).parameters) - {*own}
+    for name, value in values.items():
+        with pytest.raises(ValueError, match=f"^`{name}` is for models"):
+            guide(pipe, count_of_a, **{name: value})
+    with pytest.raises(ValueError, match="^`num_steps`, `temperature` are for models, .* leave them out"):
+        guide(pipe, count_of_a, num_steps=3, temperature=2)
+    guide(pipe, count_of_a, temperature=1, shift_logits=False).remove()
+
+
 def test_bad_calls(model):
     with pytest.raises(ValueError, match="or pass its `tokenizer`"):
         guide(model, count_of_a)
@@ -291,6 +308,80 @@ def test_blocks_behind_a_cache(model):
     assert texts == [*once, *once, [4, 5, 6, 7, MASK, MASK]]
     given = [tokens.given.sum().item() for tokens in seen]
     assert given == [2, 2, 2, 2, 2, 2, 4]
+
+
+class Wrapped(torch.nn.Module):
+    """As DistributedDataParallel, which passes on whatever it is given."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, *inputs, **more):
+        return self.module(*inputs, **more)
+
+
+@pytest.mark.parametrize("wrap", [Wrapped, torch.nn.DataParallel])
+def test_what_a_wrapper_passes_on_by_place_is_known_by_name(model, wrap):
+    whole, seen = wrap(model).eval(), []
+    mask = torch.ones_like(PROMPT)
+    mask[0, 0] = 0
+
+    def reward(tokens):
+        seen.append(tokens.attention_mask[:, :2].tolist())
+        return all_of_a(tokens)
+
+    with guide(whole, reward, JUMP, tokenizer=TOKENS), torch.no_grad():
+        whole(PROMPT, mask)
+        whole(input_ids=PROMPT, attention_mask=mask)
+    assert seen == [[[False, True], [True, True]]] * 2
+
+
+def test_a_guided_model_in_the_reward_of_another_is_guided(model):
+    other = tiny_pipeline().model
+    bare = sampled(other, generator=seeded())
+
+    def reward(tokens):
+        assert not torch.equal(sampled(other, generator=seeded()), bare)
+        model(input_ids=tokens.ids)  # its own calls are not
+        return all_of_a(tokens)
+
+    with guide(other, all_of_a, JUMP, tokenizer=TOKENS) as inner, guide(model, reward, JUMP, tokenizer=TOKENS) as outer:
+        sampled(model)
+    assert (len(inner.trace), len(outer.trace)) == (16, 4)
+
+
+def test_a_batch_that_shrinks_has_one_generator(model):
+    with torch.no_grad(), guide(model, all_of_a, JUMP, tokenizer=TOKENS, generator=[seeded(), seeded()]):
+        model(input_ids=PROMPT)
+        with pytest.raises(ValueError, match="`generator` must be one, or one for each of the batch of 1, got a list"):
+            model(input_ids=PROMPT[:1])
+    with pytest.raises(ValueError, match="`vocabulary` is for image tokens"):
+        guide(model, all_of_a, tokenizer=TOKENS, vocabulary=slice(3))
+
+
+def test_threads_that_take_turns_are_followed_apart(model):
+    prompts = [PROMPT, torch.tensor([[7] + [MASK] * 4]), torch.tensor([[3, 4, 5] + [MASK] * 4])]
+    config = GuidanceConfig(scale=4.0, num_draws=8, start=0.2, estimator="reinforce_loo")
+    found, barrier = {}, threading.Barrier(3)
+
+    def work(k):
+        def model_in_turn(input_ids):
+            barrier.wait(10)
+            return model(input_ids=input_ids)
+
+        found[k] = sampled(model_in_turn, prompts[k], generator=seeded(k))
+
+    with guide(model, all_of_a, config, tokenizer=TOKENS, generator=seeded()) as handle:
+        alone = [sampled(model, prompt, generator=seeded(k)) for k, prompt in enumerate(prompts)]
+        threads = [threading.Thread(target=work, args=(k,)) for k in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert all(torch.equal(found[k], alone[k]) for k in range(3))
+        progress = sorted(step.progress for step in handle.trace[-9:])
+    assert progress == [0.25] * 3 + [0.5] * 3 + [0.75] * 3
 
 
 def test_another_thread_meets_no_state_of_guidance_itself(model):

@@ -1,7 +1,9 @@
 """What people have is taken for a reward as it is, told apart by its signature, and refused in words."""
 
 import copy
+import functools
 
+import numpy as np
 import pytest
 import torch
 from tokenizers.processors import TemplateProcessing
@@ -116,6 +118,21 @@ def test_what_fails_as_a_function_of_samples_is_taken_for_one_of_strings_once(pi
         assert pipe([""] * 8, generator=torch.Generator().manual_seed(0)).texts == texts
 
 
+@pytest.mark.parametrize(
+    "function", [len, lambda x: len(x), lambda *all: len(all[0]), lambda prompt: len(prompt), str.__len__]
+)
+def test_what_makes_no_tensor_of_samples_is_taken_for_one_of_strings(pipe, function):
+    with (
+        pytest.warns(UserWarning, match=r"f\(text\)|moved nothing") as told,
+        guide(pipe, function, GuidanceConfig(num_draws=4)) as handle,
+    ):
+        pipe(["a"], num_inference_steps=1)
+    assert "is taken for a function of strings, f(text)" in str(told[0].message)
+    assert handle.trace[0].reward > 3  # characters, not texts
+    with guide(pipe, lambda tokens: [0.0] * tokens.draws), pytest.raises(ValueError, match="tensor, got list"):
+        pipe(["a"])
+
+
 def test_an_object_with_a_score_judges_texts_too(pipe):
     class Judge:
         def score(self, samples, prompts):
@@ -153,10 +170,71 @@ def test_functions_as_in_trl_and_columns(pipe):
     assert "e" in answers[1]
 
 
+def test_halves_of_signs_are_no_text():
+    reward = as_reward(lambda text: len(text))
+    assert reward.score(["a 😀 ü"]).tolist() == [5.0]
+    for samples, prompts, name in (("a\ud800", None, "samples"), (["a"], ["\udfff"], "prompts")):
+        with pytest.raises(ValueError, match=rf"`{name}` must be text, got half of a sign"):
+            reward.score(samples, prompts)
+
+
+def test_columns_may_be_arrays():
+    reward = as_reward(lambda completions, x, **kwargs: [float(one) for one in x])
+    with columns(x=np.array([1, 2])):
+        assert reward.score(["a", "b"]).tolist() == [1.0, 2.0]
+
+
 def test_columns_are_lists_of_one_length():
-    for wrong, error in (({"a": "xy"}, "`a` must be a list"), ({"a": [1], "b": [1, 2]}, "as many values each")):
+    for wrong, error in (
+        ({"a": "xy"}, "`a` must be a list"),
+        ({"a": {1, 2}}, "`a` must be a list"),
+        ({"a": [1], "b": [1, 2]}, "as many values each"),
+    ):
         with pytest.raises(ValueError, match=error), columns(wrong):
             pass
+
+
+def test_what_a_trainer_alone_has_does_not_break_a_function(pipe):
+    told = []
+
+    def state(completions, trainer_state, log_extra, log_metric, **kwargs):
+        log_extra("seen", completions)
+        log_metric("step", trainer_state.global_step)
+        return [float(trainer_state.global_step) + len(one) for one in completions]
+
+    def overlong(completion_ids, **kwargs):  # as TRL's `get_soft_overlong_punishment`
+        told.append((completion_ids, kwargs["completions"]))
+        return [-float(len(ids)) for ids in completion_ids]
+
+    def of_all(**kwargs):
+        return [float(len(one)) for one in kwargs["completions"]]
+
+    def of_prompts(prompts, **kwargs):
+        return of_all(**kwargs)
+
+    for function in (state, of_all, of_prompts):
+        assert as_reward(function).score(["a", "b c"], ["x", "y"]).tolist() == [1.0, 3.0]
+    reward = as_reward(overlong)
+    with pytest.raises(ValueError, match=r"no tokenizer is known .* `CompletionsReward\(function, tokenizer=...\)`"):
+        reward.score(["a"])
+    with guide(pipe, reward, GuidanceConfig(num_draws=2)):
+        pipe(["a"])
+    assert reward.score(["a", "a b c"]).tolist() == [-1.0, -3.0]
+    assert [len(ids) for ids in told[0][0]] == [len(text.split()) for text in told[0][1]]
+    assert CompletionsReward(overlong, tokenizer=word_tokenizer()).score("a b", "x").tolist() == [-2.0]
+
+
+def test_a_function_may_change_the_lists_that_it_is_told():
+    def greedy(texts, prompts):
+        return [float(len(texts.pop(0)) + len(prompts.pop(0))) for _ in range(2)]
+
+    def trl(prompts, completions):
+        return greedy(completions, prompts)
+
+    prompts = ["x", "yy"]
+    for function in (greedy, trl):
+        assert as_reward(function).score(["a", "bc"], prompts).tolist() == [2.0, 4.0]
+    assert prompts == ["x", "yy"]
 
 
 def test_chats_in_the_way_of_trl():
@@ -172,7 +250,9 @@ def test_chats_in_the_way_of_trl():
 
 
 def test_what_a_function_returns_is_checked():
-    for result, error in (([1.0], "must return 2 numbers, got 1"), (["x", 1], "finite number"), (3, "list of numbers")):
+    wrong = [([1.0], "must return 2 numbers, got 1"), (["x", 1], "finite number")]
+    wrong += [(one, "list of numbers") for one in (3, {1.0, 2.0}, {0: 1.0, 1: 2.0}, b"ab", "12")]
+    for result, error in wrong:
         with pytest.raises(ValueError, match=error):
             CompletionsReward(lambda completions, result=result, **kwargs: result).score(["a", "b"])
     with pytest.raises(RuntimeError, match="raised ZeroDivisionError: .*; on 1 completions, the first 'a'"):
@@ -288,6 +368,7 @@ def test_a_pipeline_of_transformers_names_its_label():
         (3, "must be a callable from RelaxedTokens, .* got int. Accepted are"),
         (LexicalReward, "got the class LexicalReward; make one of it"),
         (lambda a, b, c: 0, r"got a function of \(a, b, c\). Accepted are"),
+        (lambda: 0, "must take what it is to judge, got one without parameters"),
         (lambda text, threshold: 0, r"got a function of \(text, threshold\)"),
     ],
 )
@@ -302,8 +383,9 @@ def test_a_bare_model_and_an_async_function_are_told_what_to_do():
     async def later(text):
         return 0.0
 
-    with pytest.raises(ValueError, match="must be a plain function, got an async one"):
-        as_reward(later)
+    for function in (later, functools.partial(later)):
+        with pytest.raises(ValueError, match="must be a plain function, got an async one"):
+            as_reward(function)
     model = classifier(word_tokenizer())
     assert isinstance(model, BertForSequenceClassification)
     with pytest.raises(ValueError, match=r"got BertForSequenceClassification alone; .* TextClassifierReward\("):
