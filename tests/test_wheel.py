@@ -75,7 +75,7 @@ def test_documented_examples_and_commands_run(installed, tmp_path):
         script.write_text(code, encoding="utf-8")
         command = ["python", str(script)] if language == "python" else ["bash", "-eu", str(script)]
         done = subprocess.run(
-            command, cwd=here, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120
+            command, cwd=here, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=600
         )
         return f"{name}: exit code {done.returncode}\n{done.stdout}\n{done.stderr}" if done.returncode else None
 

@@ -14,8 +14,6 @@ import signal
 import socket
 import sys
 
-_MODULES = {"torchrun": "torch.distributed.run", "accelerate": "accelerate.commands.accelerate_cli"}
-
 
 def ask(path: str, name: str, arguments: list[str]) -> int:
     """The exit code of a command that the server runs, with this process's streams, folder and environment."""
@@ -91,8 +89,6 @@ def _call(name: str, arguments: list[str]) -> None:
 
     while arguments and arguments[0] == "-u":
         arguments = arguments[1:]
-    if name in _MODULES:
-        name, arguments = "python", ["-m", _MODULES[name], *arguments]
     if name != "python":
         sys.argv = [name, *arguments]
         (script,) = entry_points(group="console_scripts", name=name)
