@@ -40,7 +40,7 @@ def names_in_examples(doctest_namespace: dict[str, object]) -> None:
     torch.manual_seed(0)
 
 
-SLOW = ("test_notebooks", "test_docs", "test_contributing", "test_embedded", "test_cli")
+SLOW = ("test_notebooks", "test_wheel", "test_contributing", "test_embedded", "test_cli")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -16,12 +16,13 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 from report import environment, save
 from torch import Tensor
 from transformers import AutoModelForImageClassification
 
-from redge_guidance import GuidanceConfig, guide
+from redge_guidance import GuidanceConfig, generate
 from redge_guidance.estimators import ESTIMATORS
 from redge_guidance.pipelines import MaskedImagePipeline
 from redge_guidance.rewards import ImageClassifierReward
@@ -81,16 +82,10 @@ class Bench:
     def reward(self, digit: int, temperature: float = 1.0) -> ImageClassifierReward:
         return ImageClassifierReward(self.classifier.model, self.classifier.processor, digit, temperature=temperature)
 
-    def draw(self, seed: int, label: int | None = None, count: int | None = None) -> Tensor:
-        generator = torch.Generator().manual_seed(seed)
-        count = self.count if count is None else count
-        parts = [
-            self.pipe(
-                label, num_images_per_prompt=min(128, count - first), generator=generator, output_type="pt"
-            ).images
-            for first in range(0, count, 128)
-        ]
-        return torch.cat(parts)
+    def draw(self, seed: int, label: int | None = None, count: int | None = None, reward=None, config=None) -> Tensor:
+        how = {"samples_per_prompt": self.count if count is None else count, "batch_size": 128, "seed": seed}
+        images = [record.image for record in generate(self.pipe, label, reward, config, **how)]
+        return torch.tensor(np.stack(images)).permute(0, 3, 1, 2) / 255
 
     def unguided(self, digit: int, seed: int) -> Tensor:
         return self.draw(100 * seed + digit)
@@ -100,8 +95,8 @@ class Bench:
 
     def guided(self, config: GuidanceConfig):
         def run(digit: int, seed: int) -> Tensor:
-            with guide(self.pipe, self.reward(digit, self.temperature), config, seed=seed):
-                return self.draw(100 * seed + digit)
+            reward = self.reward(digit, self.temperature)
+            return self.draw(100 * seed + digit, reward=reward, config=config)
 
         return run
 

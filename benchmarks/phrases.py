@@ -8,10 +8,9 @@ morning, as soon as possible); the other six were tried here for the first time.
 
 import argparse
 
-import torch
 from report import environment, save
 
-from redge_guidance import GuidanceConfig, guide
+from redge_guidance import GuidanceConfig, generate
 from redge_guidance.pipelines import MaskedTextPipeline
 from redge_guidance.rewards import LexicalReward
 
@@ -31,9 +30,9 @@ def main() -> None:
     pipe = MaskedTextPipeline.from_pretrained("builtin:tatoeba-masked")
     pipe.set_progress_bar_config(disable=True)
 
-    def draw() -> list[str]:
-        texts: list[str] = pipe([""] * args.num_texts, generator=torch.Generator().manual_seed(args.seed)).texts
-        return texts
+    def draw(reward: LexicalReward | None = None, config: GuidanceConfig | None = None) -> list[str]:
+        records = generate(pipe, "", reward, config, samples_per_prompt=args.num_texts, batch_size=32, seed=args.seed)
+        return [str(record.text) for record in records]
 
     def nats(texts: list[str]) -> float:
         tokens = sum(len(ids) + 1 for ids in pipe.tokenizer(texts, add_special_tokens=False).input_ids)
@@ -46,8 +45,7 @@ def main() -> None:
         pieces = len(pipe.tokenizer(f" {word}", add_special_tokens=False).input_ids)
         row = {"word": word, "tokens": pieces, "unguided": reward.report(bare).satisfied}
         for scale in SCALES:
-            with guide(pipe, reward, GuidanceConfig(scale=scale)):
-                texts = draw()
+            texts = draw(reward, GuidanceConfig(scale=scale))
             row[f"scale {scale:g}"] = reward.report(texts).satisfied
             row[f"nats/token at {scale:g}"] = round(nats(texts), 3)
         rows.append(row)

@@ -22,7 +22,7 @@ from report import environment, save
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from redge_guidance import RelaxedTokens
+from redge_guidance import RelaxedTokens, generate
 from redge_guidance.pipelines import TextPipeline
 from redge_guidance.rewards import SentenceSimilarityReward, TextClassifierReward
 
@@ -123,8 +123,7 @@ def main() -> None:
     args = parser.parse_args()
     pipe = TextPipeline.from_pretrained("builtin:tatoeba-masked")
     pipe.set_progress_bar_config(disable=True)
-    generator = torch.Generator().manual_seed(0)
-    texts = [text for _ in range(5) for text in pipe([""] * 64, generator=generator).texts]
+    texts = [record.text for record in generate(pipe, samples_per_prompt=320, batch_size=64)]
     counts: dict[str, int] = {}
     for word in re.findall(r"\w+", " ".join(texts)):
         counts[word] = counts.get(word, 0) + 1

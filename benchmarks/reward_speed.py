@@ -113,7 +113,8 @@ def compare(name: str, words: str, rounds: int, generator_tokenizer) -> dict[str
     record("score", *alternating(lambda: reward.score(texts, batch_size=batch), call_model, rounds), count)
     for way, own in (("direct", tokenizer), ("carried", generator_tokenizer)):
         tokens = relaxed(own, texts)
-        shape = reward.reader(tokens, reward.frames(batch)).embeddings.shape
+        read = [reading.embeddings.shape for _, reading in reward.reader(tokens, reward.frames(batch))]
+        shape = (sum(part[0] for part in read), max(part[1] for part in read), read[0][2])
         embeddings = torch.randn(shape, dtype=model.dtype, requires_grad=True)
         mask = torch.ones(shape[:2], dtype=torch.long)
 

@@ -19,7 +19,7 @@ import torch
 from report import environment, save
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
-from redge_guidance import GuidanceConfig, guide
+from redge_guidance import GuidanceConfig, generate
 from redge_guidance.pipelines import TextPipeline
 from redge_guidance.rewards import TextClassifierReward
 from redge_guidance.updates import Adam, Natural
@@ -55,14 +55,9 @@ class Bench:
 
     def sample(self, seed: int, config: GuidanceConfig | None = None) -> tuple[list[str], float]:
         """Texts and the seconds they took."""
-        generator = torch.Generator().manual_seed(seed)
-        started, texts = time.perf_counter(), []
-        handle = None if config is None else guide(self.pipe, self.reward, config, seed=seed)
-        for first in range(0, self.samples, BATCH):
-            texts += self.pipe([""] * min(BATCH, self.samples - first), generator=generator).texts
-        if handle is not None:
-            handle.remove()
-        return texts, time.perf_counter() - started
+        started, reward = time.perf_counter(), None if config is None else self.reward
+        records = generate(self.pipe, "", reward, config, samples_per_prompt=self.samples, batch_size=BATCH, seed=seed)
+        return [record.text for record in records], time.perf_counter() - started
 
     def best_of(self, seed: int, seconds: float) -> tuple[list[str], float, int]:
         """The best of N texts by the classifier, N and the time; N grows until `seconds` are spent."""
@@ -83,7 +78,7 @@ class Bench:
         return {
             "vader": statistics.mean(sign * c > 0.2 for c in compounds),
             "classifier": statistics.mean(found == self.label for found in self.reward.predict(texts)),
-            "nll_per_token": self.pipe.nll(texts, num_draws=8).sum().item() / tokens,
+            "nll_per_token": self.pipe.nll(texts, num_corruptions=8).sum().item() / tokens,
             "tokens": tokens / len(texts),
             "distinct": len(set(texts)) / len(texts),
         }

@@ -23,7 +23,7 @@ from report import environment, save
 from reward_gradients import encoder_path
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
-from redge_guidance import GuidanceConfig, guide
+from redge_guidance import GuidanceConfig, generate
 from redge_guidance.pipelines import TextPipeline
 from redge_guidance.rewards import (
     BlackBoxReward,
@@ -75,14 +75,9 @@ class Bench:
 
     def sample(self, seed: int, reward=None, config: GuidanceConfig | None = None) -> tuple[list[str], float]:
         """Texts and the seconds they took."""
-        generator = torch.Generator().manual_seed(seed)
-        started = time.perf_counter()
-        if reward is None:
-            texts = self.pipe([""] * self.samples, generator=generator).texts
-        else:
-            with guide(self.pipe, reward, config, seed=seed):
-                texts = self.pipe([""] * self.samples, generator=generator).texts
-        return texts, time.perf_counter() - started
+        started, together = time.perf_counter(), {"samples_per_prompt": self.samples, "batch_size": self.samples}
+        records = generate(self.pipe, "", reward, config, seed=seed, **together)
+        return [record.text for record in records], time.perf_counter() - started
 
     def best_of(self, reward, seed: int, seconds: float) -> tuple[list[str], float, int]:
         """The best of N texts at every place, the time and N, which grows until `seconds` are spent."""
@@ -97,7 +92,7 @@ class Bench:
 
     def nats(self, texts: list[str]) -> float:
         tokens = sum(len(ids) + 1 for ids in self.pipe.tokenizer(texts, add_special_tokens=False).input_ids)
-        return self.pipe.nll(texts, num_draws=8).sum().item() / tokens
+        return self.pipe.nll(texts, num_corruptions=8).sum().item() / tokens
 
     def row(self, texts: list[str], seconds: float, **more: float) -> dict[str, object]:
         nats, distinct = self.nats(texts), len(set(texts)) / len(texts)

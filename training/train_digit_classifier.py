@@ -97,7 +97,7 @@ def relaxed(pipe: MaskedImagePipeline, digits: Digits, generator: torch.Generato
         share = torch.rand(2, len(ids), 1, 1, generator=generator)
         logits = torch.lerp(free, given, 0.5 * share[0] * (share[1] < 0.5))
         name = ("soft", "entropy_mix", "straight_through")[int(torch.randint(3, (1,), generator=generator))]
-        sample = ESTIMATORS[name]()(logits, hard=True, generator=generator)
+        sample = ESTIMATORS[name]()(logits, generator=generator)
         known = torch.nn.functional.one_hot(ids, logits.shape[-1]).float()
         weights = torch.where(hidden[..., None], sample, known)
         parts.append(to_pixels(pipe.vqvae, weights @ codebook_of(pipe.vqvae), do_normalize)[:, :1])
