@@ -1,4 +1,4 @@
-"""Does resident memory grow over ten thousand prompts? A guided run into a file, of the smallest model of the real class.
+"""Does resident memory grow over ten thousand prompts? A guided run into a file, of a tiny model.
 
 Growth is counted from when the first hundred are done to the end of the run, and again over a second call, which finds
 everything made. The process holds the model too, so that the model is tiny: what matters is what is kept of a prompt.
