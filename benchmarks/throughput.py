@@ -1,7 +1,7 @@
 """Samples a second of `generate`: batch sizes, guided and not, and two processes against one.
 
 The embedded model of texts, toward the embedded classifier's *positive*. Every figure is the median of `--rounds`
-rounds, in each of which everything ran once, one after the other; a batch is drawn before the clock starts. Processes
+rounds, in each of which everything ran once, one after the other; one sample is drawn before the clock starts. Processes
 are those of `torchrun` with one thread each, beside one process with one thread and with two, in batches of 16; their
 time is that of `generate_to`, from when all are ready.
 
@@ -28,7 +28,7 @@ from redge_guidance.pipelines import MaskedTextPipeline
 from redge_guidance.rewards import TextClassifierReward
 
 NAMES = ("Tom", "Mary", "She", "He", "They", "We", "I", "You")
-SETTINGS = {"gen_length": 16, "num_inference_steps": 16}
+SETTINGS = {"gen_length": 16, "num_inference_steps": 8}
 BATCHES = (1, 4, 16, 64)
 KINDS = ("unguided", "guided")
 LAUNCHES = {"1 process, 1 thread": (1, 1), "1 process, 2 threads": (1, 2), "2 processes, 1 thread each": (2, 1)}
@@ -47,9 +47,9 @@ def prompts(count: int) -> list[str]:
 def by_batch(pipe: Any, reward: Any, batch_size: int, samples: int) -> float:
     """Samples a second."""
     draw = lambda count: list(redge_guidance.generate(pipe, prompts(count), reward, batch_size=batch_size, **SETTINGS))  # noqa: E731
-    draw(batch_size)
+    draw(1)
     started = time.perf_counter()
-    drawn = draw(samples)
+    drawn = draw(max(samples, batch_size))
     return len(drawn) / (time.perf_counter() - started)
 
 
@@ -57,7 +57,7 @@ def worker(folder: str, guided: bool, samples: int) -> None:
     """One of the processes; the first says how many samples a second all of them made."""
     state = PartialState(cpu=True)
     pipe, reward = parts(guided)
-    list(redge_guidance.generate(pipe, prompts(16), reward, **SETTINGS))
+    list(redge_guidance.generate(pipe, prompts(1), reward, **SETTINGS))
     state.wait_for_everyone()
     started = time.perf_counter()
     done = generate_to(f"{folder}/out.jsonl", pipe, prompts(samples), reward, progress=False, **SETTINGS)
@@ -77,7 +77,9 @@ def launched(processes: int, threads: int, guided: bool, samples: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--samples", type=int, default=64, help="of a figure")
+    parser.add_argument(
+        "--samples", type=int, default=64, help="of a figure; a batch at least, and twice as many of processes"
+    )
     parser.add_argument("--output", default="benchmarks/results/throughput.json")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--guided", action="store_true", help=argparse.SUPPRESS)
