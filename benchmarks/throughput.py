@@ -2,8 +2,8 @@
 
 The embedded model of texts, toward the embedded classifier's *positive*. Every figure is the median of `--rounds`
 rounds, in each of which everything ran once, one after the other; one sample is drawn before the clock starts.
-Processes are those of `torchrun` with one thread each, beside one process with one thread and with two, in batches of 16;
-their time is that of `generate_to`, from when all are ready.
+Processes are those of `torchrun` with one thread each, beside one process with one thread and with two, in batches of
+16; their time is that of `generate_to`, from when all are ready.
 
 python benchmarks/throughput.py
 """
