@@ -42,8 +42,9 @@ def load_pipeline(
         path: a folder, or a hub id.
         dtype: of the models.
         trust_remote_code: run Python code that comes with the parts.
-        **options: for `DiffusionPipeline.from_pretrained`. Weights are checked unless one of them says how parts are
-            placed or quantised.
+        **options: for `DiffusionPipeline.from_pretrained`. Where they say how parts are placed, quantised or which
+            variant is read, the files are compared with the classes first, without memory for weights. Not compared:
+            parts that are quantised in the files, or come as flashpack, whose weights have other names.
 
     Raises:
         ValueError: an index that is none, parts whose weights do not fit them, or code that is not trusted.
@@ -54,11 +55,15 @@ def load_pipeline(
         folder = Path(kind.download(path, trust_remote_code=trust_remote_code, **options))
     index = read_index(folder / "model_index.json")
     parts: dict[str, Any] = {}
-    if not set(options) & set(_SPECIAL) and isinstance(dtype, torch.dtype):
-        for name, entry in index.items():
-            if name not in options and not name.startswith("_") and _is_part(folder / "model_index.json", name, entry):
-                model = _load_part(folder / name, entry, dtype, options)
+    plain = not set(options) & set(_SPECIAL) and isinstance(dtype, torch.dtype)
+    for name, entry in index.items():
+        if name not in options and not name.startswith("_") and _is_part(folder / "model_index.json", name, entry):
+            if plain:
+                model = _load_part(folder / name, entry, options, dtype=dtype)
                 parts |= {} if model is None else {name: model}
+            elif not options.get("use_flashpack") and not _is_quantised(folder / name):
+                variant = _variant_of(folder / name, options.get("variant"))
+                _load_part(folder / name, entry, options, device_map={"": "meta"}, **variant)
     load: Any = diffusers.DiffusionPipeline.from_pretrained.__func__
     return load(kind, str(folder), dtype=dtype, trust_remote_code=trust_remote_code, **parts, **options)
 
@@ -72,7 +77,18 @@ def _is_part(file: Path, name: str, entry: Any) -> bool:
     return True
 
 
-def _load_part(folder: Path, entry: list[str], dtype: torch.dtype, options: Mapping[str, Any]) -> Any:
+def _is_quantised(folder: Path) -> bool:
+    config = folder / "config.json"
+    return config.is_file() and "quantization_config" in json.loads(config.read_text(encoding="utf-8"))
+
+
+def _variant_of(folder: Path, variant: str | None) -> dict[str, str]:
+    """The variant, of a part that comes in it; diffusers reads the plain files of the others."""
+    files = [file.name.split(".") for file in folder.glob("*.*")] if variant is not None else []
+    return {"variant": variant} if variant and any(words[1].startswith(variant) for words in files) else {}
+
+
+def _load_part(folder: Path, entry: list[str], options: Mapping[str, Any], **how: Any) -> Any:
     """A model of diffusers or transformers; None for what is no model, or has its class elsewhere."""
     library, kind_name = entry
     if not folder.is_dir() or (folder / f"{library}.py").is_file():
@@ -83,7 +99,7 @@ def _load_part(folder: Path, entry: list[str], dtype: torch.dtype, options: Mapp
         return None
     more = {key: options[key] for key in ("use_safetensors",) if options.get(key) is not None}
     loader: Any = kind
-    model, found = loader.from_pretrained(folder, dtype=dtype, output_loading_info=True, **more)
+    model, found = loader.from_pretrained(folder, output_loading_info=True, **how, **more)
     check_loaded(f"{folder}", model, found)
     return model
 

@@ -1,6 +1,7 @@
 """Adapted, compiled, offloaded and quantised models, as generator and as reward, in guided generation."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -93,3 +94,29 @@ def test_offloaded_models_draw_the_same(place, kind, tmp_path):
 def test_half_precision_beside_full(place):
     found = at(place, lambda model: model.to(torch.bfloat16))
     assert found.shape == drawn(as_it_is, as_it_is).shape
+
+
+def int8(model):
+    quantisation = pytest.importorskip("torchao.quantization")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torchao, of torch
+        quantisation.quantize_(model, quantisation.Int8WeightOnlyConfig())
+    assert any(type(weight) is not torch.nn.Parameter for weight in model.parameters())
+    return model
+
+
+def test_int8_weights_of_a_reward_draw_the_same():
+    assert torch.equal(at("reward", int8), drawn(as_it_is, as_it_is))
+
+
+def rounded(model):
+    """The plain model whose weights are those that int8 keeps."""
+    for layer in int8(model).modules():
+        weight = getattr(layer, "weight", None)
+        if hasattr(weight, "dequantize") and type(weight) is not torch.nn.Parameter:
+            layer.weight = torch.nn.Parameter(weight.dequantize().float())
+    return model
+
+
+def test_int8_weights_of_a_generator_draw_as_the_rounded_weights():
+    assert torch.equal(at("generator", int8), at("generator", rounded))
