@@ -16,12 +16,13 @@ from tqdm.auto import tqdm
 from redge_guidance.checks import whole_number
 from redge_guidance.config import GuidanceConfig
 from redge_guidance.evaluation import name_of
+from redge_guidance.generation.finished import Finished, noted, stamp_of_request
 from redge_guidance.generation.inputs import Input
-from redge_guidance.generation.journal import Journal, line_of, stamp_of
+from redge_guidance.generation.journal import Journal, line_of
 from redge_guidance.generation.many import Run
 from redge_guidance.generation.place import Place, image_name
 from redge_guidance.generation.processes import Processes
-from redge_guidance.generation.record import Key, Record
+from redge_guidance.generation.record import Key
 from redge_guidance.generation.requests import Request, as_lines, requests_of
 from redge_guidance.reward import AnyReward
 
@@ -105,18 +106,23 @@ def generate_to(
     with ExitStack() as stack:
         stack.enter_context(bar)
         place = Place(output, run.makes_images)
-        before = _shared(processes, lambda: _begin(stack, place, told, overwrite))
+        before = _shared(processes, lambda: _begin(stack, place, told, overwrite, source))
+        if isinstance(before, Finished):
+            before.check(requests, place.path)
+            return Summary(str(output), 0, before.made, before.failed)
         journal = Journal(place.journal(processes.rank))
         stack.callback(journal.close)
         writer = _Writer(run, place, journal, before, report, bar, processes)
         writer(requests)
         counts = processes.gathered((writer.made, writer.failed))
-        _shared(processes, place.finish)
-    made, failed = (sum(numbers) for numbers in zip(*counts, strict=True))
+        made, failed = (sum(numbers) for numbers in zip(*counts, strict=True))
+        _shared(processes, lambda: place.finish(writer.asked.hexdigest(), failed))
     return Summary(str(output), made, len(before), failed)
 
 
-def _begin(stack: ExitStack, place: Place, told: Mapping[str, Any], overwrite: bool) -> dict[Key, str]:
+def _begin(stack: ExitStack, place: Place, told: Mapping[str, Any], overwrite: bool, source: Any) -> Any:
+    if isinstance(source, Input) and place.is_made_of(source.name):
+        raise ValueError(f"`output` {place.path} must be another file than `input`, which it would replace.")
     stack.enter_context(place.locked())
     return place.begin(told, {name: version(name) for name in _LIBRARIES}, overwrite)
 
@@ -153,13 +159,12 @@ class _Writer:
         self._run, self._place, self._journal, self._before = run, place, journal, before
         self._report, self._bar, self._processes = report, bar, processes
         self.made = self.failed = 0
+        self.asked = hashlib.blake2b(digest_size=16)
 
     def __call__(self, requests: Iterator[Request]) -> None:
-        if (-1, 0) in self._before:  # a table that is finished
-            return
         with self._run.guiding():
             number = 0
-            for window in self._run.planned(requests):
+            for window in self._run.planned(noted(requests, self.asked)):
                 for batch in window:
                     if number % self._processes.count == self._processes.rank:
                         self._batch(batch)
@@ -192,7 +197,7 @@ class _Writer:
         stamp = self._before.get(request.key)
         if stamp is None or request.line.error is not None:
             return False
-        if stamp != stamp_of(Record.failed(request, "").to_dict()):
+        if stamp != stamp_of_request(request):
             raise ValueError(
                 f"`prompts` were others when `output` {self._place.path} was begun: {request.line.place} is not what "
                 f"its record {request.key} was made from; take another output, or `overwrite`."
