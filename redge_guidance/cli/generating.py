@@ -40,6 +40,7 @@ def generate(args: argparse.Namespace, written: list[str], on_with: list[str]) -
         write_all([(targets["save_config"], write(kept).encode("utf-8"))])
     if "output" in options:
         on_with += [name for name in [options.get("output")] if name != "-"]
+        written += ["a part"] if options.get("output") == "-" else []
         return into_file.generate(setup, options)
     setup.pipe.set_progress_bar_config(disable=not sys.stderr.isatty(), leave=False)
     made = (images if makes_images else texts).generate(setup, options)

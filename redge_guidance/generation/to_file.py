@@ -214,6 +214,8 @@ def _to_standard_output(run: Run, requests: Iterator[Request], report: Callable[
 
 def _write_out(line: bytes) -> None:
     """In UTF-8, whatever the terminal's encoding is."""
+    if sys.stdout is None:  # closed by whoever started the program
+        return
     try:
         sys.stdout.flush()
         sys.stdout.buffer.write(line)
