@@ -1,7 +1,7 @@
 """Runs of 200 prompts that are killed 50 times at random moments, by SIGKILL, with one and with two processes.
 
 The file in the end is compared, byte for byte, with that of a run that nobody stopped. The model is a random one of
-some thousand parameters, guided by a reward. Processes are forked from this one, so that a start costs no imports; all
+some thousand parameters, guided toward a word. Processes are forked from this one, so that a start costs no imports; all
 of them get the signal at once, after a time that is drawn uniformly so that some kills come before the first batch and
 some while files are put in order. `runs_that_ended` counts kills that came too late.
 
@@ -9,6 +9,7 @@ some while files are put in order. `runs_that_ended` counts kills that came too 
 """
 
 import argparse
+import itertools
 import os
 import random
 import signal
@@ -26,10 +27,12 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from redge_guidance import GuidanceConfig
 from redge_guidance.generation import generate_to
+from redge_guidance.rewards import LexicalReward
 from tests.helpers.processes import launch
-from tests.helpers.tiny import tiny_pipeline, tiny_reward
+from tests.helpers.tiny import tiny_pipeline
 
-BATCH, SCALE, STEPS = 4, 3.0, 3
+BATCH, STEPS = 8, 2
+GUIDANCE: dict[str, Any] = {"scale": 3.0, "estimator": "soft", "num_draws": 1}
 
 
 def prompts(count: int, seed: int) -> list[dict[str, Any]]:
@@ -40,19 +43,19 @@ def prompts(count: int, seed: int) -> list[dict[str, Any]]:
 
 def run(output: Path, entries: list[dict[str, Any]], pipe: Any, reward: Any) -> None:
     settings: dict[str, Any] = {"batch_size": BATCH, "num_inference_steps": STEPS, "progress": False}
-    generate_to(output, pipe, entries, reward, GuidanceConfig(scale=SCALE), **settings)
+    generate_to(output, pipe, entries, reward, GuidanceConfig(**GUIDANCE), **settings)
 
 
 def measure(processes: int, name: str, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """One row: a run without a kill, and one with many."""
-    entries, pipe, reward = prompts(args.prompts, args.seed), tiny_pipeline(), tiny_reward()
+    entries, pipe, reward = prompts(args.prompts, args.seed), tiny_pipeline(), LexicalReward("a")
     whole, out = folder / f"whole-{processes}{name}", folder / f"killed-{processes}{name}"
     started = time.perf_counter()
     assert launch(lambda: run(whole, entries, pipe, reward), processes) == [0] * processes
     seconds = time.perf_counter() - started
     draw, killed, ended, grown = random.Random(args.seed + processes), 0, 0, []
     while killed < args.kills:
-        codes = launch(lambda: run(out, entries, pipe, reward), processes, draw.uniform(0, 0.35 * seconds))
+        codes = launch(lambda: run(out, entries, pipe, reward), processes, draw.uniform(0, 0.25 * seconds))
         if codes == [0] * processes:  # finished before its time: begin again
             ended += 1
             for file in folder.glob(f"killed-{processes}{name}*"):
@@ -88,6 +91,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, default=200)
     parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--kinds", nargs="+", default=[".jsonl"], choices=[".jsonl", ".csv"])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", default="benchmarks/results/kills.json")
     args = parser.parse_args()
@@ -95,10 +99,10 @@ def main() -> None:
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"
     with tempfile.TemporaryDirectory() as folder:
-        rows = [measure(count, name, args, Path(folder)) for count in (1, 2) for name in (".jsonl", ".csv")]
+        rows = [measure(count, name, args, Path(folder)) for count, name in itertools.product((1, 2), args.kinds)]
     for row in rows:
         print(row)
-    settings = {"seed": args.seed, "batch_size": BATCH, "scale": SCALE, "num_inference_steps": STEPS}
+    settings = {"seed": args.seed, "batch_size": BATCH, "guidance": GUIDANCE, "num_inference_steps": STEPS}
     save(args.output, environment("transformers", "diffusers") | {"settings": settings, "rows": rows})
     if not all(row["identical"] and not row["left_over"] for row in rows):
         sys.exit("not the same bytes")
