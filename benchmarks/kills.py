@@ -1,9 +1,9 @@
 """Runs of 200 prompts that are killed 50 times at random moments, by SIGKILL, with one and with two processes.
 
 The file in the end is compared, byte for byte, with that of a run that nobody stopped. The model is a random one of
-some thousand parameters, guided toward a word. Processes are forked from this one, so that a start costs no imports; all
-of them get the signal at once, after a time that is drawn uniformly so that some kills come before the first batch and
-some while files are put in order. `runs_that_ended` counts kills that came too late.
+some thousand parameters, guided toward a word. Processes are forked from this one, so that a start costs no imports;
+all of them get the signal at once, after a time that is drawn uniformly. `runs_that_ended` counts kills that came too
+late.
 
     OMP_NUM_THREADS=1 python benchmarks/kills.py
 """

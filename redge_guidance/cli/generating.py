@@ -36,7 +36,7 @@ def generate(args: argparse.Namespace, written: list[str], on_with: list[str]) -
     if EXAMPLE in options.places.values():
         remark(PROGRAM, TOLD)
     if "save_config" in targets:
-        kept = {name: value for name, value in setup.resolved.items() if name not in ("json", "out")}
+        kept = {name: value for name, value in setup.resolved.items() if name not in ("json", "out", "overwrite")}
         write_all([(targets["save_config"], write(kept).encode("utf-8"))])
     if "output" in options:
         on_with += [name for name in [options.get("output")] if name != "-"]

@@ -123,7 +123,8 @@ def _as_dataset(path: Path, lines: Lines) -> Iterator[Any]:
     showed = datasets.utils.logging.is_progress_bar_enabled()
     datasets.utils.logging.disable_progress_bar()
     try:
-        yield datasets.Dataset.from_json(str(source), cache_dir=str(cache))
+        empty = source.stat().st_size == 0
+        yield datasets.Dataset.from_dict({}) if empty else datasets.Dataset.from_json(str(source), cache_dir=str(cache))
     finally:
         if showed:
             datasets.utils.logging.enable_progress_bar()

@@ -158,6 +158,12 @@ def test_records_that_a_table_cannot_hold_are_kept(tmp_path, monkeypatch):
     assert len((tmp_path / "out.parquet.part-0").read_text().splitlines()) == 2
 
 
+@pytest.mark.parametrize("name", ["out.jsonl", "out.csv", "out.txt", "out.parquet", "out"])
+def test_no_prompts_give_an_empty_file(name, tmp_path):
+    assert write(tmp_path / name, []).made == write(tmp_path / name, []).made == 0
+    assert (tmp_path / name).exists()
+
+
 @pytest.mark.parametrize("name", ["", ".", "a\0b.jsonl"])
 def test_what_names_no_file(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

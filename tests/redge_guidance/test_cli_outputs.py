@@ -332,3 +332,16 @@ def test_records_are_in_utf_8_on_any_terminal(tmp_path):
     with (tmp_path / "out").open("wb") as stdout:
         assert ending([*FAST, "--prompt", CAFE, "--output", "-"], stdout.fileno(), 2, "ascii") == 0
     assert json.loads((tmp_path / "out").read_text("utf-8").splitlines()[0])["prompt"] == CAFE
+
+
+def test_settings_that_were_saved_overwrite_nothing_later_and_make_the_same(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in.csv").write_text('prompt,id\n"Tom",1\nShe,2\nI,3\n')
+    given = ["--input", "in.csv", "--output", "out.csv", "--limit", "2", "--overwrite", "--save-config", "run.yaml"]
+    assert main([*FAST, *given]) == 0
+    made = (tmp_path / "out.csv").read_bytes()
+    (tmp_path / "out.csv").rename("before.csv")
+    (tmp_path / "out.csv.run.json").unlink()
+    assert main(["generate", "--config", "run.yaml"]) == 0
+    assert (tmp_path / "out.csv").read_bytes() == made
+    assert "overwrite" not in (tmp_path / "run.yaml").read_text()
