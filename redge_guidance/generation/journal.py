@@ -1,6 +1,5 @@
 """Finished records on the disk, line by line, so that whatever interrupts a run leaves whole lines."""
 
-import fcntl
 import hashlib
 import json
 import os
@@ -10,6 +9,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from redge_guidance.generation.record import OWN_FIELDS, Key
+
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl = None  # type: ignore[assignment]
 
 
 class Entry(NamedTuple):
@@ -69,6 +73,8 @@ class Journal:
 
     def _lock(self) -> None:
         """A ValueError while a process of an earlier run, whose others ended, still writes here."""
+        if fcntl is None:
+            return
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

@@ -9,6 +9,7 @@ import datasets
 import pytest
 
 from redge_guidance.generation import Input, generate_to
+from redge_guidance.generation.journal import Journal
 from redge_guidance.generation.place import Place
 from tests.helpers.images import tiny_image_pipeline
 from tests.helpers.tiny import tiny_pipeline
@@ -209,3 +210,12 @@ def test_two_runs_on_one_output(tmp_path):
 def test_a_lock_that_was_left_behind_is_none(tmp_path):
     (tmp_path / "out.jsonl.lock").write_text("")
     assert write(tmp_path / "out.jsonl").made == 5
+
+
+def test_a_process_of_an_earlier_run_that_still_writes(tmp_path):
+    """As where a launcher was killed, and the first process."""
+    journal = Journal(tmp_path / "out.jsonl.part-0")
+    with pytest.raises(ValueError, match="is being written by a process of another run"):
+        Journal(journal.path)
+    journal.close()
+    Journal(journal.path).close()
