@@ -13,10 +13,14 @@ from redge_guidance.cli.terminal import (
     TERMINATED,
     ReaderGoneError,
     Terminated,
-    complain,
+    complain_once,
     flush_output,
+    is_elsewhere,
+    remark,
     terminable,
 )
+
+_BAD = (ValueError, OSError, RuntimeError)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,16 +55,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         done = f"after {' and '.join(written)} had been written" if written else "nothing was written"
         if on_with:
             done = f"what is done is in {on_with[0]}, and the same command goes on there"
-        complain(parser.prog, f"{'interrupted' if by_key else 'terminated'}, {done}")
+        remark(parser.prog, f"{'interrupted' if by_key else 'terminated'}, {done}")
         return INTERRUPTED if by_key else TERMINATED
-    except MemoryError as error:
-        complain(parser.prog, f"error: out of memory; ask for fewer `--samples-per-prompt`, or shorter texts. {error}")
-    except (ValueError, OSError, RuntimeError) as error:
-        complain(parser.prog, f"error: {error}".replace("`trust_remote_code=True`", "`--trust-remote-code`"))
     except Exception as error:
-        if sys.flags.dev_mode:
+        if sys.flags.dev_mode and not isinstance(error, (*_BAD, MemoryError)):
             raise
+        return _ended(parser.prog, error)
+
+
+def _ended(program: str, error: Exception) -> int:
+    """The exit code of an error, which is said."""
+    code, message = BAD_INPUT, f"error: {error}".replace("`trust_remote_code=True`", "`--trust-remote-code`")
+    if isinstance(error, MemoryError):
+        message = f"error: out of memory; ask for fewer `--samples-per-prompt`, or shorter texts. {error}"
+    elif not isinstance(error, _BAD):
         told = f"{type(error).__name__}: {error}"
-        complain(parser.prog, f"fault: {told}; `python -X dev -m redge_guidance` shows where, please report it")
-        return FAULT
-    return BAD_INPUT
+        code = FAULT
+        message = f"fault: {told}; `python -X dev -m redge_guidance` shows where, please report it"
+    if is_elsewhere(error):
+        remark(program, message)
+        return code
+    try:
+        with terminable():
+            complain_once(program, message)
+    except Terminated:  # by a launcher, since the first process ended too
+        return TERMINATED
+    return code

@@ -7,7 +7,7 @@ from redge_guidance.cli import images, into_file, texts
 from redge_guidance.cli.common import quiet
 from redge_guidance.cli.files import Target, check_targets, write_all
 from redge_guidance.cli.given import EXAMPLE, TOLD, settings_of
-from redge_guidance.cli.terminal import PROGRAM, SOME_FAILED, complain, say
+from redge_guidance.cli.terminal import PROGRAM, SOME_FAILED, complain, is_shared, remark, say
 from redge_guidance.setups.documents import write
 from redge_guidance.setups.options import Options
 from redge_guidance.setups.setup import assemble, model_makes_images
@@ -25,6 +25,8 @@ def generate(args: argparse.Namespace, written: list[str], on_with: list[str]) -
     if "output" not in options:
         if "input" in options:
             raise ValueError(f"{options.spell('output')} must say where what is made of `--input` goes; add it.")
+        if is_shared():
+            raise ValueError(f"{options.spell('output')} must say where several processes write; add it.")
         if makes_images:
             images.check(options)
     else:
@@ -32,12 +34,13 @@ def generate(args: argparse.Namespace, written: list[str], on_with: list[str]) -
     quiet()
     setup = assemble(options, consent)
     if EXAMPLE in options.places.values():
-        complain(PROGRAM, TOLD)
+        remark(PROGRAM, TOLD)
     if "save_config" in targets:
-        kept = {name: value for name, value in setup.resolved.items() if name not in ("json", "out")}
+        kept = {name: value for name, value in setup.resolved.items() if name not in ("json", "out", "overwrite")}
         write_all([(targets["save_config"], write(kept).encode("utf-8"))])
     if "output" in options:
         on_with += [name for name in [options.get("output")] if name != "-"]
+        written += ["a part"] if options.get("output") == "-" else []
         return into_file.generate(setup, options)
     setup.pipe.set_progress_bar_config(disable=not sys.stderr.isatty(), leave=False)
     made = (images if makes_images else texts).generate(setup, options)

@@ -1,9 +1,11 @@
 """`redge-guidance generate --output`: any number of samples into a file, and on with it where it was stopped."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from redge_guidance.cli.common import BATCH, SAMPLES, running
-from redge_guidance.cli.terminal import PROGRAM, SOME_FAILED, complain
+from redge_guidance.cli.terminal import PROGRAM, SOME_FAILED, ReaderGoneError, complain, forget_output, remark
 from redge_guidance.generation import Input, generate_to
 from redge_guidance.setups.models import DEFAULT_MODEL
 from redge_guidance.setups.options import Options
@@ -28,7 +30,7 @@ def generate(setup: Setup, options: Options) -> int:
     """The exit code: 3 where some prompts failed, each of which is a line on standard error."""
     where = options.get("output")
     setup.pipe.set_progress_bar_config(disable=True)  # there is one for the whole run
-    with running(setup):
+    with running(setup), _read_by_somebody(where):
         done = generate_to(
             where,
             setup.pipe,
@@ -47,8 +49,21 @@ def generate(setup: Setup, options: Options) -> int:
     if where != "-":
         before = f", {done.before} were there" if done.before else ""
         failed = f", {done.failed} failed" if done.failed else ""
-        complain(PROGRAM, f"{done.made} samples in {where}{before}{failed}")
+        remark(PROGRAM, f"{done.made} samples in {where}{before}{failed}")
     return SOME_FAILED if done.failed else 0
+
+
+@contextmanager
+def _read_by_somebody(where: str) -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError as error:
+        forget_output()
+        raise ReaderGoneError from error
+    except OSError:
+        if where == "-":
+            forget_output()
+        raise
 
 
 def _prompts(options: Options) -> Any:

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from redge_guidance.cli.terminal import say
+from redge_guidance.cli.terminal import rank, say
 from redge_guidance.setups.documents import read_value
 from redge_guidance.setups.schema import MOST, OPTIONS, Group, Option
 from redge_guidance.version import __version__
@@ -31,7 +31,7 @@ class Parser(argparse.ArgumentParser):
             super().print_help(file)
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
+        self.exit(2, None if rank() else f"{self.prog}: error: {' '.join(message.split())}\n")
 
 
 def build_parser() -> Parser:

@@ -5,12 +5,14 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
 PROGRAM = "redge-guidance"
 FAULT, BAD_INPUT, SOME_FAILED = 1, 2, 3
+_PATIENCE = 10.0  # seconds in which a launcher ends all processes after the first
 INTERRUPTED, READER_GONE, TERMINATED = 128 + 2, 128 + 13, 128 + 15
 
 
@@ -51,6 +53,43 @@ def complain(program: str, message: str) -> None:
         print(f"{program}: {' '.join(message.split())}", file=sys.stderr, flush=True)
 
 
+def rank() -> int:
+    """Which of several processes of a run this is; 0: the first, or the only one."""
+    return int(os.environ.get("RANK", "0")) if is_shared() else 0
+
+
+def is_shared() -> bool:
+    """Whether a launcher started several processes for one run."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def is_elsewhere(error: Exception) -> bool:
+    """Whether another process of the run says it."""
+    if not is_shared():
+        return False
+    from redge_guidance.generation.processes import ElsewhereError
+
+    return isinstance(error, ElsewhereError)
+
+
+def remark(program: str, message: str) -> None:
+    """As `complain`, by the first process alone."""
+    if rank() == 0:
+        complain(program, message)
+
+
+def complain_once(program: str, message: str) -> None:
+    """As `complain`, of an error that ends this process.
+
+    Where it ends the first process too, that one says it, and the launcher ends the others while they wait.
+    """
+    if rank() > 0:
+        with contextlib.suppress(KeyboardInterrupt):
+            time.sleep(_PATIENCE)
+        message = f"process {rank()}: {message}"
+    complain(program, message)
+
+
 @contextmanager
 def terminable() -> Iterator[None]:
     """SIGTERM is `Terminated` inside, so that nothing half done stays behind; only in the main thread can it be."""
@@ -78,14 +117,14 @@ def _arriving() -> Iterator[None]:
     try:
         yield
     except BrokenPipeError as error:
-        _forget_output()
+        forget_output()
         raise ReaderGoneError from error
     except OSError as error:
-        _forget_output()
+        forget_output()
         raise OSError(f"standard output could not be written: {error.strerror or error}.") from error
 
 
-def _forget_output() -> None:
+def forget_output() -> None:
     """What is still to be written would be a second error when the process ends."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         number = os.open(os.devnull, os.O_WRONLY)

@@ -29,14 +29,26 @@ class Format:
             raise ValueError(f"`output` needs the package {self.package}: pip install 'redge-guidance[datasets]'.")
 
 
-def write_table(path: Path, lines: Lines) -> None:
+def is_dataset(path: Path) -> bool:
+    """Whether this is a folder that `datasets` saved."""
+    return (path / "dataset_info.json").is_file() and (path / "state.json").is_file()
+
+
+def write_table(path: Path, lines: Lines, prefix: str) -> None:
     """Write all records in the format of the path's suffix, in place of what is there.
+
+    Args:
+        path: of the table.
+        lines: the records.
+        prefix: begins the name of the folder beside it where it is made.
 
     Raises:
         OSError: it cannot be written; what was there before is there still.
+        ValueError: the format does not hold such records.
     """
-    folder = Path(tempfile.mkdtemp(dir=path.absolute().parent, prefix=".redge-"))
+    folder: Path | None = None
     try:
+        folder = Path(tempfile.mkdtemp(dir=path.absolute().parent, prefix=prefix))
         part = folder / f"whole{path.suffix}"
         FORMATS[path.suffix.lower()].write(part, lines)
         if path.is_dir():
@@ -44,8 +56,15 @@ def write_table(path: Path, lines: Lines) -> None:
         os.replace(part, path)
     except OSError as error:
         raise OSError(f"`output` {path} cannot be written: {error.strerror or error}.") from error
+    except Exception as error:  # of `datasets` and what it stands on, which have many kinds
+        told = " ".join(str(error.__cause__ or error).split())
+        raise ValueError(
+            f"`output` {path} cannot hold these records, as where a field is a number here and a list there: "
+            f"{told:.300}. They are kept as lines of JSON in {path}.part-0 and the like."
+        ) from error
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _write_csv(path: Path, lines: Lines) -> None:
@@ -104,8 +123,8 @@ def _as_dataset(path: Path, lines: Lines) -> Iterator[Any]:
     showed = datasets.utils.logging.is_progress_bar_enabled()
     datasets.utils.logging.disable_progress_bar()
     try:
-        some = source.stat().st_size > 0
-        yield datasets.Dataset.from_json(str(source), cache_dir=str(cache)) if some else datasets.Dataset.from_dict({})
+        empty = source.stat().st_size == 0
+        yield datasets.Dataset.from_dict({}) if empty else datasets.Dataset.from_json(str(source), cache_dir=str(cache))
     finally:
         if showed:
             datasets.utils.logging.enable_progress_bar()

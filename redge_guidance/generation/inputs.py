@@ -14,6 +14,8 @@ from typing import Any
 from redge_guidance.generation.requests import Line, from_mapping
 
 _READERS = (".txt", ".jsonl", ".csv", ".parquet")
+_OTHERS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16", b"\x1f\x8b": "gzip", b"PK\x03\x04": "a zip archive"}
+_OTHERS |= {b"PAR1": "Parquet, whose name ends in .parquet"}
 _TABLES = "pip install 'redge-guidance[datasets]'"
 
 
@@ -75,8 +77,8 @@ class Input:
             _check_package("datasets", self.name)
             return self._from_dataset
         try:
-            with open(path, "rb"):
-                pass
+            with open(path, "rb") as file:
+                start = file.read(4)
         except OSError as error:
             raise OSError(f"`input` {self.name} cannot be read: {error.strerror or error}.") from error
         kind = path.suffix.lower()
@@ -87,6 +89,9 @@ class Input:
         if kind == ".parquet":
             _check_package("pyarrow", self.name)
             return self._from_parquet
+        other = next((told for begin, told in _OTHERS.items() if start.startswith(begin)), None)
+        if other is not None:
+            raise ValueError(f"`input` {self.name} must be text in UTF-8, got {other}; convert it.")
         return {".txt": self._from_text, ".jsonl": self._from_json, ".csv": self._from_csv}[kind]
 
     def _from_text(self) -> Iterator[Line]:
@@ -131,7 +136,7 @@ class Input:
         if not isinstance(entry, Mapping):
             return Line(number, error=f"is {type(entry).__name__}, expected an object or a text", place=where)
         told = entry.get("id")
-        if isinstance(told, str | int | float) and ids.setdefault(told, place) != place:
+        if isinstance(told, str | int | float) and not isinstance(told, bool) and ids.setdefault(told, place) != place:
             return Line(number, error=f"has the id {told!r} of line {ids[told]} again", place=where)
         return from_mapping(number, entry, self._field, where, empty=False)
 
@@ -139,10 +144,20 @@ class Input:
         with open(self.name, "rb") as file:
             text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
             rows = csv.DictReader(text, strict=True)
+            self._check_header(rows)
             if self._field not in (rows.fieldnames or []):
                 have = ", ".join(rows.fieldnames or []) or "none"
                 raise ValueError(f"`input` {self.name} must have a column {self._field!r}, got {have}.")
             yield from self._rows(rows)
+
+    def _check_header(self, rows: Any) -> None:
+        try:
+            names = rows.fieldnames or []
+        except csv.Error as error:
+            raise ValueError(f"`input` {self.name} has a first line that is no header of CSV: {error}.") from error
+        twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
+        if twice is not None:
+            raise ValueError(f"`input` {self.name} must have columns of different names, got {twice!r} twice.")
 
     def _rows(self, rows: Any) -> Iterator[Line]:
         number, ids = 0, dict[Any, int]()
@@ -213,6 +228,8 @@ def _decoded(raw: bytes, first: bool) -> tuple[str, str | None]:
         text = raw.decode("utf-8-sig" if first else "utf-8")
     except UnicodeDecodeError as error:
         return "", f"is not UTF-8: {error.reason} at byte {error.start}"
+    if "\0" in text:
+        return "", "holds a NUL character, as text that is not UTF-8 may"
     return text.rstrip("\r\n"), None
 
 

@@ -10,6 +10,11 @@ from typing import Any, NamedTuple
 
 from redge_guidance.generation.record import OWN_FIELDS, Key
 
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl = None  # type: ignore[assignment]
+
 
 class Entry(NamedTuple):
     """A line of a journal: whose it is, what it was made from, and where it stands."""
@@ -35,7 +40,11 @@ class Journal:
 
     def __init__(self, path: Path):
         self.path = path
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise OSError(f"`output` {path} cannot be written: {error.strerror or error}.") from error
+        self._lock()
         self._size = _whole(path)
         os.ftruncate(self._file, self._size)
 
@@ -47,29 +56,59 @@ class Journal:
         """
         content = b"".join(line_of(record) for record in records)
         done = 0
+        self._check_there()
         try:
             while done < len(content):
                 done += os.pwrite(self._file, content[done:], self._size + done)
             os.fsync(self._file)
-        except OSError as error:
+        except BaseException as error:
             os.ftruncate(self._file, self._size)
+            if not isinstance(error, OSError):
+                raise
             raise OSError(f"`output` {self.path} cannot be written: {error.strerror or error}.") from error
         self._size += len(content)
 
     def close(self) -> None:
         os.close(self._file)
 
+    def _lock(self) -> None:
+        """A ValueError while a process of an earlier run, whose others ended, still writes here."""
+        if fcntl is None:
+            return
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(self._file)
+            raise ValueError(
+                f"`output` {self.path} is being written by a process of another run; wait, or end it."
+            ) from error
+        except OSError:  # a file system without locks
+            pass
+
+    def _check_there(self) -> None:
+        """An OSError if others removed or replaced the file, or wrote to it."""
+        try:
+            found, own = os.stat(self.path), os.fstat(self._file)
+            same = os.path.samestat(found, own) and found.st_size == self._size
+        except FileNotFoundError:
+            same = False
+        if not same:
+            raise OSError(
+                f"`output` {self.path} was removed, replaced or written to by something else while the run went on; "
+                "start again."
+            )
+
 
 def line_of(record: Mapping[str, Any]) -> bytes:
-    """One line of JSON, in UTF-8."""
-    return (json.dumps(record, ensure_ascii=False, default=_as_text) + "\n").encode("utf-8", "backslashreplace")
+    """One line of JSON, in UTF-8; NaN and infinities, which JSON lacks, are null."""
+    return (_dumps(record, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
 
 
 def stamp_of(record: Mapping[str, Any]) -> str:
     """A digest of what a record was made from: its prompt, its seed, and the input's own fields."""
     own = {"index", "sample", "prompt", "seed"}
     made_from = {key: value for key, value in record.items() if key in own or key not in OWN_FIELDS}
-    told = json.dumps(made_from, sort_keys=True, default=_as_text)
+    told = json.dumps(json.loads(_dumps(made_from)), sort_keys=True)  # as it is read again: keys are texts
     return hashlib.blake2b(told.encode("utf-8", "backslashreplace"), digest_size=12).hexdigest()
 
 
@@ -125,6 +164,14 @@ def _whole(path: Path) -> int:
                 return first + end + 1
             size = first
     return 0
+
+
+def _dumps(value: Any, **how: Any) -> str:
+    try:
+        return json.dumps(value, default=_as_text, allow_nan=False, **how)
+    except ValueError:  # NaN somewhere
+        told = json.dumps(value, default=_as_text)
+        return json.dumps(json.loads(told, parse_constant=lambda name: None), **how)
 
 
 def _as_text(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -11,11 +12,14 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from redge_guidance.generation.formats import FORMATS, write_table
+from redge_guidance.generation.finished import Finished
+from redge_guidance.generation.formats import FORMATS, is_dataset, write_table
 from redge_guidance.generation.journal import Entry, entries, lines_in_order
 from redge_guidance.generation.record import Key
 
 _LINES, _IMAGES = ".jsonl", "images"
+_IMAGE = re.compile(r"\d{6,}-\d+\.png")
+_PART = ".redge-"  # begins the name of a file that is not whole
 
 
 class Place:
@@ -24,7 +28,7 @@ class Place:
     `out.jsonl` is added to while the run goes on, in the order in which batches are ready; of several processes every
     further one writes `out.jsonl.part-1`, ... When all is done the lines are put in the order of the input. Other
     formats are made of such parts in the end; a folder of images has its lines in `metadata.jsonl`, as `datasets` reads
-    it. `out.jsonl.run.json` holds settings and versions.
+    it. `out.jsonl.run.json` holds settings and versions. Of a link that is what it leads to, which is written.
 
     Args:
         name: the output: `.jsonl`, `.csv`, `.txt` or `.parquet`, or a folder, of a dataset of texts or of images.
@@ -35,10 +39,12 @@ class Place:
     """
 
     def __init__(self, name: str | os.PathLike[str], images: bool):
-        self.path = Path(name)
+        self.path = Path(os.path.realpath(name)) if os.path.islink(name) else Path(name)
+        if not self.path.name or "\0" in str(name):
+            raise ValueError(f"`output` must name a file or a folder, got {str(name)!r}.")
         suffix = self.path.suffix.lower()
         self.kind = _IMAGES if images else suffix
-        if images and ((suffix and suffix in (*FORMATS, _LINES)) or self.path.is_file()):
+        if images and (suffix in (*filter(None, FORMATS), _LINES) or self.path.is_file()):
             raise ValueError(f"`output` must be a folder for images, got {name}.")
         if not images and suffix not in (_LINES, *FORMATS):
             raise ValueError(
@@ -53,9 +59,6 @@ class Place:
             raise ValueError(
                 f"`output` {name} is a {'folder' if self.path.is_dir() else 'file'} already; take another."
             )
-        is_folder = self.kind == "" and self.path.is_dir() and any(self.path.iterdir())
-        if is_folder and not (self.path / "dataset_info.json").is_file():
-            raise ValueError(f"`output` {name} is a folder of something else than a dataset; take another.")
         self._lock = FileLock(self._beside(".lock"), timeout=0)
 
     def journal(self, rank: int) -> Path:
@@ -79,7 +82,9 @@ class Place:
             self._beside(".lock").unlink(missing_ok=True)
             self._lock.release()
 
-    def begin(self, settings: Mapping[str, Any], versions: Mapping[str, str], overwrite: bool) -> dict[Key, str]:
+    def begin(
+        self, settings: Mapping[str, Any], versions: Mapping[str, str], overwrite: bool
+    ) -> dict[Key, str] | Finished:
         """Say once what is going to be made here; what is there already, by key.
 
         Raises:
@@ -103,40 +108,45 @@ class Place:
             before = {}
         if self.kind == _IMAGES:
             self.path.mkdir(exist_ok=True)
+        self._remove_unfinished()
         if "finished" in before and self.kind not in (_LINES, _IMAGES):
-            return {(-1, n): "" for n in range(before["finished"])}  # of which the table alone is there
+            if not self.path.exists():
+                raise ValueError(
+                    f"`output` {self.path} was finished, and is not there any more; put it back, or `overwrite`."
+                )
+            for part in self._parts():  # which a kill left behind the whole table
+                part.unlink()
+            return Finished(**before["finished"])
         return {entry.key: entry.stamp for entry in self._entries() if self._has_image(entry)}
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether this is a table that was written, to which nothing is added."""
-        return self.kind not in (_LINES, _IMAGES) and "finished" in (self._settings_before() or {})
 
     def save_image(self, image: Any, name: str) -> None:
         """Whole or not at all."""
-        try:
-            with _replacing(self.path / name) as part:
-                image.save(part, "png")
-        except OSError as error:
-            raise OSError(f"`output` {self.path / name} cannot be written: {error.strerror or error}.") from error
+        with self._replacing(self.path / name) as part:
+            image.save(part, "png")
 
-    def finish(self) -> None:
-        """Put all lines in the order of the input, into the format that was asked for, and remove the parts."""
+    def finish(self, asked: str, failed: int) -> None:
+        """Put all lines in the order of the input, into the format that was asked for, and remove the parts.
+
+        Args:
+            asked, failed: see `Finished`.
+        """
         found = list(self._entries())
         main, parts = self.journal(0), self._parts()
         if self.kind not in (_LINES, _IMAGES):
-            write_table(self.path, lambda: lines_in_order(found))
+            write_table(self.path, lambda: lines_in_order(found), self._prefix)
             run = json.loads(self._run_file.read_text(encoding="utf-8"))
-            self._write(self._run_file, json.dumps(run | {"finished": len({e.key for e in found})}, indent=2) + "\n")
+            finished = {"made": len({entry.key for entry in found}), "failed": failed, "asked": asked}
+            self._write(self._run_file, json.dumps(run | {"finished": finished}, indent=2) + "\n")
         elif [entry.key for entry in found] != sorted({entry.key for entry in found}) or parts:
-            with _replacing(main) as part, open(part, "wb") as file:
+            with self._replacing(main) as part, open(part, "wb") as file:
                 file.writelines(lines_in_order(found))
         for part in parts:
             part.unlink()
 
-    def count(self) -> int:
-        """How many records are there."""
-        return len({entry.key for entry in self._entries()})
+    def is_made_of(self, name: str) -> bool:
+        """Whether a file is one of those that are written or removed here."""
+        known = [self.path, self.journal(0), self._run_file, *self._parts()]
+        return name != "-" and any(path.exists() and path.samefile(name) for path in known)
 
     @property
     def _run_file(self) -> Path:
@@ -172,40 +182,52 @@ class Place:
         return found
 
     def _remove_all(self) -> None:
-        for file in (self._run_file, self.journal(0), *self._parts()):
+        known = self._run_file.exists() or (self.kind == "" and is_dataset(self.path))
+        if self.path.is_dir() and any(self.path.iterdir()) and not known:
+            raise ValueError(f"`output` {self.path} is a folder with other things in it; take another, or empty it.")
+        images = [p for p in self.path.iterdir() if _IMAGE.fullmatch(p.name)] if self.path.is_dir() else []
+        for file in (self._run_file, self.journal(0), *self._parts(), *images):
             file.unlink(missing_ok=True)
         if self.path.is_file():
             self.path.unlink()
-        elif self.kind == "" and self.path.is_dir():  # a dataset
-            shutil.rmtree(self.path)
 
     def _write(self, path: Path, text: str) -> None:
+        with self._replacing(path) as part:
+            part.write_text(text, encoding="utf-8")
+
+    @property
+    def _prefix(self) -> str:
+        return f".{self.path.name[:100]}{_PART}"
+
+    def _remove_unfinished(self) -> None:
+        """What a kill left of files that were to take the place of others."""
+        folders = [self.path.absolute().parent, *([self.path] if self.kind == _IMAGES else [])]
+        for left in [path for folder in folders for path in folder.iterdir() if path.name.startswith(self._prefix)]:
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+
+    @contextmanager
+    def _replacing(self, path: Path) -> Iterator[Path]:
+        """A file to write, which takes the place of `path` when it is whole. An OSError names `path`."""
+        part: Path | None = None
         try:
-            with _replacing(path) as part:
-                part.write_text(text, encoding="utf-8")
+            descriptor, name = tempfile.mkstemp(dir=path.absolute().parent, prefix=self._prefix, suffix=path.suffix)
+            part = Path(name)
+            os.close(descriptor)
+            yield part
+            os.chmod(part, path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~_umask())
+            with open(part, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(part, path)
         except OSError as error:
             raise OSError(f"`output` {path} cannot be written: {error.strerror or error}.") from error
+        finally:
+            if part is not None:
+                part.unlink(missing_ok=True)
 
 
 def image_name(key: Key) -> str:
     """Of the image of a record, in its folder."""
     return f"{key[0]:06d}-{key[1]}.png"
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A file to write, which takes the place of `path` when it is whole."""
-    descriptor, name = tempfile.mkstemp(dir=path.absolute().parent, prefix=".redge-", suffix=path.suffix)
-    os.close(descriptor)
-    part = Path(name)
-    try:
-        yield part
-        os.chmod(part, 0o666 & ~_umask())
-        with open(part, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _umask() -> int:

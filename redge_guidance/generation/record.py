@@ -10,7 +10,7 @@ Key = tuple[int, int]  # place of an entry in the input, number of the sample
 
 _DIGITS = 5  # of figures in files: what the last bits of a sum depend on, the batch, is left out
 _OWN = ("index", "sample", "prompt", "text", "answer", "file_name", "reward", "rewards", "reached", "nats", "scale")
-OWN_FIELDS = frozenset((*_OWN, "kl", "seed", "error"))
+OWN_FIELDS = frozenset((*_OWN, "kl", "seed", "error", "image"))
 
 
 @dataclass(frozen=True)
@@ -66,9 +66,10 @@ class Record:
     def to_dict(self) -> dict[str, Any]:
         """What a line of a file holds: plain values, the input's own fields first, figures of five digits, no times.
 
-        A field of the input that is called as one of these is written with `input_` in front.
+        A field of the input that is called as one of these, or `image`, is written with `input_` in front, and
+        `file_name` in its name, by which `datasets` would look for a file, as `filename`.
         """
-        given = {f"input_{name}" if name in OWN_FIELDS else name: value for name, value in self.fields.items()}
+        given = {_renamed(name, self.fields): value for name, value in self.fields.items()}
         found = {"index": self.index, "sample": self.sample, **given, "prompt": self.prompt}
         if self.text is not None:
             found |= {"text": self.text, "answer": self.answer}
@@ -77,6 +78,15 @@ class Record:
         optional = {"reached": self.reached, "nats": _short(self.nats), "kl": _short(self.kl)}
         found |= {name: value for name, value in optional.items() if value is not None}
         return found | {"scale": self.scale, "seed": self.seed}
+
+
+def _renamed(name: str, fields: Mapping[str, Any]) -> str:
+    found = str(name)
+    if found in OWN_FIELDS or found.endswith(("file_name", "file_names")):
+        found = f"input_{found.replace('file_name', 'filename')}"
+        while found in fields:
+            found = f"input_{found}"
+    return found
 
 
 def _short(value: float | None) -> float | None:

@@ -11,17 +11,17 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from redge_guidance.checks import whole_number
 from redge_guidance.config import GuidanceConfig
 from redge_guidance.evaluation import name_of
+from redge_guidance.generation.finished import Finished, noted, stamp_of_request
 from redge_guidance.generation.inputs import Input
-from redge_guidance.generation.journal import Journal, line_of, stamp_of
+from redge_guidance.generation.journal import Journal, line_of
 from redge_guidance.generation.many import Run
 from redge_guidance.generation.place import Place, image_name
 from redge_guidance.generation.processes import Processes
-from redge_guidance.generation.record import Key, Record
+from redge_guidance.generation.progress import Progress
+from redge_guidance.generation.record import Key
 from redge_guidance.generation.requests import Request, as_lines, requests_of
 from redge_guidance.reward import AnyReward
 
@@ -93,50 +93,47 @@ def generate_to(
     source = Input(prompts) if isinstance(prompts, Path) else prompts
     requests = requests_of(as_lines(source), samples_per_prompt, run.seed)
     report = on_failure or (lambda message: logger.warning("%s", message))
-    bar = tqdm(
-        total=_count(source, samples_per_prompt), disable=None if progress is None else not progress, unit="sample"
-    )
+    processes = Processes()
+    if processes.count > 1:
+        _check_shared(output, source)
+    bar = Progress(*((_count(source, samples_per_prompt), progress) if processes.is_first else (None, False)))
     if str(output) == "-":
         with bar:
             return _to_standard_output(run, requests, report, bar)
     told = dict(described or _described(pipe, reward, run.config, settings))
     told |= {"samples_per_prompt": samples_per_prompt, "seed": run.seed, "nats": nats}
-    processes = Processes()
     with ExitStack() as stack:
         stack.enter_context(bar)
         place = Place(output, run.makes_images)
-        before = _shared(processes, lambda: _begin(stack, place, told, overwrite))
-        if place.is_finished:
-            return Summary(str(output), 0, len(before), 0)
+        before = processes.shared(lambda: _begin(stack, place, told, overwrite, source))
+        if isinstance(before, Finished):
+            before.check(requests, place.path)
+            return Summary(str(output), 0, before.made, before.failed)
         journal = Journal(place.journal(processes.rank))
         stack.callback(journal.close)
+        bar.update(len(before))
+        bar.watch([place.journal(rank) for rank in range(1, processes.count)])
         writer = _Writer(run, place, journal, before, report, bar, processes)
         writer(requests)
         counts = processes.gathered((writer.made, writer.failed))
-        _shared(processes, place.finish)
-    made, failed = (sum(numbers) for numbers in zip(*counts, strict=True))
+        made, failed = (sum(numbers) for numbers in zip(*counts, strict=True))
+        processes.shared(lambda: place.finish(writer.asked.hexdigest(), failed))
     return Summary(str(output), made, len(before), failed)
 
 
-def _begin(stack: ExitStack, place: Place, told: Mapping[str, Any], overwrite: bool) -> dict[Key, str]:
+def _check_shared(output: str | Path, source: Any) -> None:
+    """A ValueError for what several processes cannot share."""
+    if str(output) == "-":
+        raise ValueError("`output` must be a file for several processes, got -.")
+    if isinstance(source, Input) and source.name == "-":
+        raise ValueError("`input` must be a file for several processes, got -, of which each would read a part.")
+
+
+def _begin(stack: ExitStack, place: Place, told: Mapping[str, Any], overwrite: bool, source: Any) -> Any:
+    if isinstance(source, Input) and place.is_made_of(source.name):
+        raise ValueError(f"`output` {place.path} must be another file than `input`, which it would replace.")
     stack.enter_context(place.locked())
     return place.begin(told, {name: version(name) for name in _LIBRARIES}, overwrite)
-
-
-def _shared(processes: Processes, work: Callable[[], Any]) -> Any:
-    """What the first process does for all of them; what it raises is raised in all."""
-    found, error = None, None
-    if processes.is_first:
-        try:
-            found = work()
-        except (ValueError, OSError) as raised:
-            error = raised
-    found, told = processes.told_by_first((found, None if error is None else (type(error), str(error))))
-    if error is not None:
-        raise error
-    if told is not None:
-        raise told[0](told[1])
-    return found
 
 
 class _Writer:
@@ -149,17 +146,18 @@ class _Writer:
         journal: Journal,
         before: Mapping[Key, str],
         report: Callable[[str], None],
-        bar: Any,
+        bar: Progress,
         processes: Processes,
     ):
         self._run, self._place, self._journal, self._before = run, place, journal, before
         self._report, self._bar, self._processes = report, bar, processes
         self.made = self.failed = 0
+        self.asked = hashlib.blake2b(digest_size=16)
 
     def __call__(self, requests: Iterator[Request]) -> None:
         with self._run.guiding():
             number = 0
-            for window in self._run.planned(requests):
+            for window in self._run.planned(noted(requests, self.asked)):
                 for batch in window:
                     if number % self._processes.count == self._processes.rank:
                         self._batch(batch)
@@ -167,7 +165,6 @@ class _Writer:
 
     def _batch(self, batch: Sequence[Request]) -> None:
         missing = {request.key: request for request in batch if not self._is_done(request)}
-        self._bar.update(len(batch) - len(missing))
         if not missing:
             return
         # all of the batch, since its figures may depend on it in their last bits
@@ -192,7 +189,7 @@ class _Writer:
         stamp = self._before.get(request.key)
         if stamp is None or request.line.error is not None:
             return False
-        if stamp != stamp_of(Record.failed(request, "").to_dict()):
+        if stamp != stamp_of_request(request):
             raise ValueError(
                 f"`prompts` were others when `output` {self._place.path} was begun: {request.line.place} is not what "
                 f"its record {request.key} was made from; take another output, or `overwrite`."
@@ -200,9 +197,7 @@ class _Writer:
         return True
 
 
-def _to_standard_output(run: Run, requests: Iterator[Request], report: Callable[[str], None], bar: Any) -> Summary:
-    if Processes().count > 1:
-        raise ValueError("`output` must be a file for several processes, got -.")
+def _to_standard_output(run: Run, requests: Iterator[Request], report: Callable[[str], None], bar: Progress) -> Summary:
     if run.makes_images:
         raise ValueError("`output` must be a folder for images, got -.")
     made = failed = 0
@@ -213,9 +208,22 @@ def _to_standard_output(run: Run, requests: Iterator[Request], report: Callable[
             report(f"entry {record.index} {record.error}")
             continue
         made += 1
-        sys.stdout.write(line_of(record.to_dict()).decode("utf-8"))
-        sys.stdout.flush()
+        _write_out(line_of(record.to_dict()))
     return Summary("-", made, 0, failed)
+
+
+def _write_out(line: bytes) -> None:
+    """In UTF-8, whatever the terminal's encoding is."""
+    if sys.stdout is None:  # closed by whoever started the program
+        return
+    try:
+        sys.stdout.flush()
+        sys.stdout.buffer.write(line)
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OSError(f"standard output could not be written: {error.strerror or error}.") from error
 
 
 def _count(source: Any, samples_per_prompt: int) -> int | None:

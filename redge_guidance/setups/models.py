@@ -11,6 +11,7 @@ from redge_guidance.hub import loading, resolve
 from redge_guidance.pipelines import MaskedImagePipeline, TextPipeline
 from redge_guidance.recipe import recipe_of
 from redge_guidance.remote import load_pipeline, read_index
+from redge_guidance.setups.devices import own_device
 from redge_guidance.setups.options import Options
 from redge_guidance.setups.rewards import unwritable
 from redge_guidance.setups.schema import OPTIONS
@@ -83,7 +84,7 @@ def load_pipe(options: Options, kind: str | None, consent: bool) -> Any:
 def device_of(name: str, spelled: str = "`device`") -> torch.device:
     """The torch device; ValueError where this machine has none of that name, or it does not compute."""
     try:
-        device = torch.device(name)
+        device = torch.device(own_device(name))
         torch.Generator(device)
         (torch.ones(1, device=device) + 1).item()
     except Exception as error:  # whatever the backend of a device raises where there is none
@@ -208,7 +209,11 @@ def _offload(pipe: Any, options: Options, device: torch.device) -> Any:
         raise ValueError(f"{options.spell('cpu_offload')} is for an accelerator, got {options.spell('device')} cpu.")
     offload = pipe.enable_model_cpu_offload if how == "model" else pipe.enable_sequential_cpu_offload
     try:
-        offload(**({"device": device} if "device" in options else {}))
+        if "device" not in options and (found := torch.accelerator.current_accelerator()) is not None:
+            device = torch.device(own_device(found.type))
+            offload(**({"device": device} if device.index is not None else {}))
+        else:
+            offload(**({"device": device} if "device" in options else {}))
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"{options.spell('cpu_offload')} is not possible here: {error}") from error
     return pipe

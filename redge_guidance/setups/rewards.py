@@ -10,6 +10,7 @@ from redge_guidance.checks import as_real
 from redge_guidance.evaluation import name_of
 from redge_guidance.recipe import Recipe, Unwritable, own_arguments, recipe_of
 from redge_guidance.reward import Reward, RewardSum, Term
+from redge_guidance.setups.devices import own_device
 from redge_guidance.setups.schema import nearest
 
 READY_MADE: dict[str, Any] = {
@@ -152,6 +153,8 @@ def _made(entry: Entry, device: Any, dtype: str, consent: bool) -> Any:
     if hasattr(kind, "from_pretrained"):
         make = kind.from_pretrained
         arguments = {"device": device, "dtype": dtype} | arguments
+        if isinstance(arguments["device"], str):
+            arguments["device"] = own_device(arguments["device"])
         found = getattr(torch, str(arguments["dtype"]), None)
         if not isinstance(found, torch.dtype):
             raise ValueError(f"{told}`dtype` must be one of torch, such as float32, got {arguments['dtype']!r:.80}.")

@@ -1,5 +1,6 @@
 """Files of prompts: every kind gives the same entries, and a bad one says where it is."""
 
+import gzip
 import io
 import json
 import os
@@ -147,3 +148,41 @@ def test_reading_does_not_hold_the_file(tmp_path):
     assert sum(1 for _ in Input(os.fspath(path))) == 20_000
     assert tracemalloc.get_traced_memory()[1] < 1_000_000
     tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("a.txt", "Tom\n".encode("utf-16"), "must be text in UTF-8, got UTF-16"),
+        ("a.csv", "prompt\nTom\n".encode("utf-16"), "must be text in UTF-8, got UTF-16"),
+        ("a.jsonl", gzip.compress(b'{"prompt": "a"}\n'), "got gzip"),
+        ("a.jsonl", b"PAR1....", "got Parquet"),
+        ("a.csv", b'"prompt,x\na,b\n', "no header of CSV"),
+        ("a.csv", b"prompt," + b"x" * 200_000 + b"\na,b\n", "no header of CSV"),
+        ("a.csv", b"prompt,id,prompt\na,1,b\n", "got 'prompt' twice"),
+    ],
+)
+def test_files_that_are_of_another_kind(name, content, told, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=told):
+        list(Input(str(tmp_path / name)))
+
+
+def test_nul_is_no_text(tmp_path):
+    (tmp_path / "a.txt").write_bytes("Tom\nMary\n".encode("utf-16-le"))
+    assert ["NUL" in line.error for line in Input(str(tmp_path / "a.txt")) if line.error] == [True] * 3
+
+
+def test_quotes_and_newlines_of_csv(tmp_path):
+    (tmp_path / "a.csv").write_bytes(b'prompt,x\r\n"Tom ""T"", Mary","one\r\ntwo"\r\nShe,\r\n')
+    assert lines_of(tmp_path / "a.csv") == [
+        (0, 'Tom "T", Mary', {"x": "one\r\ntwo"}, None),
+        (1, "She", {"x": ""}, None),
+    ]
+
+
+def test_ids_of_other_types_are_others(tmp_path):
+    (tmp_path / "a.jsonl").write_text(
+        "".join(f'{{"prompt": "a", "id": {one}}}\n' for one in ("1", "true", '"1"', "[1]"))
+    )
+    assert [line.error for line in Input(str(tmp_path / "a.jsonl"))] == [None] * 4
