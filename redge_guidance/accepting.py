@@ -80,7 +80,7 @@ def as_strings(error: WrongKind) -> Any:
         how = _tried(Arranged(function), True) or _tried(Arranged(function, prompt_first=True), True)
     else:
         how = _tried(Arranged(function), False)
-    if how is None:
+    if how is None or (error.took and _is_constant(*how)):
         raise error
     arranged, batched, takes_prompt = how
     if error.told:
@@ -144,6 +144,14 @@ def _tried(arranged: Arranged, takes_prompt: bool) -> tuple[Arranged, bool, bool
         if not is_text and len(numbers) == (2 if batched else 1) and all(map(math.isfinite, numbers)):
             return arranged, batched, takes_prompt
     return None
+
+
+def _is_constant(arranged: Arranged, batched: bool, takes_prompt: bool) -> bool:
+    """Whether a function that takes strings makes no difference between two of them."""
+    prompts = ["What is new?"] * takes_prompt
+    values = [arranged(*([[text], *([one] for one in prompts)] if batched else [text, *prompts])) for text in _PROBES]
+    first, second = ([float(one) for one in value] if batched else float(value) for value in values)
+    return first == second
 
 
 def _tell(name: str, how: tuple[Arranged, bool, bool], why: str) -> None:

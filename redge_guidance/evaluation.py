@@ -17,11 +17,12 @@ class WrongKind(ValueError):  # noqa: N818 - it says what a reward is
     Attributes:
         reward: the function, or an object with a `score`.
         told: whether that it is taken for one of strings is worth saying.
+        took: whether it took what it was shown, so that only values that differ say that it takes strings.
     """
 
-    def __init__(self, message: str, reward: Any, told: bool = True):
+    def __init__(self, message: str, reward: Any, told: bool = True, took: bool = False):
         super().__init__(message)
-        self.reward, self.told = reward, told
+        self.reward, self.told, self.took = reward, told, took
 
 
 def of_pixels(reward: Any, pixels: Tensor, prompts: Sequence[Prompt] | None) -> Tensor:
@@ -61,7 +62,7 @@ def call_plain(reward: Any, shown: Any, modality: str, prompts: Sequence[Prompt]
         )
         raise (WrongKind(message, reward) if _STRINGS in kinds else ValueError(message)) from error
     if modality == "text" and not isinstance(value, Tensor) and not hasattr(reward, "answer_only"):
-        raise WrongKind(_no_tensor(value, name_of(reward)), reward)  # as `len`, which takes anything
+        raise WrongKind(_no_tensor(value, "reward"), reward, took=True)  # as `len`, which takes anything
     return value
 
 

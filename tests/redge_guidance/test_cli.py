@@ -177,7 +177,10 @@ def test_control_c_is_one_line_exit_code_130_and_no_file(tmp_path):
     file = tmp_path / "out.jsonl"
     command = ["generate", *FAST, "--samples-per-prompt", "100000", "--json", str(file)]
     telling = f"""
+import logging
 import sys
+
+logging.disable(logging.WARNING)  # what libraries say while they are imported, which here is not by `main`
 from redge_guidance.cli import main
 from redge_guidance.pipelines import MaskedTextPipeline
 
