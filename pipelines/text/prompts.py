@@ -41,6 +41,9 @@ class Encoded(str):
         return str(self), self.ids, self.start
 
 
+_MESSAGE = "{'role': ..., 'content': ...}"
+
+
 def encode(
     tokenizer: Any, text: str, argument: str, allow_mask: bool = True, needs_start: bool = False
 ) -> tuple[list[int], list[int]]:
@@ -92,7 +95,7 @@ def chat(tokenizer: Any, prompt: Prompt, argument: str = "prompt") -> list[int]:
     return list(encoded["input_ids"])
 
 
-def as_prompts(prompt: Any, use_chat_template: bool = False) -> tuple[list[Prompt], bool]:
+def as_prompts(prompt: Any, use_chat_template: bool = False, argument: str = "prompt") -> tuple[list[Prompt], bool]:
     """A prompt, or several, as a list, and whether they are turns of a chat.
 
     >>> as_prompts([{"role": "user", "content": "Hello."}])
@@ -104,12 +107,13 @@ def as_prompts(prompt: Any, use_chat_template: bool = False) -> tuple[list[Promp
     """
     prompts = [prompt] if isinstance(prompt, str) or is_conversation(prompt) else prompt
     if not isinstance(prompts, list | tuple):
-        raise ValueError(f"`prompt` must be a string, a list of messages, or a list of these, got {prompt!r:.200}.")
+        raise ValueError(
+            f"`{argument}` must be a string or a list of strings, or of messages {_MESSAGE}, got {prompt!r:.200}."
+        )
     wrong = [one for one in prompts if not isinstance(one, str) and not is_conversation(one)]
     if wrong:
         raise ValueError(
-            f"`prompt` must be a string or a list of strings, or of messages {{'role': ..., 'content': ...}}, got "
-            f"{wrong[0]!r:.200}."
+            f"`{argument}` must be a string or a list of strings, or of messages {_MESSAGE}, got {wrong[0]!r:.200}."
         )
     chats = [not isinstance(one, str) for one in prompts]
     if any(chats) and not all(chats) and not use_chat_template:
@@ -207,7 +211,7 @@ def scored_rows(
         ValueError: a text with a reserved token, or not a prompt for each text.
     """
     one = prompts is None or isinstance(prompts, str) or is_conversation(prompts)
-    before: list[Any] = [prompts] * len(texts) if one else as_prompts(prompts, True)[0]
+    before: list[Any] = [prompts] * len(texts) if one else as_prompts(prompts, True, "prompts")[0]
     if len(before) != len(texts):
         raise ValueError(f"`prompts` must be one, or one for each of {len(texts)} texts, got {len(before)}.")
     end: Any = end_token_id(tokenizer)

@@ -15,6 +15,7 @@ from redge_guidance.cli.terminal import (
     Terminated,
     complain_once,
     flush_output,
+    in_options,
     is_elsewhere,
     remark,
     terminable,
@@ -39,11 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 args = parser.parse_args(argv)
             finally:
                 flush_output()
-            for name in (
-                "torchao",
-                "torch.utils._pytree",
-                "diffusers.quantizers",
-            ):  # what libraries say while they are imported
+            for name in ("torchao", "torch.utils._pytree", "diffusers.quantizers"):  # what these say when imported
                 logging.getLogger(name).setLevel(logging.CRITICAL)
             from redge_guidance.cli.generating import generate  # which imports torch
 
@@ -65,7 +62,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _ended(program: str, error: Exception) -> int:
     """The exit code of an error, which is said."""
-    code, message = BAD_INPUT, f"error: {error}".replace("`trust_remote_code=True`", "`--trust-remote-code`")
+    code, message = (
+        BAD_INPUT,
+        in_options(f"error: {error}").replace("`trust_remote_code=True`", "`--trust-remote-code`"),
+    )
     if isinstance(error, MemoryError):
         message = f"error: out of memory; ask for fewer `--samples-per-prompt`, or shorter texts. {error}"
     elif not isinstance(error, _BAD):

@@ -5,7 +5,15 @@ from contextlib import contextmanager
 from typing import Any
 
 from redge_guidance.cli.common import BATCH, SAMPLES, running
-from redge_guidance.cli.terminal import PROGRAM, SOME_FAILED, ReaderGoneError, complain, forget_output, remark
+from redge_guidance.cli.terminal import (
+    PROGRAM,
+    SOME_FAILED,
+    ReaderGoneError,
+    complain,
+    forget_output,
+    in_options,
+    remark,
+)
 from redge_guidance.generation import Input, generate_to
 from redge_guidance.setups.models import DEFAULT_MODEL
 from redge_guidance.setups.options import Options
@@ -43,7 +51,7 @@ def generate(setup: Setup, options: Options) -> int:
             nats=bool(options.get("nats")),
             overwrite=bool(options.get("overwrite")),
             described=_described(setup),
-            on_failure=lambda message: complain(PROGRAM, message),
+            on_failure=lambda message: complain(PROGRAM, in_options(message)),
             **setup.settings,
         )
     if where != "-":

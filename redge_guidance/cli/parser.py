@@ -1,7 +1,9 @@
 """The options of the command, made from the table of settings; nothing heavy is imported to answer `--help`."""
 
 import argparse
+import re
 from collections.abc import Callable
+from difflib import get_close_matches
 from typing import Any, NoReturn
 
 from redge_guidance.cli.terminal import rank, say
@@ -31,6 +33,9 @@ class Parser(argparse.ArgumentParser):
             super().print_help(file)
 
     def error(self, message: str) -> NoReturn:
+        unknown = re.fullmatch(r"unrecognized arguments: (--[\w-]+).*", message, re.DOTALL)
+        near = get_close_matches(unknown[1], [option.flag for option in OPTIONS.values()], 1) if unknown else []
+        message += f"; did you mean {near[0]}?" if near else ""
         self.exit(2, None if rank() else f"{self.prog}: error: {' '.join(message.split())}\n")
 
 
@@ -51,6 +56,7 @@ def build_parser() -> Parser:
         "rest is done; 1 a fault of the program; 130 Ctrl-C; 143 SIGTERM; "
         "141 nobody reads standard output.",
         argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
     )
     files = generate.add_argument_group("settings in a file")
     files.add_argument("--config", metavar="FILE", help="YAML with settings; options given beside it win")

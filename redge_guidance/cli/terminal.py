@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import sys
 import threading
@@ -14,6 +15,9 @@ PROGRAM = "redge-guidance"
 FAULT, BAD_INPUT, SOME_FAILED = 1, 2, 3
 _PATIENCE = 10.0  # seconds in which a launcher ends all processes after the first
 INTERRUPTED, READER_GONE, TERMINATED = 128 + 2, 128 + 13, 128 + 15
+
+# arguments that errors of the library name as remedies
+_PROPOSED = ("overwrite", "prompt_field", "gen_length", "num_inference_steps", "batch_size", "use_chat_template")
 
 
 class ReaderGoneError(Exception):
@@ -45,6 +49,12 @@ def flush_output() -> None:
     if sys.stdout is not None:
         with _arriving():
             sys.stdout.flush()
+
+
+def in_options(message: str) -> str:
+    """What an error proposes, as it is spelled here."""
+    message = message.replace(" (of `nll`: shorten `texts`)", "")
+    return re.sub(rf"`({'|'.join(_PROPOSED)})`", lambda found: f"`--{found[1].replace('_', '-')}`", message)
 
 
 def complain(program: str, message: str) -> None:

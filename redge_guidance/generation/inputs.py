@@ -30,7 +30,7 @@ class Input:
         limit: read no more entries than that; None: all.
 
     Raises:
-        ValueError: another kind of file, a column that is not there, or a package that is missing.
+        ValueError: another kind of file, a column that is not there, no entry, or a package that is missing.
         OSError: it cannot be read. While reading: it was changed since.
 
     Attributes:
@@ -43,10 +43,13 @@ class Input:
         self._state = self._look()
 
     def __iter__(self) -> Iterator[Line]:
+        line: Line | None = None
         for line in itertools.islice(self._read(), self._limit):
             self.check()
             yield line
         self.check()
+        if line is None:
+            raise ValueError(f"`input` {self.name} must have a prompt, got none.")
 
     def count(self) -> int | None:
         """How many entries there are; None of standard input."""

@@ -35,6 +35,7 @@ class Record:
         seed: of the generator that drew it.
         seconds: its share of the time that its batch took.
         error: why there is no sample; None: there is one.
+        place: what people call its entry, such as `"line 3"` of a file.
     """
 
     index: int
@@ -53,11 +54,14 @@ class Record:
     seed: int = 0
     seconds: float = 0.0
     error: str | None = None
+    place: str = ""
 
     @classmethod
     def failed(cls, request: Request, error: str) -> "Record":
         line = request.line
-        return cls(line.number, request.sample, line.prompt, line.fields, seed=request.seed, error=error)
+        return cls(
+            line.number, request.sample, line.prompt, line.fields, seed=request.seed, error=error, place=line.place
+        )
 
     @property
     def key(self) -> Key:

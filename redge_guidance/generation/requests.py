@@ -12,6 +12,8 @@ from redge_guidance.checks import as_whole, plain
 
 Prompt = str | int | None | list[dict[str, Any]]
 
+_NO_PROMPT = 'texts of no prompt are drawn without an input, or from `[""]` in Python'
+
 
 @dataclass(frozen=True)
 class Line:
@@ -88,7 +90,8 @@ def from_mapping(number: int, entry: Mapping[str, Any], prompt_field: str, place
     """An entry with fields; a bad one says what is wrong with it. `empty`: whether its prompt may be."""
     if prompt_field not in entry:
         have = ", ".join(map(repr, entry)) or "none"
-        return Line(number, error=f"has no field {prompt_field!r}; it has {have}", place=place)
+        other = "; `prompt_field` names another" if not empty else ""
+        return Line(number, error=f"has no field {prompt_field!r}; it has {have}{other}", place=place)
     prompt = plain(entry[prompt_field])
     rest = {key: value for key, value in entry.items() if key != prompt_field}
     if not is_prompt(prompt) or (prompt is None and not empty):
@@ -98,7 +101,7 @@ def from_mapping(number: int, entry: Mapping[str, Any], prompt_field: str, place
             place=place,
         )
     if not empty and isinstance(prompt, str) and not prompt.strip():
-        return Line(number, error=f"has an empty {prompt_field!r}", place=place)
+        return Line(number, error=f"has an empty {prompt_field!r}; {_NO_PROMPT}", place=place)
     return Line(number, prompt, rest, place=place)
 
 

@@ -205,7 +205,7 @@ def _to_standard_output(run: Run, requests: Iterator[Request], report: Callable[
         bar.update(1)
         if record.error is not None:
             failed += 1
-            report(f"entry {record.index} {record.error}")
+            report(f"{record.place} {record.error}")
             continue
         made += 1
         _write_out(line_of(record.to_dict()))

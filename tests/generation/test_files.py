@@ -68,7 +68,7 @@ def test_texts_with_line_breaks_are_joined_and_said(tmp_path):
     texts = ["one\ntwo", "three"]
     lines = [json.dumps({"text": text}).encode() for text in texts]
     with pytest.warns(UserWarning, match="1 texts had several lines"):
-        write_table(tmp_path / "a.txt", lambda: iter(lines))
+        write_table(tmp_path / "a.txt", lambda: iter(lines), ".part-")
     assert (tmp_path / "a.txt").read_text() == "one two\nthree\n"
 
 

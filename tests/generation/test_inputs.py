@@ -103,6 +103,8 @@ def test_bad_rows_of_a_table(tmp_path):
         ("a.csv", b"text,n\na,1\n", "must have a column 'prompt', got text, n"),
         ("a.csv", b"", "must have a column 'prompt', got none"),
         ("a.parquet", b"no", "is no Parquet file"),
+        ("a.jsonl", b"\n", "must have a prompt, got none"),
+        ("a.txt", b"", "must have a prompt, got none"),
     ],
 )
 def test_what_is_no_input(name, content, told, tmp_path):
@@ -129,9 +131,7 @@ def test_an_input_that_changes_while_it_is_read(tmp_path):
         list(lines)
 
 
-@pytest.mark.parametrize(
-    ("sent", "prompts"), [(b'{"prompt": "a"}\n"b"\n', ["a", "b"]), (b"a\nb\n", ["a", "b"]), (b"", [])]
-)
+@pytest.mark.parametrize(("sent", "prompts"), [(b'{"prompt": "a"}\n"b"\n', ["a", "b"]), (b"a\nb\n", ["a", "b"])])
 def test_standard_input(sent, prompts, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(sent)))
     assert [line.prompt for line in Input("-")] == prompts

@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from redge_guidance.chats import key_of
+from redge_guidance.pipelines.sampling import Source
+from redge_guidance.pipelines.text.bound import Scoring
 from tests.helpers.tiny import CHAT_TEMPLATE, tiny_pipeline, tiny_uniform
 
 ASK = {"role": "user", "content": "b c"}
@@ -105,7 +107,8 @@ def test_the_bound_on_the_probability_of_an_answer():
     generator = [torch.Generator().manual_seed(1) for _ in range(2)]
     found = pipe.nll("d e", prompts=[ASK], num_corruptions=4, generator=generator[0])
     levels = (torch.arange(4) + torch.rand(4, generator=generator[1])) / 4
-    expected = pipe._corrupted_nll(torch.tensor([ids] * 4), 4, levels, 32, generator[1]).mean()
+    how = Scoring(4, 4, 32, Source(generator[1], 4))
+    expected = pipe._corrupted_nll(torch.tensor([ids] * 4), levels, how).mean()
     torch.testing.assert_close(found, expected[None])
 
 

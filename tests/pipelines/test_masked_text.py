@@ -77,7 +77,7 @@ def test_gen_length_is_the_number_of_new_tokens(pipe):
 
 
 def test_texts_end_where_the_text_ends(pipe):
-    for row, text in zip(*pipe([""] * 20, generator=seeded()).to_tuple(), strict=True):
+    for row, text in zip(*pipe([""] * 20, generator=seeded(), return_dict=False), strict=True):
         ids = row.tolist()
         end = ids.index(EOS) if EOS in ids else len(ids)
         assert text == pipe.tokenizer.decode(ids[:end])

@@ -60,7 +60,7 @@ def test_what_a_pipeline_is_made_of(wrong, message):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"prompts": 3}, "`prompts` must be a string or a list of strings, got 3"),
+        ({"prompts": 3}, "`prompts` must be a string or a list of strings, or of messages .* got 3"),
         ({"prompts": [None]}, "`prompts` must be a string or a list of strings"),
         ({"generator": 3}, "`generator` must be a torch.Generator"),
     ],

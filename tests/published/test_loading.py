@@ -549,8 +549,8 @@ def test_a_pipeline_around_code_of_a_checkpoint_is_not_saved(tmp_path):
         ({"num_inference_steps": 2.5}, "`num_inference_steps` must be a whole number, got 2.5"),
         ({"stride_length": 40}, "`stride_length` must be <= 32, the positions of the model, got 40"),
         ({"stride_length": 4, "block_length": 2}, "`stride_length` must be None beside `block_length`, got 4"),
-        ({"prompt": None}, "`prompt` must be a string or a list of strings, got None"),
-        ({"prompt": ["a", 3]}, r"`prompt` must be a string or a list of strings, got \['a', 3\]"),
+        ({"prompt": None}, "`prompt` must be a string or a list of strings, or of messages .* got None"),
+        ({"prompt": ["a", 3]}, "`prompt` must be a string or a list of strings, or of messages .* got 3"),
     ],
 )
 def test_bad_calls(tmp_path, call, message):
