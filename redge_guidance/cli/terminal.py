@@ -54,6 +54,7 @@ def flush_output() -> None:
 def in_options(message: str) -> str:
     """What an error proposes, as it is spelled here."""
     message = message.replace(" (of `nll`: shorten `texts`)", "")
+    message = message.replace("`trust_remote_code=True`", "`--trust-remote-code`")
     return re.sub(rf"`({'|'.join(_PROPOSED)})`", lambda found: f"`--{found[1].replace('_', '-')}`", message)
 
 
