@@ -84,7 +84,7 @@ def test_answers_of_plain_prompts_and_of_prompts_with_gaps(make):
         ([{"role": "user", "content": "a [EOS]"}], r"`prompt` must not contain reserved tokens, got '\[EOS\]'"),
         ([[ASK], []], r"`prompt` must be a string or a list of strings, or of messages .* got \[\]"),
         ([3], "`prompt` must be a string or a list of strings, or of messages .* got 3"),
-        ({"role": "user", "content": "a"}, "`prompt` must be a string, a list of messages, or a list of these"),
+        ({"role": "user", "content": "a"}, "`prompt` must be a string or a list of strings, or of messages"),
     ],
 )
 def test_what_is_no_conversation(prompt, error):
