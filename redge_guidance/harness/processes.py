@@ -21,7 +21,7 @@ class Processes:
             return cls()
         from accelerate import PartialState
 
-        state = PartialState()
+        state = PartialState(cpu=not torch.accelerator.is_available())  # else each of the CPU believes itself alone
         return cls(state.process_index, state.num_processes)
 
     def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
