@@ -52,6 +52,7 @@ def room(module):
     if module == "redge_guidance.__main__":
         return "cli"
     rooms = ("pipelines", "rewards", "hosts", "cli", "estimators", "samples", "setups", "generation", "harness")
+    rooms += ("constraints",)
     return parts[1] if len(parts) > 1 and parts[1] in rooms else "core"
 
 
@@ -94,6 +95,11 @@ MAY_NOT = [  # (who, does not import)
     ("pipelines", "harness"),
     ("rewards", "harness"),
     ("harness", "cli"),
+    ("constraints", "pipelines"),
+    ("constraints", "rewards"),
+    ("constraints", "hosts"),
+    ("constraints", "estimators"),
+    ("constraints", "samples"),
 ]
 ABOVE_HOSTS = {"redge_guidance", "redge_guidance.attach"}
 PUBLIC = {"setups", "generation"}  # of which the package itself exports names
