@@ -16,7 +16,7 @@ MOST_STATES = 20_000
 _State = TypeVar("_State", bound=Hashable)
 
 
-class TooManyStates(ValueError):
+class TooManyStatesError(ValueError):
     """An automaton would have more states than `most`."""
 
     def __init__(self, most: int):
@@ -60,7 +60,7 @@ class Machine:
             accepts, values: of a state.
 
         Raises:
-            TooManyStates: more than `most` are reached.
+            TooManyStatesError: more than `most` are reached.
         """
         number: dict[Any, int] = {first: 0}
         waiting, rows = deque([first]), []
@@ -72,7 +72,7 @@ class Machine:
                     continue
                 if after not in number:
                     if len(number) >= most:
-                        raise TooManyStates(most)
+                        raise TooManyStatesError(most)
                     number[after] = len(number)
                     waiting.append(after)
                 row.append(number[after])
