@@ -29,15 +29,22 @@ class Draws:
         self._counts = step.free.sum(-1).tolist()
 
     def draw(self, estimator: Callable[..., Tensor], logits: Tensor, count: int) -> Tensor:
-        """`count` samples `(count, rows, S)` of logits `(rows, S)`.
+        """`count` samples `(count, rows, S)` of logits `(rows, S)`, or of logits for each of them.
 
         With a generator for every sequence each sample of each sequence is drawn by itself, so that neither the other
         sequences nor the number of samples that are held at once matter to it.
         """
+        each = logits if logits.ndim == 3 else logits.expand(count, *logits.shape)
         if isinstance(self._noise, torch.Generator):
-            return estimator(logits.expand(count, *logits.shape), generator=self._noise)
-        parts = [(rows, g) for rows, g in zip(logits.split(self._counts), self._noise, strict=True) if len(rows)]
-        return torch.stack([torch.cat([estimator(rows, generator=g) for rows, g in parts]) for _ in range(count)])
+            return estimator(each, generator=self._noise)
+        noise = [g for g, rows in zip(self._noise, self._counts, strict=True) if rows]
+        counts = [rows for rows in self._counts if rows]
+        return torch.stack(
+            [
+                torch.cat([estimator(rows, generator=g) for rows, g in zip(one.split(counts), noise, strict=True)])
+                for one in each
+            ]
+        )
 
     def sample(self, drawn: Tensor, one_hot: bool, log_probs: Tensor | None = None) -> Sample:
         """The batch once for every draw, draw by draw, with `drawn` `(draws, rows, S)` at the free positions.

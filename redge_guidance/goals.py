@@ -24,11 +24,12 @@ class Goals:
     """The terms of a reward in one call of a sampler: which of them has had a gradient, at any draw of any step.
 
     Args:
-        reward: a sum, or a single term. Terms of weight 0 are no goals.
+        reward: a sum, a single term, or None. Terms of weight 0 are no goals.
     """
 
-    def __init__(self, reward: AnyReward):
-        self._terms = {term.name: term for term in terms_of(reward) if term.weight != 0}
+    def __init__(self, reward: AnyReward | None):
+        terms = [] if reward is None else terms_of(reward)
+        self._terms = {term.name: term for term in terms if term.weight != 0}
         self._unmoved = dict(self._terms)
         self._values: dict[str, tuple[float, float]] = {}  # lowest and highest of every draw
         self._last: dict[str, tuple[Tensor, Any, Sequence[Prompt] | None]] = {}  # values, finished samples, prompts
@@ -116,7 +117,7 @@ def terms_of(reward: AnyReward) -> list[Term]:
     return reward.terms if isinstance(reward, RewardSum) else [Term(1.0, reward, name_of(reward))]
 
 
-def exchanged(reward: AnyReward, old: Any, new: AnyReward) -> AnyReward:
+def exchanged(reward: AnyReward | None, old: Any, new: AnyReward) -> AnyReward | None:
     """The same reward with `new` in the place of `old`, a term of it or the reward itself."""
     if not isinstance(reward, RewardSum):
         return new if reward is old else reward

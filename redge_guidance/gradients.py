@@ -1,5 +1,6 @@
 """Reward gradients at a candidate q: by backpropagation through samples, or from the rewards of samples alone."""
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -32,6 +33,7 @@ class RewardGradients:
         figures: where rewards, gradients and notes go.
         goals: told what moves and what does not.
         ambient: how the reward is computed; None: as it is where the gradients are asked for.
+        along: from log_q `(rows, S)` and a number of draws to what each is drawn from, `(draws, rows, S)`; None: log_q.
 
     Raises:
         ValueError: one draw for a reward without gradient. When called: a reward of the wrong shape, not finite, or
@@ -46,7 +48,9 @@ class RewardGradients:
         figures: Figures,
         goals: Goals,
         ambient: Autocast | None = None,
+        along: Callable[[Tensor, int], Tensor] | None = None,
     ):
+        self._along = along
         self.scale, self._goals, self._ambient = config.scale, goals, ambient
         self._draws, self._count, self._figures = draws, config.num_draws, figures
         self._parts = routes(reward, config)
@@ -90,7 +94,7 @@ class RewardGradients:
         at_sample = estimator.gradient_at == "sample"
         with torch.enable_grad():
             logits = log_q.detach().requires_grad_(not at_sample)
-            drawn = self._draws.draw(estimator, logits, count)
+            drawn = self._draws.draw(estimator, self._drawn_from(logits, count), count)
             target: Any = logits
             if at_sample:  # no leaf: a graph keeps its leaves alive, and the sample is as large as its gradient
                 drawn = drawn.detach().add_(torch.zeros((), device=drawn.device, requires_grad=True))
@@ -113,12 +117,19 @@ class RewardGradients:
         return grad, rewards.detach().float().view(count, -1).mean(0)
 
     def _by_score(self, reward: AnyReward, estimator: ScoreFunction, log_q: Tensor) -> tuple[Gradient, Tensor]:
-        drawn = self._draws.draw(estimator, log_q, self._count)
+        drawn = self._draws.draw(estimator, self._drawn_from(log_q, self._count), self._count)
         rewards, values = self._ask(reward, self._draws.sample(drawn, estimator.one_hot, log_q))
         self._goals.differences(reward, values, self._count)
         by_sequence = rewards.detach().float().view(self._count, -1)
         grad = estimator.gradient(log_q, by_sequence[:, self._draws.sequence], drawn)
         return Gradient(grad, "logits", resolution=1 / self._count), by_sequence.mean(0)
+
+    def _drawn_from(self, logits: Tensor, count: int) -> Tensor:
+        """`logits`, or, where texts have a form, of the tokens that keep to it; with the gradient of `logits`."""
+        if self._along is None:
+            return logits
+        along = self._along(logits.detach(), count)
+        return logits + (along - logits.detach()).masked_fill(along == -torch.inf, -torch.inf)
 
     def _ask(self, reward: AnyReward, sample: Sample) -> tuple[Tensor, list[Tensor]]:
         """Rewards `(draws * batch,)`, checked, and those of every term of a sum."""

@@ -9,8 +9,11 @@ from torch import Tensor
 
 from redge_guidance.accepting import as_reward, as_strings
 from redge_guidance.config import GuidanceConfig
+from redge_guidance.constraints.constraint import Constrained, Constraint, parted
 from redge_guidance.draws import Draws, Noise
 from redge_guidance.evaluation import WrongKind
+from redge_guidance.form import Form, formed
+from redge_guidance.formed import constrained_logits, formed_logits, together
 from redge_guidance.goals import Goals, exchanged
 from redge_guidance.gradients import RewardGradients, routes
 from redge_guidance.inference import gradients_allowed, outside_inference_mode
@@ -31,11 +34,12 @@ class Guidance:
     `noise_of`: the same generator gives the same samples, whatever was drawn before.
 
     Args:
-        reward: any callable from `RelaxedTokens`, or from pixels `(batch, 3, height, width)` in [0, 1] where the
-            pipeline makes images, to a differentiable tensor `(batch,)`, higher is better; on images also anything
-            with `score(pixels, prompts)`. It need not be differentiable for the estimator `reinforce_loo`, nor where
-            it, or a term of a sum, says so. Functions of strings, reward functions as in TRL
-            and models of other libraries are accepted as `redge_guidance.accepting.as_reward` says.
+        reward: a `Constraint`, `reward & constraint`, or any callable from `RelaxedTokens`, or from pixels
+            `(batch, 3, height, width)` in [0, 1] where the pipeline makes images, to a differentiable tensor
+            `(batch,)`, higher is better; on images also anything with `score(pixels, prompts)`. It need not be
+            differentiable for the estimator `reinforce_loo`, nor where it, or a term of a sum, says so. Functions of
+            strings, reward functions as in TRL and models of other libraries are accepted as
+            `redge_guidance.accepting.as_reward` says.
         config: `GuidanceConfig()` when None.
         seed: of guidance's own noise.
         stop_when: ends the guidance of a sequence, see `Stopping`; None: nothing does.
@@ -51,19 +55,22 @@ class Guidance:
 
     def __init__(
         self,
-        reward: AnyReward,
+        reward: AnyReward | Constraint | Constrained,
         config: GuidanceConfig | None = None,
         seed: int = 0,
         stop_when: StopRule | None = None,
     ):
-        reward = as_reward(reward)
+        rewarding, constraint = parted(reward)
+        wanted = None if rewarding is None else as_reward(rewarding)
         self.config = GuidanceConfig() if config is None else config
         if not isinstance(self.config, GuidanceConfig):
             raise ValueError(f"`config` must be a GuidanceConfig, got {type(config).__name__}.")
-        routes(reward, self.config)
+        self._form, wanted = formed(wanted, constraint)
+        if wanted is not None:
+            routes(wanted, self.config)
         self.trace = Trace()
-        self._reward, self._seed, self._index = reward, check_seed(seed), 0
-        self._goals, self._told = Goals(reward), set[str]()
+        self._reward, self._seed, self._index = wanted, check_seed(seed), 0
+        self._goals, self._told = Goals(wanted), set[str]()
         self._stopping = Stopping(stop_when)
 
     def alike(self) -> "Guidance":
@@ -92,28 +99,54 @@ class Guidance:
         started = time.perf_counter()
         config, index = self.config, self._index
         self._index += 1
-        if config.scale == 0 or not config.start <= step.progress < config.stop or not step.free.any():
+        if not step.free.any() or (not self.is_hard and not self._acts(step)):
             return None
 
         def guided(step: DenoisingStep) -> tuple[Tensor, StepTrace]:
             while True:
                 noise = noise_of(step, self._seed, index)
                 try:
-                    return guided_logits(step, self._reward, config, noise, self._goals)
+                    return guided_logits(step, self._reward, config, noise, self._goals, self._form)
                 except WrongKind as error:
                     self._reward = exchanged(self._reward, error.reward, as_strings(error))
                     self._goals = Goals(self._reward)
 
         with gradients_allowed():
-            here = outside_inference_mode(step)
-            logits, figures = self._stopping.guide(here, guided, asks_for_whole_batch(self._reward))
+            here, logits, figures = outside_inference_mode(step), None, None
+            going = torch.zeros(len(step.ids), dtype=torch.bool, device=step.ids.device)
+            if self._acts(step):
+                whole = self._reward is not None and asks_for_whole_batch(self._reward)
+                logits, figures = self._stopping.guide(here, guided, whole)
+                going |= torch.tensor(self._stopping.going(len(step.ids)), device=going.device)
+            if self._form is not None and self.is_hard and (here.free.any(-1) & ~going).any():
+                noise = noise_of(here, self._seed, index)
+                logits, others = constrained_logits(here, self._form, noise, going, logits, config)
+                figures = others if figures is None else figures
         if figures is not None:
             self.trace.append(replace(figures, seconds=time.perf_counter() - started, step=index))
         return logits
 
+    @property
+    def is_hard(self) -> bool:
+        """Whether there is a constraint, which holds in every step, whatever the settings of rewards."""
+        return self._form is not None and self._form.is_hard
+
+    def _acts(self, step: DenoisingStep) -> bool:
+        """Whether rewards count in this step."""
+        config, rewarding = (
+            self.config,
+            self._reward is not None or (self._form is not None and self._form.is_rewarding),
+        )
+        return rewarding and config.scale > 0 and config.start <= step.progress < config.stop
+
 
 def guided_logits(
-    step: DenoisingStep, reward: AnyReward, config: GuidanceConfig, noise: Noise, goals: Goals | None = None
+    step: DenoisingStep,
+    reward: AnyReward | None,
+    config: GuidanceConfig,
+    noise: Noise,
+    goals: Goals | None = None,
+    form: Form | None = None,
 ) -> tuple[Tensor, StepTrace]:
     """Logits of the free positions, moved toward the reward, and the figures of the step.
 
@@ -123,17 +156,23 @@ def guided_logits(
 
     Args:
         step: at least one position of it is free.
-        reward, config: as for `Guidance`.
+        reward, config: as for `Guidance`; None: the form alone counts.
         noise: one generator on the device of the logits, or one for every sequence.
         goals: told what moves and what does not; None: nobody asks.
+        form: what texts are to be: q is tilted by the reward, whose samples keep to the form, then conditioned.
 
     Returns:
         `(free positions, vocabulary)` float32 logits, and a `StepTrace` without seconds.
     """
     ambient = Autocast.here(step.logits.device)
     with torch.no_grad(), Autocast.off(step.logits.device):
+        now = None if form is None else form.at(step)
+        if reward is None:
+            assert now is not None
+            return formed_logits(step, now, Prediction(step).logits(), noise, config)
         named = [] if config.support is None else named_tokens(reward, step.tokenizer)
-        model = Prediction(step, config.support, named)
+        whole = None if now is None else now.marginals(Prediction(step).logits(), config.scale)
+        model = Prediction(step, config.support, named, None if whole is None else lambda rows, _: whole[rows])
         log_p: LogProbs = model
         log_z, support = model.log_z, model.support
         if model.kept is not None:
@@ -149,11 +188,18 @@ def guided_logits(
             budget = config.kl_budget * step.free.sum(-1).to(log_q.dtype)
             return project_to_budget(log_q, log_p, budget, draws.sequence, mass)
 
+        def along(log_q: Tensor, count: int) -> Tensor:
+            assert now is not None
+            return now.draws_along(log_q, support, count, noise, config.scale)
+
         told = Goals(reward) if goals is None else goals
-        ascent = RewardGradients(reward, config, draws, figures, told, ambient)
+        ascent = RewardGradients(reward, config, draws, figures, told, ambient, None if now is None else along)
         log_q = config.update(log_p, ascent, project)
         trace = figures.step(step.progress, *distances(log_q, log_p, mass))
         logits = log_q.add_(log_z) if support is None else model.logits().scatter_(-1, support, log_q + log_z)
+        if now is not None:
+            logits, formed_trace = formed_logits(step, now, logits, noise, config)
+            return logits, together(trace, formed_trace)
         if step.temperature != 1:
             logits *= step.temperature
     return logits, trace

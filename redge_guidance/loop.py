@@ -240,6 +240,8 @@ class LogitsGuidance:
             generator=generator,
             ends=self._ends,
             unending=None if self._tokenizer is None else self._following.unending,
+            later=hidden & ~now & text,
+            greedy=heat == 0,
         )
         return step, now[:, first : first + logits.shape[1]]
 

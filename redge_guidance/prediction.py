@@ -1,6 +1,6 @@
 """What the host draws from at the free positions, computed row by row from its logits."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -19,13 +19,20 @@ class Prediction:
         step: whose logits.
         support: how many of the likeliest tokens of every row are wanted, `named` aside; None: the whole vocabulary.
         named: tokens that are wanted in every row.
+        preferred: from logits `(rows, vocabulary)` to others by which the likeliest are told; None: by themselves.
 
     Attributes:
         log_z: `(rows, 1)`, log of the normaliser of the whole vocabulary.
         kept, support: `(rows, S)`, logits and ids of the tokens that are wanted; None for the whole vocabulary.
     """
 
-    def __init__(self, step: DenoisingStep, support: int | None = None, named: Sequence[int] = ()):
+    def __init__(
+        self,
+        step: DenoisingStep,
+        support: int | None = None,
+        named: Sequence[int] = (),
+        preferred: Callable[[slice, Tensor], Tensor] | None = None,
+    ):
         self._step = step
         self._index = step.free[:, -step.logits.shape[1] :].nonzero(as_tuple=True)
         device = step.logits.device
@@ -48,7 +55,8 @@ class Prediction:
             logits = self.logits(rows)
             self.log_z[rows] = logits.logsumexp(-1, keepdim=True)
             if self.kept is not None and self.support is not None:
-                ranked = logits.index_fill(-1, first, torch.inf) if named else logits
+                ranked = logits if preferred is None else preferred(rows, logits)
+                ranked = ranked.index_fill(-1, first, torch.inf) if named else ranked
                 self.support[rows] = ranked.topk(size[1], dim=-1).indices
                 self.kept[rows] = logits.gather(-1, self.support[rows])
 

@@ -10,6 +10,8 @@ from torch import Tensor
 from redge_guidance.accepting import as_reward
 from redge_guidance.chats import Prompt
 from redge_guidance.checks import as_real
+from redge_guidance.constraints.constraint import Constrained, Constraint
+from redge_guidance.constraints.valued import Valued
 from redge_guidance.evaluation import checked, name_of, of_pixels
 from redge_guidance.finished import to_judge
 from redge_guidance.recipe import Noted
@@ -95,9 +97,18 @@ class Reward(Noted):
         """Tokens of the generator that guidance has to consider everywhere, however unlikely they are."""
         return []
 
+    def valued(self) -> Valued | None:
+        """The same reward as an automaton, which guidance follows exactly, without a gradient; None: it is none."""
+        return None
+
     @property
     def name(self) -> str:
         return type(self).__name__
+
+    def __and__(self, other: Any) -> Constrained:
+        if not isinstance(other, Constraint):
+            raise TypeError(f"`&` joins a reward and a constraint, got {type(other).__name__}; add rewards up by `+`.")
+        return Constrained(self, other)
 
     def __add__(self, other: Any) -> "RewardSum":
         return RewardSum([*_terms(self), *_terms(other)])

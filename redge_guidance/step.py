@@ -39,6 +39,13 @@ class DenoisingStep:
         lead: `(batch, length)` bool, the prompt in front of an answer, none of a text with gaps; None: the beginning of
             `given`.
         chat: whether the prompts are turns of a chat, so that rewards judge the answers unless told otherwise.
+        later: `(batch, length)` bool, positions of the canvas that are drawn in later steps, from logits that are not
+            these: later blocks; None: none. They are no text to `attention_mask`.
+        coming: number of positions that the host will put behind the canvas, and draw.
+        held: `(batch, length)` bool, free positions whose token stays unless the host exchanges it (LLaDA2's editing,
+            corrector sweeps); None: none.
+        greedy: whether the host takes the likeliest tokens.
+        decisive: whether the host, in this last step, keeps tokens only where it is sure of them, and noise elsewhere.
     """
 
     logits: Tensor
@@ -57,3 +64,8 @@ class DenoisingStep:
     unending: Tensor | None = None
     lead: Tensor | None = None
     chat: bool = False
+    later: Tensor | None = None
+    coming: int = 0
+    held: Tensor | None = None
+    greedy: bool = False
+    decisive: bool = False

@@ -80,6 +80,10 @@ class Stopping:
     def rule(self) -> StopRule | None:
         return self._rule
 
+    def going(self, batch: int) -> list[bool]:
+        """Which of the sequences are still guided."""
+        return [not stopped for stopped in self._stopped] if len(self._stopped) == batch else [True] * batch
+
     def guide(
         self, step: DenoisingStep, guided: Guided, whole_batch: bool = False
     ) -> tuple[Tensor | None, StepTrace | None]:
@@ -103,7 +107,7 @@ class Stopping:
             return logits, figures
         going = [k for k, stopped in enumerate(self._stopped) if not stopped]
         chosen = torch.tensor(going, dtype=torch.long, device=step.free.device)
-        now = _without_others(step, chosen) if whole_batch else _rows_of(step, chosen)
+        now = _without_others(step, chosen) if whole_batch else rows_of(step, chosen)
         if not now.free.any():
             return _with_guided(step, chosen, None), None
         logits, figures = guided(now)
@@ -160,7 +164,7 @@ def _without_others(step: DenoisingStep, chosen: Tensor) -> DenoisingStep:
     return replace(step, free=step.free & mine[:, None])
 
 
-def _rows_of(step: DenoisingStep, chosen: Tensor) -> DenoisingStep:
+def rows_of(step: DenoisingStep, chosen: Tensor) -> DenoisingStep:
     """The step of the sequences `chosen` alone, `(n,)` int64 in ascending order."""
 
     def rows(values: Any) -> Any:
@@ -169,8 +173,23 @@ def _rows_of(step: DenoisingStep, chosen: Tensor) -> DenoisingStep:
         several = isinstance(values, Sequence) and not isinstance(values, str)
         return [values[k] for k in chosen.tolist()] if several else values
 
-    names = ("logits", "ids", "free", "attention_mask", "given", "prompts", "generator", "unending")
+    names = [
+        "logits",
+        "ids",
+        "free",
+        "attention_mask",
+        "given",
+        "prompts",
+        "generator",
+        "unending",
+        "lead",
+        "later",
+        "held",
+    ]
     return replace(step, **{name: rows(getattr(step, name)) for name in names})
+
+
+_MORE = ("lead", "later", "held")
 
 
 def _with_guided(step: DenoisingStep, chosen: Tensor, guided: Tensor | None) -> Tensor | None:

@@ -39,7 +39,7 @@ class GuidanceLogitsProcessor(LogitsProcessor):
         tokenizer: the model's tokenizer, or its processor.
         reward, config, seed: as for `guide`; the sampler is taken to draw from torch's global generator. `start` and
             `stop` are shares of the steps of every canvas, since the number of canvases is not known here.
-        max_denoising_steps, t_min, t_max: None: those of `model.generation_config`.
+        max_denoising_steps, t_min, t_max, max_new_tokens: None: those of `model.generation_config`.
         attention_mask: `(batch, prompt)`, of the prompts, False on padding; None: padding tokens in front are padding.
         prompts: what each of the texts was asked for, for rewards that want to know.
         eos_token_id: the tokens at which `generate` stops, where it is told by itself; None: those that the generation
@@ -63,6 +63,7 @@ class GuidanceLogitsProcessor(LogitsProcessor):
         max_denoising_steps: int | None = None,
         t_min: float | None = None,
         t_max: float | None = None,
+        max_new_tokens: int | None = None,
         attention_mask: Tensor | None = None,
         prompts: Sequence[str] | None = None,
         eos_token_id: int | Sequence[int] | None = None,
@@ -81,6 +82,8 @@ class GuidanceLogitsProcessor(LogitsProcessor):
         t_max = getattr(settings, "t_max", None) if t_max is None else t_max
         known = t_min is not None and t_max is not None
         self._temperatures = (real_number("t_min", t_min), real_number("t_max", t_max)) if known else None
+        tokens = getattr(settings, "max_new_tokens", None) if max_new_tokens is None else max_new_tokens
+        self._new_tokens = None if tokens is None else whole_number("max_new_tokens", tokens, 1)
         self._context: Tensor | None = None
         self._prompt_length = 0
         self._prompts, self._prompt_mask = prompts, attention_mask
@@ -112,11 +115,20 @@ class GuidanceLogitsProcessor(LogitsProcessor):
             reserved=reserved_token_ids(self._tokenizer, scores.shape[-1], self._reserved_but),
             prompts=self._prompts,
             ends=self._ends,
+            coming=self._coming(input_ids.shape[1], canvas),
+            decisive=left == 1,
         )
         logits = self._guidance(step)
         if left == 1:
             self._guidance.end()
         return scores if logits is None else logits.view(scores.shape)
+
+    def _coming(self, context: int, canvas: int) -> int:
+        """Positions of the canvases behind this one; 0 where the number of tokens is not known."""
+        if self._new_tokens is None:
+            return 0
+        canvases = -(-self._new_tokens // canvas)
+        return max(0, canvases * canvas - (context - self._prompt_length) - canvas)
 
     def _text(self, ids: Tensor, given: Tensor) -> Tensor:
         if self._prompt_mask is None:
@@ -248,6 +260,7 @@ class DreamLogitsHook:
                 reserved=reserved_token_ids(self._tokenizer, logits.shape[-1]),
                 prompts=self._prompts,
                 unending=before_text(free, self._written),
+                greedy=self._temperature == 0,
             )
         )
         if step == self._steps - 1:

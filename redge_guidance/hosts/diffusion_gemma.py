@@ -98,6 +98,10 @@ class DiffusionGemmaHost(Host):
             chat=True,  # the pipeline puts every prompt into the chat template
             generator=arguments.get("generator"),
             ends=ends,
+            coming=self._coming(canvas.shape[1]),
+            held=in_block(self._held(seam, canvas), ids.shape[1]),
+            greedy=seam == "step" and arguments.get("temperature") == 0,
+            decisive=is_a(self.pipe.scheduler, "EntropyBoundScheduler") and self._step + 1 == steps,
         )
 
     def after(self, seam: str, step: DenoisingStep, output: Any) -> Drawn:
@@ -136,6 +140,21 @@ class DiffusionGemmaHost(Host):
         if committed is not None:
             self.pipe.scheduler._committed = committed[rows]
         return exchanged
+
+    def _coming(self, canvas_length: int) -> int:
+        """Positions of the canvases behind this one."""
+        canvases = -(-self._arguments["gen_length"] // canvas_length)
+        return int(max(0, canvases - len(self._pieces)) * canvas_length)
+
+    def _held(self, seam: str, canvas: Tensor) -> Tensor:
+        """Tokens that stay unless they are exchanged: all in a sweep, the committed ones where these may be edited."""
+        committed = getattr(self.pipe.scheduler, "_committed", None)
+        if seam == "step_correct":
+            return torch.ones_like(canvas, dtype=torch.bool)
+        if self._step == 0 or committed is None or committed.shape != canvas.shape:
+            return torch.zeros_like(canvas, dtype=torch.bool)
+        held: Tensor = committed
+        return held
 
     def _uncommitted(self, canvas: Tensor, arguments: Mapping[str, Any]) -> Tensor:
         committed = getattr(self.pipe.scheduler, "_committed", None)

@@ -60,7 +60,7 @@ class LLaDA2Host(Host):
         editing = self.pipe.scheduler.config.editing_threshold if editing is None else editing
         if editing is not None and editing > 0:
             free = torch.ones_like(free)
-        ends = self._ends()
+        ends, greedy = self._ends(), self._is_greedy(arguments)
         drawn = {*ends, *end_token_ids(self.pipe.tokenizer, self.pipe.model)}  # that the pipeline may draw
         free = in_block(free & ~in_prompt, length) & self._attention_mask & ~self._ended_rows(ids, arguments)
         return DenoisingStep(
@@ -68,7 +68,7 @@ class LLaDA2Host(Host):
             ids=ids,
             free=free,
             attention_mask=self._attention_mask,
-            temperature=self._temperature(arguments),
+            temperature=1.0 if greedy else float(arguments.get("temperature") or 1.0),
             progress=self._progress(block_length),
             tokenizer=self.pipe.tokenizer,
             given=(torch.arange(length, device=ids.device) < self._prompt_length).expand(ids.shape),
@@ -77,6 +77,9 @@ class LLaDA2Host(Host):
             chat=self._chat,
             generator=arguments.get("generator"),
             ends=ends,
+            coming=max(0, self._prompt_length + self._arguments["gen_length"] - length),
+            held=free & (ids != arguments["mask_token_id"]),
+            greedy=greedy,
         )
 
     def reorder(self, step: DenoisingStep, output: Any, rows: Tensor) -> Any:
@@ -121,9 +124,9 @@ class LLaDA2Host(Host):
         block = (self._length - self._first_length) // block_length
         return float((block * steps + min(self._steps, steps - 1)) / max(self.pipe.num_timesteps, 1))
 
-    def _temperature(self, arguments: Mapping[str, Any]) -> float:
-        greedy = arguments.get("sampling_method", "auto") == "greedy"
-        return 1.0 if greedy else float(arguments.get("temperature") or 1.0)
+    def _is_greedy(self, arguments: Mapping[str, Any]) -> bool:
+        method = arguments.get("sampling_method", "auto")
+        return method == "greedy" or (method == "auto" and arguments.get("temperature") == 0)
 
     def _remember_context(self, arguments: dict[str, Any]) -> None:
         self._ids: Tensor = arguments["input_ids"]

@@ -61,4 +61,6 @@ class MaskedTextHost(Host):
             lead=None if drawing is None else drawing.canvas.lead,
             chat=drawing is not None and drawing.chat,
             unending=before_text(free, self._written if drawing is None else drawing.canvas.prompt),
+            later=hidden & ~free & text,
+            greedy=arguments.get("temperature") == 0,
         )

@@ -41,6 +41,8 @@ class UniformTextHost(Host):
             unending=drawing.canvas.unending,
             lead=drawing.canvas.lead,
             chat=drawing.chat,
+            held=drawing.canvas.free if seam == "step_correct" else None,
+            greedy=seam == "step" and arguments.get("temperature") == 0,
         )
 
     def after(self, seam: str, step: DenoisingStep, output: Any) -> Drawn:

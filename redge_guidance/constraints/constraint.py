@@ -1,0 +1,171 @@
+"""What texts must be like: the base of constraints, and several of them together."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from redge_guidance.constraints.compiling import compile_tokens, token_intersection
+from redge_guidance.constraints.machine import MOST_STATES, Machine, TooManyStatesError
+from redge_guidance.constraints.token_automaton import TokenAutomaton
+from redge_guidance.recipe import Noted
+
+
+class Constraint(Noted):
+    """Base of constraints: a set of texts that an automaton recognises. Outside it nothing is drawn.
+
+        guide(pipe, constraint)
+        guide(pipe, reward & constraint)
+        guide(pipe, RegexConstraint(r"[A-Z].*") & LengthConstraint(5, 8))
+
+    One has to write `build` and `accepts`.
+
+    Attributes:
+        answer_only: whether the prompt in front is left out of what is judged; None: in a chat it is, elsewhere not.
+        most_states: an automaton of more states is an error.
+    """
+
+    answer_only: bool | None = None
+    most_states: int = MOST_STATES
+
+    def build(self) -> Machine:
+        """The automaton of the accepted texts.
+
+        Raises:
+            TooManyStatesError: it would have more than `most_states`.
+        """
+        raise NotImplementedError
+
+    def accepts(self, texts: Sequence[str]) -> list[bool]:
+        """Which finished texts are accepted, judged without the automaton."""
+        raise NotImplementedError
+
+    @cached_property
+    def machine(self) -> Machine:
+        """`build()`, once.
+
+        Raises:
+            ValueError: too many states, or no text at all that is accepted.
+        """
+        try:
+            found = self.build()
+        except TooManyStatesError as error:
+            raise ValueError(
+                f"`{self.name}` needs an automaton of more than {error.most} states; make it simpler, or raise "
+                "`most_states`."
+            ) from error
+        if found.is_empty:
+            raise ValueError(f"`{self.name}` accepts no text at all; loosen it.")
+        return found
+
+    def compiled(self, tokenizer: Any, vocabulary: int, ends: Sequence[int]) -> TokenAutomaton:
+        """The automaton over the tokens of a tokenizer.
+
+        Args:
+            vocabulary: number of logits.
+            ends: token ids that end a text.
+
+        Raises:
+            ValueError: the tokenizer can write none of the texts, or too many states.
+        """
+        return compile_tokens(self.machine, tokenizer, vocabulary, ends, self.most_states)
+
+    @property
+    def name(self) -> str:
+        return type(self).__name__
+
+    def __and__(self, other: Any) -> Any:
+        if isinstance(other, Constraint):
+            return Intersection([*parts_of(self), *parts_of(other)])
+        return Constrained(other, self) if callable(other) or hasattr(other, "score") else NotImplemented
+
+    def __rand__(self, other: Any) -> Any:
+        return self & other
+
+
+class Intersection(Constraint):
+    """Texts that all of some constraints accept, as `a & b & c` makes it.
+
+    Args:
+        parts: at least one; all judge the whole text, or all the answer.
+
+    Raises:
+        ValueError: none, or parts that judge different things. When first used: nothing that all accept.
+    """
+
+    def __init__(self, parts: Sequence[Constraint]):
+        self.parts = list(parts)
+        wrong = [one for one in self.parts if not isinstance(one, Constraint)]
+        if wrong or not self.parts:
+            found = type(wrong[0]).__name__ if wrong else "none"
+            raise ValueError(f"`parts` must be constraints, got {found}.")
+        kinds = {one.answer_only for one in self.parts}
+        if len(kinds) > 1:
+            raise ValueError(
+                f"`answer_only` must be the same for all constraints of an intersection, got {sorted(kinds, key=str)}; "
+                "say it for each of them."
+            )
+        self.answer_only = self.parts[0].answer_only
+        self.most_states = max(one.most_states for one in self.parts)
+
+    def build(self) -> Machine:
+        machines = [one.machine for one in self.parts if not isinstance(one, OverTokens)]
+        found = machines[0]
+        for one in machines[1:]:
+            found = found.intersection(one, self.most_states)
+        return found
+
+    def compiled(self, tokenizer: Any, vocabulary: int, ends: Sequence[int]) -> TokenAutomaton:
+        over_tokens = [one for one in self.parts if isinstance(one, OverTokens)]
+        found = None
+        if len(over_tokens) < len(self.parts):
+            found = super().compiled(tokenizer, vocabulary, ends)
+        for one in over_tokens:
+            other = one.compiled(tokenizer, vocabulary, ends)
+            found = other if found is None else token_intersection(found, other, self.most_states)
+        assert found is not None
+        return found
+
+    def accepts(self, texts: Sequence[str]) -> list[bool]:
+        return [all(answers) for answers in zip(*(one.accepts(texts) for one in self.parts), strict=True)]
+
+    @property
+    def name(self) -> str:
+        return " & ".join(one.name for one in self.parts)
+
+
+class OverTokens(Constraint):
+    """Base of constraints that only an automaton over tokens can tell; one has to write `compiled` and `accepts`."""
+
+
+@dataclass(frozen=True, eq=False)
+class Constrained:
+    """`reward & constraint`: texts of a form, and of those the ones that a reward likes.
+
+    Attributes:
+        reward: any reward that `guide` takes.
+        constraint: what all texts are to be.
+    """
+
+    reward: Callable[..., Any]
+    constraint: Constraint
+
+    def __and__(self, other: Any) -> "Constrained":
+        if not isinstance(other, Constraint):
+            raise TypeError(f"`&` joins constraints, got {type(other).__name__}; add rewards up by `+` first.")
+        return Constrained(self.reward, self.constraint & other)
+
+    def __rand__(self, other: Any) -> "Constrained":
+        return self & other
+
+
+def parted(reward: Any) -> tuple[Any, Constraint | None]:
+    """The reward and the constraint of what `guide` is given, None where there is none."""
+    if isinstance(reward, Constraint):
+        return None, reward
+    return (reward.reward, reward.constraint) if isinstance(reward, Constrained) else (reward, None)
+
+
+def parts_of(constraint: Constraint) -> list[Constraint]:
+    """Those of an intersection, or the constraint itself."""
+    return constraint.parts if isinstance(constraint, Intersection) else [constraint]
