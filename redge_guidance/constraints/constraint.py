@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from redge_guidance.constraints.compiling import compile_tokens, token_intersection
+from redge_guidance.constraints.compiling import compile_tokens
 from redge_guidance.constraints.machine import MOST_STATES, Machine, TooManyStatesError
-from redge_guidance.constraints.token_automaton import TokenAutomaton
+from redge_guidance.constraints.token_automaton import TokenAutomaton, token_intersection
 from redge_guidance.recipe import Noted
 
 
