@@ -9,19 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from redge_guidance.constraints.alphabet import Alphabet
+from redge_guidance.constraints.refinement import DEAD, NEVER, TooManyStatesError, coarsest, distances, product
 
-DEAD = -1
 MOST_STATES = 20_000
 
 _State = TypeVar("_State", bound=Hashable)
-
-
-class TooManyStatesError(ValueError):
-    """An automaton would have more states than `most`."""
-
-    def __init__(self, most: int):
-        self.most = most
-        super().__init__(f"the automaton would have more than {most} states.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,8 +88,27 @@ class Machine:
 
     @property
     def is_empty(self) -> bool:
-        """Whether no text is accepted; of one that is `minimal`."""
-        return len(self.table) == 1 and not self.accepting[0]
+        """Whether no text is accepted."""
+        return self.shortest() is None
+
+    def shortest(self) -> int | None:
+        """The least number of characters of an accepted text; None where there is none."""
+        least = int(distances(self.table, self.accepting)[0])
+        return None if least == NEVER else least
+
+    def equivalent(self, other: "Machine") -> bool:
+        """Whether both accept the same texts, each with the same values."""
+        one, two = self.minimal(), other.minimal()
+        return all(
+            np.array_equal(mine, others)
+            for mine, others in (
+                (one.alphabet.starts, two.alphabet.starts),
+                (one.alphabet.labels, two.alphabet.labels),
+                (one.table, two.table),
+                (one.accepting, two.accepting),
+                (one.values, two.values),
+            )
+        )
 
     def complement(self) -> "Machine":
         """Accepts what this does not; of one without values."""
@@ -109,67 +120,52 @@ class Machine:
     def intersection(self, other: "Machine", most: int = MOST_STATES) -> "Machine":
         """Accepts what both do; the values of this one, then those of the other."""
         alphabet, mine, others = self.alphabet.refined(other.alphabet)
-        one, two = self.table[:, mine], other.table[:, others]
-
-        def step(pair: tuple[int, int]) -> list[tuple[int, int] | None]:
-            rows = zip(one[pair[0]].tolist(), two[pair[1]].tolist(), strict=True)
-            return [None if DEAD in after else after for after in rows]
-
-        return Machine.explored(
-            alphabet,
-            (0, 0),
-            step,
-            lambda pair: bool(self.accepting[pair[0]] and other.accepting[pair[1]]),
-            lambda pair: [*self.values[pair[0]], *other.values[pair[1]]],
-            most,
-        )
+        table, pairs = product(self.table[:, mine], other.table[:, others], most)
+        left, right = pairs.T
+        accepting = self.accepting[left] & other.accepting[right]
+        return Machine(alphabet, table, accepting, np.hstack([self.values[left], other.values[right]])).minimal()
 
     def minimal(self) -> "Machine":
-        """The smallest automaton of the same texts and values: Moore's partition refinement."""
-        table = np.where(_live(self.table, self.accepting)[self.table] & (self.table != DEAD), self.table, DEAD)
-        worth = np.column_stack([self.accepting, np.where(self.accepting[:, None], self.values, 0.0)])
-        part, count = _numbered(worth)
-        while True:
-            after = np.where(table == DEAD, -1, part[table])
-            finer, found = _numbered(np.column_stack([part, after]))
-            if found == count:
-                break
-            part, count = finer, found
-        return self._quotient(table, part)
+        """The smallest automaton of the same texts and values.
 
-    def _quotient(self, table: NDArray[Any], part: NDArray[Any]) -> "Machine":
-        """One state for each part, in the order in which they are reached; one class for equal columns."""
-        _, representatives = np.unique(part, return_index=True)
-        rows = np.where(table[representatives] == DEAD, -1, part[table[representatives]])
-        order, seen = [int(part[0])], {int(part[0])}
+        Equal ones have equal arrays: states are numbered in the order in which they are first reached, and classes
+        in that of their first code points.
+        """
+        live = np.append(distances(self.table, self.accepting) != NEVER, False)  # at the end, for `DEAD`
+        table = np.where(live[self.table], self.table, DEAD)
+        columns, classes = np.unique(table, axis=1, return_inverse=True)
+        worth = np.column_stack([self.accepting, np.where(self.accepting[:, None], self.values, 0.0)])
+        part = coarsest(columns, _numbered(worth))
+        _, kept = np.unique(part, return_index=True)
+        rows = np.append(part, DEAD)[columns[kept]]
+        return self._numbered_by_use(rows[:, classes.reshape(-1)], kept, int(part[0]))
+
+    def _numbered_by_use(self, rows: NDArray[Any], kept: NDArray[Any], first: int) -> "Machine":
+        """The automaton of `rows`, whose states are those `kept` of this one, without those that are not reached."""
+        alphabet, rows = _by_first_use(self.alphabet, rows)
+        order, seen = [first], {first, DEAD}
         for state in order:  # grows as it goes
-            fresh = [int(i) for i in np.unique(rows[state]) if i != DEAD and int(i) not in seen]
+            fresh = [after for after in dict.fromkeys(rows[state].tolist()) if after not in seen]
             order += fresh
-            seen |= set(fresh)
+            seen.update(fresh)
         rank = np.full(len(rows) + 1, DEAD)  # the last one for DEAD itself
         rank[order] = np.arange(len(order))
-        kept = representatives[order]
-        columns, classes = np.unique(rank[rows[order]], axis=1, return_inverse=True)
-        return Machine(
-            self.alphabet.merged(classes.reshape(-1)),
-            np.ascontiguousarray(columns, dtype=np.int32),
-            self.accepting[kept],
-            np.where(self.accepting[kept, None], self.values[kept], 0.0),
-        )
+        alphabet, table = _by_first_use(alphabet, rank[rows[order]])
+        states = kept[order]
+        values = np.where(self.accepting[states, None], self.values[states], 0.0)
+        return Machine(alphabet, np.ascontiguousarray(table, dtype=np.int32), self.accepting[states], values)
 
 
-def _numbered(rows: NDArray[Any]) -> tuple[NDArray[np.int64], int]:
+def _by_first_use(alphabet: Alphabet, rows: NDArray[Any]) -> tuple[Alphabet, NDArray[Any]]:
+    """One class for equal columns; the classes in the order of their first code points."""
+    columns, number = np.unique(rows, axis=1, return_inverse=True)
+    into = number.reshape(-1)
+    _, first = np.unique(into[alphabet.labels], return_index=True)
+    rank = np.empty(len(first), dtype=np.int64)
+    rank[np.argsort(first)] = np.arange(len(first))
+    return alphabet.merged(rank[into]), columns[:, np.argsort(first)]
+
+
+def _numbered(rows: NDArray[Any]) -> NDArray[np.int64]:
     """A number for each distinct row."""
-    distinct, number = np.unique(rows, axis=0, return_inverse=True)
-    return number.reshape(-1), len(distinct)
-
-
-def _live(table: NDArray[Any], accepting: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """States from which some text is accepted, and at the end False, for `DEAD`."""
-    live = np.append(accepting, False)
-    while True:
-        more = live.copy()
-        more[:-1] |= live[table].any(axis=1)
-        if (more == live).all():
-            return live
-        live = more
+    return np.unique(rows, axis=0, return_inverse=True)[1].reshape(-1)
