@@ -64,7 +64,7 @@ def worth_of_words(
 ) -> Machine:
     """Every text, of the value `sum_w weight_w min(how often w occurs, count)`, `values` being `(states, 1)`.
 
-    Where `occurrences` does not tell, units are cut apart, and marks stay where they are.
+    Where `occurrences` does not tell, a mark goes with its sign and stays where it is.
 
     Args:
         weights: of words, as `words.weights_of_words` takes them; spellings of one word add up.
@@ -191,9 +191,11 @@ class _Reader:
     def _plain(self, state: _State, symbol: _Symbol) -> _State | None:
         sign = self.signs[symbol[0]]
         joins = state.place.joins(sign)
-        if joins is None and not self.guesses:
-            return None
-        place, partial, counts = state.place.after(sign, bool(joins)), state.partial, state.counts
+        if joins is None:
+            if not self.guesses:
+                return None
+            joins = state.place.within == "sign" and sign.cluster != ""
+        place, partial, counts = state.place.after(sign, joins), state.partial, state.counts
         if not joins:
             whole = self._unit_ends(state)
             if whole is None:

@@ -74,7 +74,7 @@ class Place(NamedTuple):
         """Whether `sign` is in the unit of the character before; None where more than this has to be known."""
         lost = sign.kind == "word" and sign.word_break == "ignored" and self.base == "middle"
         if self.within == "sign":
-            if sign.cluster:
+            if sign.cluster and (sign.word_break == "ignored" or self.base in ("start", "flag")):
                 return None if sign.conjunct == "linker" or (self.chain, sign.cluster) == ("unsure", "joiner") else True
             if self.chain == "unsure" and sign.conjunct == "consonant":
                 return None
