@@ -13,7 +13,7 @@ from redge_guidance.chats import Prompt
 from redge_guidance.finished import as_samples, to_judge
 from redge_guidance.reward import Reward
 from redge_guidance.rewards.text.spellings import Places, Spellings, all_but_one
-from redge_guidance.rewards.text.words import units_of, weights_of_words, without_repetition
+from redge_guidance.constraints.words import units_of, weights_of_words, without_repetition
 from redge_guidance.samples.tokens import RelaxedTokens
 
 _MOST_NAMED = 512  # tokens that are added to the support of every position

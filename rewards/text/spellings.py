@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from redge_guidance.rewards.reading.alignment import token_texts
-from redge_guidance.rewards.text.words import joins, units_of
+from redge_guidance.constraints.words import joins, units_of
 from redge_guidance.samples.tokens import RelaxedTokens
 from redge_guidance.text import end_token_ids, is_in
 
