@@ -76,7 +76,7 @@ class Form:
         worth = np.array([v.worth for _, v in self._valued for _ in v.weights], dtype=np.float64)
         self.strengths = self.weights * worth  # at scale 1
         self._names = [name for _, v in self._valued for name in v.names]
-        self._best = np.array([one for _, v in self._valued for one in v.best], dtype=np.float64)
+        self._wanted = np.array([one for _, v in self._valued for one in v.wanted], dtype=np.float64)
 
     @property
     def is_rewarding(self) -> bool:
@@ -145,7 +145,7 @@ class Form:
             wanted = self.weights[k] > 0
             found = np.where(ends, values[:, k, None], -np.inf if wanted else np.inf)
             best = found.max(axis=0) if wanted else found.min(axis=0)
-            hopeless = ends.any(axis=0) & ((best < self._best[k]) if wanted else (best > self._best[k]))
+            hopeless = ends.any(axis=0) & ((best < self._wanted[k]) if wanted else (best > self._wanted[k]))
             if hopeless.any():
                 self._hopeless.add(name)
                 warnings.warn(

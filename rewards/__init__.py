@@ -13,6 +13,7 @@ from redge_guidance.rewards.text.length import LengthReward
 from redge_guidance.rewards.text.lexical import LexicalReport, LexicalReward
 from redge_guidance.rewards.text.pairs import PairReward
 from redge_guidance.rewards.text.preference import TextPreferenceReward
+from redge_guidance.rewards.text.regular import RegexReward
 from redge_guidance.rewards.text.similarity import SentenceSimilarityReward
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "LexicalReport",
     "LexicalReward",
     "PairReward",
+    "RegexReward",
     "Reward",
     "RewardSum",
     "SentenceSimilarityReward",

@@ -5,10 +5,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from redge_guidance.constraints.canvas import Conditioning, Reading
 from redge_guidance.constraints.compiling import compile_tokens
 from redge_guidance.constraints.machine import MOST_STATES, Machine, TooManyStatesError
+from redge_guidance.constraints.messages import Transitions
 from redge_guidance.constraints.token_automaton import TokenAutomaton, token_intersection
 from redge_guidance.recipe import Noted
+from redge_guidance.text import end_token_ids
 
 
 class Constraint(Noted):
@@ -36,9 +42,14 @@ class Constraint(Noted):
         """
         raise NotImplementedError
 
-    def accepts(self, texts: Sequence[str]) -> list[bool]:
-        """Which finished texts are accepted, judged without the automaton."""
+    def accepts(self, texts: Sequence[str]) -> list[bool] | None:
+        """Which finished texts are accepted, judged without the automaton; None where texts do not tell."""
         raise NotImplementedError
+
+    @property
+    def over_tokens(self) -> bool:
+        """Whether it is about tokens, so that only an automaton over tokens, `compiled`, can tell."""
+        return False
 
     @cached_property
     def machine(self) -> Machine:
@@ -50,10 +61,7 @@ class Constraint(Noted):
         try:
             found = self.build()
         except TooManyStatesError as error:
-            raise ValueError(
-                f"`{self.name}` needs an automaton of more than {error.most} states; make it simpler, or raise "
-                "`most_states`."
-            ) from error
+            raise self._too_large(error) from error
         if found.is_empty:
             raise ValueError(f"`{self.name}` accepts no text at all; loosen it.")
         return found
@@ -68,7 +76,35 @@ class Constraint(Noted):
         Raises:
             ValueError: the tokenizer can write none of the texts, or too many states.
         """
-        return compile_tokens(self.machine, tokenizer, vocabulary, ends, self.most_states)
+        try:
+            return compile_tokens(self.machine, tokenizer, vocabulary, ends, self.most_states)
+        except TooManyStatesError as error:
+            raise self._too_large(error) from error
+
+    def log_probability(
+        self, log_probs: Tensor, tokenizer: Any, attention_mask: Tensor | None = None, ends: Sequence[int] | None = None
+    ) -> Tensor:
+        """`log P_q(accept)` of texts whose tokens are drawn independently, differentiable: `(batch,)` float64, nats.
+
+        Its gradient by `log q_t(v)` is the posterior of token v at position t, given acceptance.
+
+        Args:
+            log_probs: `(batch, length, vocabulary)`, log q, normalised.
+            attention_mask: `(batch, length)` bool, False at positions that are no part of the text; None: all are.
+            ends: token ids that end a text; None: the tokenizer's.
+        """
+        ends = end_token_ids(tokenizer) if ends is None else ends
+        automaton = self.compiled(tokenizer, log_probs.shape[-1], ends)
+        text = torch.ones(log_probs.shape[:2], dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+        none = torch.zeros_like(text)
+        reading = Reading(torch.zeros(text.shape, dtype=torch.long), text, ~text, none, none)
+        return Conditioning(Transitions(automaton), log_probs.device).log_accept(reading, log_probs[text])
+
+    def _too_large(self, error: TooManyStatesError) -> ValueError:
+        return ValueError(
+            f"`{self.name}` needs an automaton of more than {error.most} states; make it simpler, or raise "
+            "`most_states`."
+        )
 
     @property
     def name(self) -> str:
@@ -109,14 +145,14 @@ class Intersection(Constraint):
         self.most_states = max(one.most_states for one in self.parts)
 
     def build(self) -> Machine:
-        machines = [one.machine for one in self.parts if not isinstance(one, OverTokens)]
+        machines = [one.machine for one in self.parts if not one.over_tokens]
         found = machines[0]
         for one in machines[1:]:
             found = found.intersection(one, self.most_states)
         return found
 
     def compiled(self, tokenizer: Any, vocabulary: int, ends: Sequence[int]) -> TokenAutomaton:
-        over_tokens = [one for one in self.parts if isinstance(one, OverTokens)]
+        over_tokens = [one for one in self.parts if one.over_tokens]
         found = None
         if len(over_tokens) < len(self.parts):
             found = super().compiled(tokenizer, vocabulary, ends)
@@ -126,16 +162,13 @@ class Intersection(Constraint):
         assert found is not None
         return found
 
-    def accepts(self, texts: Sequence[str]) -> list[bool]:
-        return [all(answers) for answers in zip(*(one.accepts(texts) for one in self.parts), strict=True)]
+    def accepts(self, texts: Sequence[str]) -> list[bool] | None:
+        told = [found for one in self.parts if (found := one.accepts(texts)) is not None]
+        return [all(answers) for answers in zip(*told, strict=True)] if told else None
 
     @property
     def name(self) -> str:
         return " & ".join(one.name for one in self.parts)
-
-
-class OverTokens(Constraint):
-    """Base of constraints that only an automaton over tokens can tell; one has to write `compiled` and `accepts`."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -117,6 +117,13 @@ class Machine:
         values = np.zeros((states + 1, 0))
         return Machine(self.alphabet, table.astype(np.int32), np.append(~self.accepting, True), values).minimal()
 
+    def as_value(self) -> "Machine":
+        """Accepts every text, of the value 1 where this accepts it, else 0; of one without values."""
+        states, classes = self.table.shape
+        table = np.vstack([np.where(self.table == DEAD, states, self.table), np.full((1, classes), states)])
+        values = np.append(self.accepting, False).astype(np.float64)[:, None]
+        return Machine(self.alphabet, table.astype(np.int32), np.ones(states + 1, dtype=bool), values).minimal()
+
     def intersection(self, other: "Machine", most: int = MOST_STATES) -> "Machine":
         """Accepts what both do; the values of this one, then those of the other."""
         alphabet, mine, others = self.alphabet.refined(other.alphabet)

@@ -13,18 +13,13 @@ class Valued:
         machine: whose `values` have a column a term.
         weights: of the columns.
         names: what a term is, for the trace and for warnings: a word.
+        wanted: of each column the value that is wanted.
         worth: how many units of another reward one unit of this is pursued as: what is wanted of words is that they
             are there, and most are a million times rarer than one nat in two would mend.
-        best: the highest value of each column that a text can have: what is wanted where its weight is positive.
     """
 
     machine: Machine
     weights: tuple[float, ...]
     names: tuple[str, ...]
+    wanted: tuple[float, ...]
     worth: float = 15.0
-
-    @property
-    def best(self) -> tuple[float, ...]:
-        values = self.machine.values
-        ends = [values[:, k].max() if w > 0 else values[:, k].min() for k, w in enumerate(self.weights)]
-        return tuple(float(one) for one in ends)

@@ -1,7 +1,7 @@
 """What a word is: text in one normal form, cut into units that are compared."""
 
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import regex
 
@@ -98,3 +98,29 @@ def without_repetition(
                 f"{abs(weight):g}; leave out one of them."
             )
     return dict(kept.values())
+
+
+class Phrases:
+    """Words and phrases that are looked for in texts, as runs of units.
+
+    Args:
+        words: of each at least one unit.
+        case_sensitive: "Will" is not "will".
+    """
+
+    def __init__(self, words: Sequence[str], case_sensitive: bool = False):
+        self._case_sensitive = case_sensitive
+        self._phrases = [units_of(word, case_sensitive) for word in words]
+        self._by_first: dict[str, list[int]] = {}
+        for k, phrase in enumerate(self._phrases):
+            self._by_first.setdefault(phrase[0], []).append(k)
+
+    def found(self, text: str) -> dict[int, int]:
+        """How often each of those that are there occurs, by its number."""
+        units = units_of(text, self._case_sensitive)
+        found: dict[int, int] = {}
+        for i, unit in enumerate(units):
+            for k in self._by_first.get(unit, ()):
+                if units[i : i + len(self._phrases[k])] == self._phrases[k]:
+                    found[k] = found.get(k, 0) + 1
+        return found

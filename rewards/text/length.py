@@ -1,5 +1,6 @@
 """The length of a text as a reward."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,9 @@ from torch import Tensor
 
 from redge_guidance.chats import Prompt
 from redge_guidance.checks import as_real
+from redge_guidance.constraints.lengths import distance_to_length
+from redge_guidance.constraints.machine import TooManyStatesError
+from redge_guidance.constraints.valued import Valued
 from redge_guidance.finished import as_samples, to_judge
 from redge_guidance.reward import Reward
 from redge_guidance.rewards.reading.alignment import token_texts
@@ -16,6 +20,8 @@ from redge_guidance.samples.tokens import RelaxedTokens
 from redge_guidance.text import end_token_id, end_token_ids
 
 _UNITS = ("words", "characters")
+_MOST_STATES = 4000  # of an automaton
+_FARTHEST = 20  # beyond the maximum, from where on all lengths are as bad
 _CHARACTER = regex.compile(r"\X")
 
 
@@ -77,6 +83,24 @@ class LengthReward(Reward):
     def reached(self, samples: list[str], prompts: Sequence[Prompt] | None = None) -> list[bool]:
         """Which texts have a length in the range."""
         return [value == 0 for value in self.score(samples, prompts).tolist()]
+
+    def valued(self) -> Valued | None:
+        """The distance as an automaton; None for limits that are no whole numbers, and very long texts."""
+        return self._valued
+
+    @functools.cached_property
+    def _valued(self) -> Valued | None:
+        low, high = int(self.minimum), None if self.maximum in (None, float("inf")) else int(self.maximum)
+        if low != self.minimum or (high is not None and high != self.maximum):
+            return None
+        try:
+            machine = distance_to_length(
+                low, high, self.unit, longest=None if high is None else high + _FARTHEST, most=_MOST_STATES
+            )
+        except TooManyStatesError:
+            return None
+        limit = f"{low} or more" if high is None else f"{low} to {high}"
+        return Valued(machine, (1.0,), (f"a length of {limit} {self.unit}",), (0.0,))
 
     def lengths(self, texts: list[str]) -> Tensor:
         """Lengths of finished texts in the unit, `(len(texts),)`."""

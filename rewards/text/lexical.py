@@ -1,5 +1,6 @@
 """Words and phrases as a reward."""
 
+import functools
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,13 +11,18 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from redge_guidance.chats import Prompt
+from redge_guidance.constraints.machine import TooManyStatesError
+from redge_guidance.constraints.occurrences import worth_of_words
+from redge_guidance.constraints.valued import Valued
+from redge_guidance.constraints.words import Phrases, weights_of_words, without_repetition
 from redge_guidance.finished import as_samples, to_judge
 from redge_guidance.reward import Reward
 from redge_guidance.rewards.text.spellings import Places, Spellings, all_but_one
-from redge_guidance.constraints.words import units_of, weights_of_words, without_repetition
 from redge_guidance.samples.tokens import RelaxedTokens
 
 _MOST_NAMED = 512  # tokens that are added to the support of every position
+_MOST_WORDS, _MOST_STATES = 64, 4000  # of an automaton
+_MOST_COUNTED = 8  # occurrences of a word
 
 
 @dataclass(frozen=True)
@@ -88,10 +94,7 @@ class LexicalReward(Reward):
         if not self.weights:
             raise ValueError("`wanted` or `banned` must name a word, got none.")
         self._words = list(self.weights)
-        self._phrases = [units_of(word, case_sensitive) for word in self._words]
-        self._by_first: dict[str, list[int]] = {}
-        for k, phrase in enumerate(self._phrases):
-            self._by_first.setdefault(phrase[0], []).append(k)
+        self._phrases = Phrases(self._words, case_sensitive)
         self._tokenizer: Any = None  # the last one, and the words in it
         self._spellings = Spellings([], [], torch.zeros(0, 2), [])
         self._groups: list[Spellings] = []
@@ -107,7 +110,7 @@ class LexicalReward(Reward):
         samples, prompts, batch_size = to_judge(samples, prompts, batch_size)
         values = []
         for text in samples:
-            found = self._found(text)
+            found = self._phrases.found(text)
             values.append(sum(self.weights[self._words[k]] * (n if self.count else 1) for k, n in found.items()))
         return torch.tensor(values, dtype=torch.float)
 
@@ -118,7 +121,7 @@ class LexicalReward(Reward):
     def report(self, texts: list[str]) -> LexicalReport:
         """Which of the texts have which of the words, and which keep to all of them."""
         texts = as_samples(texts, "texts")
-        found = [self._found(text) for text in texts]
+        found = [self._phrases.found(text) for text in texts]
         share = {word: sum(k in f for f in found) / max(len(texts), 1) for k, word in enumerate(self._words)}
         violations = [
             [word for k, word in enumerate(self._words) if (k in f) != (self.weights[word] > 0)] for f in found
@@ -129,15 +132,26 @@ class LexicalReward(Reward):
         self.spellings(tokenizer)
         return self._named
 
-    def _found(self, text: str) -> dict[int, int]:
-        """How often each word that is there occurs."""
-        units = units_of(text, self.case_sensitive)
-        found: dict[int, int] = {}
-        for i, unit in enumerate(units):
-            for k in self._by_first.get(unit, ()):
-                if units[i : i + len(self._phrases[k])] == self._phrases[k]:
-                    found[k] = found.get(k, 0) + 1
-        return found
+    def valued(self) -> Valued | None:
+        """Found or not, word by word; None of long lists, whose automata would be too large."""
+        return self._valued
+
+    @functools.cached_property
+    def _valued(self) -> Valued | None:
+        if len(self._words) > _MOST_WORDS:
+            return None
+        machine = None
+        try:
+            for word in self._words:
+                count = _MOST_COUNTED if self.count else 1
+                one = worth_of_words({word: 1.0}, count=count, case_sensitive=self.case_sensitive, most=_MOST_STATES)
+                machine = one if machine is None else machine.intersection(one, _MOST_STATES)
+        except TooManyStatesError:
+            return None
+        assert machine is not None
+        weights = tuple(self.weights.values())
+        wanted = tuple(1.0 if weight > 0 else 0.0 for weight in weights)
+        return Valued(machine, weights, tuple(map(repr, self._words)), wanted)
 
     def relaxed(self, sample: RelaxedTokens) -> Tensor:
         """The value of the relaxed weights, `(batch,)`."""

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from redge_guidance.rewards.reading.alignment import token_texts
 from redge_guidance.constraints.words import joins, units_of
+from redge_guidance.rewards.reading.alignment import token_texts
 from redge_guidance.samples.tokens import RelaxedTokens
 from redge_guidance.text import end_token_ids, is_in
 
