@@ -21,18 +21,18 @@ _ATOMIC = (
     " possession: for a text as a whole that is nearly always the same"
 )
 _CONSTRUCTS = {
-    "ASSERT": ("a lookahead or lookbehind, `(?=...)` or `(?<=...)`,", _LOOKAROUND + " two constraints with `&`."),
-    "ASSERT_NOT": ("a negative lookahead or lookbehind, `(?!...)` or `(?<!...)`,", _LOOKAROUND + " two constraints."),
+    "ASSERT": ("a lookahead or lookbehind (`(?=...)`, `(?<=...)`)", _LOOKAROUND + " two constraints with `&`."),
+    "ASSERT_NOT": ("a negative lookahead or lookbehind (`(?!...)`, `(?<!...)`)", _LOOKAROUND + " two constraints."),
     "GROUPREF": (
         "a backreference",
         "is not regular: no automaton remembers an arbitrary text. Write the possible texts out as alternatives.",
     ),
     "GROUPREF_EXISTS": (
-        "a conditional, `(?(group)...)`,",
+        "a conditional (`(?(group)...)`)",
         "is not supported. Write the two cases out as alternatives.",
     ),
-    "ATOMIC_GROUP": ("an atomic group, `(?>...)`,", f"{_ATOMIC}: `(?:...)`."),
-    "POSSESSIVE_REPEAT": ("a possessive repeat, `*+`, `++`, `?+` or `{...}+`,", f"{_ATOMIC}."),
+    "ATOMIC_GROUP": ("an atomic group (`(?>...)`)", f"{_ATOMIC}: `(?:...)`."),
+    "POSSESSIVE_REPEAT": ("a possessive repeat (`*+`, `++`, `?+`, `{...}+`)", f"{_ATOMIC}."),
 }
 _SIGHT = {
     "ASSERT": r"\(\?<?=",
