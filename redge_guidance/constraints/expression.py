@@ -13,7 +13,7 @@ from redge_guidance.constraints.machine import DEAD, MOST_STATES, Machine, TooMa
 _PARSER: Any = importlib.import_module("re._parser" if sys.version_info >= (3, 11) else "sre_parse")
 
 _SLACK = 8  # a state met on the way may be equal to another one: the smallest automaton is what is limited
-_NODES = 50
+_NODES = 10  # of a graph, for each state of the limit
 
 _LOOKAROUND = "is not supported: a text is read once from left to right. Describe the whole text instead, or intersect"
 _ATOMIC = (
@@ -37,7 +37,7 @@ _CONSTRUCTS = {
 _SIGHT = {
     "ASSERT": r"\(\?<?=",
     "ASSERT_NOT": r"\(\?<?!(?!\))",
-    "GROUPREF": r"\\[1-9][0-9]?|\(\?P=",
+    "GROUPREF": r"\\(?![0-7]{3})[1-9][0-9]?|\(\?P=",
     "GROUPREF_EXISTS": r"\(\?\(",
     "ATOMIC_GROUP": r"\(\?>",
     "POSSESSIVE_REPEAT": r"(?:[*+?]|\{[0-9]*,?[0-9]*\})\+",

@@ -50,7 +50,7 @@ def coarsest(table: NDArray[Any], part: NDArray[np.int64]) -> NDArray[np.int64]:
     part = part.copy()
     random = np.random.default_rng(0)
     of_class = random.integers(1, 2**64 - 1, table.shape[1], dtype=np.uint64)
-    of_part = random.integers(1, 2**64 - 1, table.shape[0], dtype=np.uint64) | np.uint64(1)
+    of_part = random.integers(1, 2**64 - 1, table.shape[0], dtype=np.uint64)
     sizes = np.bincount(part, minlength=len(table))
     count, pending = int(part.max()) + 1, np.ones(len(table), dtype=bool)
     while True:
