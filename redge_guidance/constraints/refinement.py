@@ -49,8 +49,8 @@ def coarsest(table: NDArray[Any], part: NDArray[np.int64]) -> NDArray[np.int64]:
     edges = _Edges.into(table)
     part = part.copy()
     random = np.random.default_rng(0)
-    of_class = random.integers(1, 2**64 - 1, table.shape[1], dtype=np.uint64)
-    of_part = random.integers(1, 2**64 - 1, table.shape[0], dtype=np.uint64)
+    of_class = random.integers(1, 2**64 - 1, (table.shape[1],), dtype=np.uint64)
+    of_part = random.integers(1, 2**64 - 1, (table.shape[0],), dtype=np.uint64)
     sizes = np.bincount(part, minlength=len(table))
     count, pending = int(part.max()) + 1, np.ones(len(table), dtype=bool)
     while True:
