@@ -40,7 +40,7 @@ def coarsest(table: NDArray[Any], part: NDArray[np.int64]) -> NDArray[np.int64]:
 
     Hopcroft's: what was split need not be looked at again but for all pieces without the largest. All pieces of a round
     are looked at together, and a state is known by the sum of random numbers, one for each class and part that it leads
-    to; that two different sums are equal has probability 2**-64.
+    to; that two different ones have equal sums has a probability below 2**-50.
 
     Args:
         table: `(states, classes)`, the next state, or `DEAD`.
