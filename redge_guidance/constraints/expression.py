@@ -13,7 +13,7 @@ from redge_guidance.constraints.machine import DEAD, MOST_STATES, Machine, TooMa
 _PARSER: Any = importlib.import_module("re._parser" if sys.version_info >= (3, 11) else "sre_parse")
 
 _SLACK = 8  # a state met on the way may be equal to another one: the smallest automaton is what is limited
-_NODES = 50
+_NODES = 10  # of a graph, for each state of the limit
 
 _LOOKAROUND = "is not supported: a text is read once from left to right. Describe the whole text instead, or intersect"
 _ATOMIC = (
@@ -21,23 +21,23 @@ _ATOMIC = (
     " possession: for a text as a whole that is nearly always the same"
 )
 _CONSTRUCTS = {
-    "ASSERT": ("a lookahead or lookbehind, `(?=...)` or `(?<=...)`,", _LOOKAROUND + " two constraints with `&`."),
-    "ASSERT_NOT": ("a negative lookahead or lookbehind, `(?!...)` or `(?<!...)`,", _LOOKAROUND + " two constraints."),
+    "ASSERT": ("a lookahead or lookbehind (`(?=...)`, `(?<=...)`)", _LOOKAROUND + " two constraints with `&`."),
+    "ASSERT_NOT": ("a negative lookahead or lookbehind (`(?!...)`, `(?<!...)`)", _LOOKAROUND + " two constraints."),
     "GROUPREF": (
         "a backreference",
         "is not regular: no automaton remembers an arbitrary text. Write the possible texts out as alternatives.",
     ),
     "GROUPREF_EXISTS": (
-        "a conditional, `(?(group)...)`,",
+        "a conditional (`(?(group)...)`)",
         "is not supported. Write the two cases out as alternatives.",
     ),
-    "ATOMIC_GROUP": ("an atomic group, `(?>...)`,", f"{_ATOMIC}: `(?:...)`."),
-    "POSSESSIVE_REPEAT": ("a possessive repeat, `*+`, `++`, `?+` or `{...}+`,", f"{_ATOMIC}."),
+    "ATOMIC_GROUP": ("an atomic group (`(?>...)`)", f"{_ATOMIC}: `(?:...)`."),
+    "POSSESSIVE_REPEAT": ("a possessive repeat (`*+`, `++`, `?+`, `{...}+`)", f"{_ATOMIC}."),
 }
 _SIGHT = {
     "ASSERT": r"\(\?<?=",
     "ASSERT_NOT": r"\(\?<?!(?!\))",
-    "GROUPREF": r"\\[1-9][0-9]?|\(\?P=",
+    "GROUPREF": r"\\(?![0-7]{3})[1-9][0-9]?|\(\?P=",
     "GROUPREF_EXISTS": r"\(\?\(",
     "ATOMIC_GROUP": r"\(\?>",
     "POSSESSIVE_REPEAT": r"(?:[*+?]|\{[0-9]*,?[0-9]*\})\+",

@@ -139,14 +139,18 @@ class _Builder:
         if kind == "BRANCH":
             return self.branch(argument[1], flags, entry)
         if kind in ("MAX_REPEAT", "MIN_REPEAT"):  # as much or as little as possible: the same whole texts
-            return self.repeat(*argument, flags, entry)
+            least, most, tree = argument
+            return self.repeat(least, most, tree, flags, entry)
         if kind == "POSSESSIVE_REPEAT":
-            return self.possessive(*argument, flags, entry)
+            least, most, tree = argument
+            return self.possessive(least, most, tree, flags, entry)
         if kind == "ATOMIC_GROUP":
             return self.atomic(argument, flags, entry)
         if kind == "AT":
             return self.graph.test(self.assertion(str(argument), flags), entry)
-        if kind == "FAILURE":  # (?!)
+        if kind == "ASSERT" and not len(argument[1]):  # (?=), which always holds
+            return entry
+        if kind == "FAILURE" or (kind == "ASSERT_NOT" and not len(argument[1])):  # (?!), which never does
             return self.graph.read(self.graph.number(()), entry)
         raise UnsupportedError(kind)
 
@@ -201,7 +205,8 @@ class _Builder:
             _, added, removed, inner = tree[0][1]
             flags, tree = _scoped(flags, added, removed), inner
         if len(tree) == 1 and str(tree[0][0]) == "MAX_REPEAT" and self.character(tree[0][1][2], flags) is not None:
-            return self.possessive(*tree[0][1], flags, entry)
+            least, most, inner = tree[0][1]
+            return self.possessive(least, most, inner, flags, entry)
         return self.code(tree, flags, entry, "ATOMIC_GROUP")
 
     def code(self, tree: Any, flags: int, entry: int, construct: str) -> int:

@@ -74,7 +74,7 @@ def _ignoring_case(members: tuple[tuple[str, object], ...], negated: bool, ascii
     flags = re.IGNORECASE | (re.ASCII if ascii_only else 0)
     source = "".join(_written(kind, argument) for kind, argument in members)
     if len(members) == 1 and members[0][0] == "LITERAL":
-        candidates = _cased() + chr(members[0][1])  # type: ignore[call-overload]
+        candidates = _cased() + chr(int(str(members[0][1])))
         found = re.findall(f"[{source}]", candidates, flags)
         alike = _merged([(ord(sign), ord(sign)) for sign in found])
         return complement(alike) if negated else alike

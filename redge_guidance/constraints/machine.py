@@ -9,7 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from redge_guidance.constraints.alphabet import Alphabet
-from redge_guidance.constraints.refinement import DEAD, NEVER, TooManyStatesError, coarsest, distances, product
+from redge_guidance.constraints.refinement import DEAD as DEAD
+from redge_guidance.constraints.refinement import NEVER, coarsest, distances, product
+from redge_guidance.constraints.refinement import TooManyStatesError as TooManyStatesError
 
 MOST_STATES = 20_000
 

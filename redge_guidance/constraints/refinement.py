@@ -40,7 +40,7 @@ def coarsest(table: NDArray[Any], part: NDArray[np.int64]) -> NDArray[np.int64]:
 
     Hopcroft's: what was split need not be looked at again but for all pieces without the largest. All pieces of a round
     are looked at together, and a state is known by the sum of random numbers, one for each class and part that it leads
-    to; that two different sums are equal has probability 2**-64.
+    to; that two different ones have equal sums has a probability below 2**-50.
 
     Args:
         table: `(states, classes)`, the next state, or `DEAD`.
@@ -49,7 +49,8 @@ def coarsest(table: NDArray[Any], part: NDArray[np.int64]) -> NDArray[np.int64]:
     edges = _Edges.into(table)
     part = part.copy()
     random = np.random.default_rng(0)
-    of_class, of_part = (random.integers(1, 2**63, size, dtype=np.uint64) * 2 + 1 for size in table.shape[::-1])
+    of_class = random.integers(1, 2**64 - 1, (table.shape[1],), dtype=np.uint64)
+    of_part = random.integers(1, 2**64 - 1, (table.shape[0],), dtype=np.uint64)
     sizes = np.bincount(part, minlength=len(table))
     count, pending = int(part.max()) + 1, np.ones(len(table), dtype=bool)
     while True:
