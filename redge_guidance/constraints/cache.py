@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 from huggingface_hub.constants import HF_HOME
 
-from redge_guidance.constraints.machine import DEAD, Machine
+from redge_guidance.constraints.machine import Machine
+from redge_guidance.constraints.refinement import DEAD
 from redge_guidance.constraints.token_automaton import TokenAutomaton
 from redge_guidance.constraints.tokens import Written
 from redge_guidance.logging import get_logger

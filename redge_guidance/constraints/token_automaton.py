@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from redge_guidance.constraints.machine import DEAD, MOST_STATES, TooManyStatesError
+from redge_guidance.constraints.machine import MOST_STATES
+from redge_guidance.constraints.refinement import DEAD, TooManyStatesError
 
 _AT_ONCE = 4_000_000  # entries of a table
 _ROUNDS = 16
@@ -190,7 +191,7 @@ def token_intersection(one: TokenAutomaton, two: TokenAutomaton, most: int = MOS
         if len(codes) > most:
             raise TooManyStatesError(most)
     order = np.argsort(codes)
-    table = np.concatenate(rows)
+    table: NDArray[Any] = np.concatenate(rows)
     at = order[np.minimum(np.searchsorted(codes, table, sorter=order), len(codes) - 1)]
     a, b = codes // size, codes % size
     return TokenAutomaton(
