@@ -71,7 +71,7 @@ def key_of(made_of: Made) -> str:
 def read(file: Path) -> TokenAutomaton | None:
     """What `write` wrote; None where there is no such file, or another."""
     try:
-        with np.load(file, allow_pickle=False) as found:
+        with open(file, "rb") as opened, np.load(opened, allow_pickle=False) as found:
             states, classes = found["shape"].tolist()
             table = np.full(states * classes, DEAD, dtype=np.int32)
             table[found["places"]] = found["after"]
