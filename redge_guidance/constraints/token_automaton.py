@@ -183,8 +183,9 @@ def token_intersection(one: TokenAutomaton, two: TokenAutomaton, most: int = MOS
     size = len(two.table)
     codes, front, rows = np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64), []
     while len(front):
-        a, b = one.table[front // size][:, pairs[0]], two.table[front % size][:, pairs[1]]
-        rows.append(np.where((a == DEAD) | (b == DEAD), DEAD, a.astype(np.int64) * size + b))
+        mine, others = one.table[front // size][:, pairs[0]], two.table[front % size][:, pairs[1]]
+        dead_pairs = (mine == DEAD) | (others == DEAD)
+        rows.append(np.where(dead_pairs, DEAD, mine.astype(np.int64) * size + others))
         after = np.unique(rows[-1])
         front = np.setdiff1d(after[after >= 0], codes)
         codes = np.concatenate([codes, front])

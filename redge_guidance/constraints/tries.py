@@ -55,8 +55,8 @@ class Trie:
             active, here = active[~done], here[~done]
         ends = np.zeros(nodes, dtype=bool)
         ends[node_of[node_of >= 0]] = True
-        last, begin, count = (np.concatenate(one).astype(np.int32) for one in (symbol, child, children))
-        return cls(last, begin, count, ends, node_of)
+        last, begin, several = (np.concatenate(one).astype(np.int32) for one in (symbol, child, children))
+        return cls(last, begin, several, ends, node_of)
 
 
 Step = Callable[[Ints, Ints], Ints]
