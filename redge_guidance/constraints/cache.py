@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 from huggingface_hub.constants import HF_HOME
 
-from redge_guidance.constraints.machine import DEAD, Machine
+from redge_guidance.constraints.machine import Machine
+from redge_guidance.constraints.refinement import DEAD
 from redge_guidance.constraints.token_automaton import TokenAutomaton
 from redge_guidance.constraints.tokens import Written
 from redge_guidance.logging import get_logger
@@ -70,7 +71,7 @@ def key_of(made_of: Made) -> str:
 def read(file: Path) -> TokenAutomaton | None:
     """What `write` wrote; None where there is no such file, or another."""
     try:
-        with np.load(file, allow_pickle=False) as found:
+        with open(file, "rb") as opened, np.load(opened, allow_pickle=False) as found:
             states, classes = found["shape"].tolist()
             table = np.full(states * classes, DEAD, dtype=np.int32)
             table[found["places"]] = found["after"]

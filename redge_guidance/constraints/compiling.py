@@ -6,13 +6,17 @@ from typing import Any
 import numpy as np
 
 from redge_guidance.constraints.cache import cached
-from redge_guidance.constraints.machine import DEAD, MOST_STATES, Machine, TooManyStatesError
+from redge_guidance.constraints.machine import MOST_STATES, Machine
+from redge_guidance.constraints.refinement import DEAD, TooManyStatesError
 from redge_guidance.constraints.token_automaton import TokenAutomaton, mixed
 from redge_guidance.constraints.reader import TokenReader, tries_of
 from redge_guidance.constraints.tokens import Written, token_bytes
 from redge_guidance.constraints.tries import Ints, Trie, walk
+from redge_guidance.logging import get_logger
 
 _AT_ONCE = 128  # states from which the tokens are read together
+_MOST_WITHIN = 2_500  # states within characters, beyond which `alike` ones alone are kept
+_log = get_logger(__name__)
 
 
 def compile_tokens(
@@ -22,7 +26,9 @@ def compile_tokens(
 
     A canvas of n tokens that write a text, followed by any number of `ends`, is accepted if and only if
     `machine.accepts(tokenizer.decode(tokens, skip_special_tokens=True))`, and worth the same. Tokens may end within a
-    character. Never accepted are special tokens, those that write nothing, and ids without a token. What was built
+    character; where that would take more than some thousand states, as it may in patterns that tell letters from signs
+    at hundreds of places, they may only where all characters that begin with the same bytes lead to one state, and rows
+    of tokens that cut others are not accepted. Never accepted are special tokens, those that write nothing, and ids without a token. What was built
     once is read from the disk afterwards (`constraints.cache`).
 
     Args:
@@ -58,11 +64,12 @@ def _compiled(
     machine: Machine, first: Written, within: Written, vocabulary: int, ends: list[int], most: int
 ) -> TokenAutomaton:
     drawable = [None if i in set(ends) or not part else part for i, part in enumerate(within)]
-    reader = TokenReader.of(machine)
     fronts: Written = [None if part is None else front for front, part in zip(first, drawable, strict=True)]
-    tries, front = tries_of(reader, drawable), tries_of(reader, fronts)[0]
-    edges = _Edges(reader, most)
-    starts = edges.follow(tries, front)
+    try:
+        edges, tries, starts = _followed(TokenReader.of(machine), drawable, fronts, min(_MOST_WITHIN, 4 * most))
+    except TooManyStatesError:
+        _log.info("tokens that end within a character are drawn only where all characters that begin so mean the same")
+        edges, tries, starts = _followed(TokenReader.of(machine, alike=True), drawable, fronts, 4 * most)
     starts[[i for i, part in enumerate(fronts) if part == b""]] = 1  # a space that is dropped: still the empty text
     table, columns = edges.table(tries)
     pairs, class_of = np.unique(np.stack([columns, starts]), axis=1, return_inverse=True)
@@ -71,6 +78,14 @@ def _compiled(
     padded = np.full(vocabulary, DEAD, dtype=np.int32)
     padded[: len(class_of.reshape(-1))] = class_of.reshape(-1)
     return _with_ends(machine, table, padded, ends).reduced()
+
+
+def _followed(
+    reader: TokenReader, drawable: Written, fronts: Written, most: int
+) -> tuple["_Edges", tuple[Trie, Trie], Ints]:
+    tries, front = tries_of(reader, drawable), tries_of(reader, fronts)[0]
+    edges = _Edges(reader, most)
+    return edges, tries, edges.follow(tries, front)
 
 
 def _with_ends(machine: Machine, table: Ints, class_of: Ints, ends: list[int]) -> TokenAutomaton:
@@ -148,7 +163,7 @@ class _Edges:
         future = hash(self._reader.machine.table[outer, self._reader.utf8.below[node]].tobytes())
         number = self._equal.setdefault((node, future), self._states)
         if number == self._states:
-            if self._states > 4 * self._most:
+            if len(self._equal) > self._most:
                 raise TooManyStatesError(self._most)
             self._states += 1
             self._waiting.append((number, state))

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from redge_guidance.constraints.machine import DEAD, Machine
+from redge_guidance.constraints.machine import Machine
+from redge_guidance.constraints.refinement import DEAD
 from redge_guidance.constraints.tokens import Written
 from redge_guidance.constraints.tries import Ints, Trie
 from redge_guidance.constraints.utf8 import NODE, Utf8
@@ -23,9 +24,13 @@ class TokenReader:
     alive: NDArray[np.bool_]  # (states, nodes), whether some character of the node goes on
 
     @classmethod
-    def of(cls, machine: Machine) -> "TokenReader":
+    def of(cls, machine: Machine, alike: bool = False) -> "TokenReader":
+        """`alike`: reads a part of a character only where all characters that begin so lead to one state."""
         utf8 = Utf8.of(machine.alphabet)
         alive = (machine.table != DEAD).astype(np.float32) @ utf8.below.T.astype(np.float32) > 0
+        for node in range(len(utf8.follows)) if alike else ():
+            after = machine.table[:, utf8.below[node]]
+            alive[:, node] &= (after == after[:, :1]).all(axis=1)
         return cls(machine, utf8, alive)
 
     @property
@@ -96,6 +101,7 @@ def tries_of(reader: TokenReader, parts: Written) -> tuple[Trie, Trie]:
         chosen = {i: row for i, row in odd.items() if row and (row[0] >= inside) == begun}
         flat, sizes = ([], 0 * lengths) if begun else (labels, lengths.copy())
         more = np.array([symbol for row in chosen.values() for symbol in row], dtype=np.int64)
+        where: list[int] | NDArray[np.int64]
         where = np.repeat(np.cumsum(sizes)[list(chosen)], [len(row) for row in chosen.values()]) if chosen else []
         sizes[list(chosen)] = [len(row) for row in chosen.values()]
         tries.append(Trie.of(np.insert(np.asarray(flat, dtype=np.int64), np.asarray(where, dtype=np.int64), more), sizes))

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from redge_guidance.constraints.machine import DEAD, MOST_STATES, TooManyStatesError
+from redge_guidance.constraints.machine import MOST_STATES
+from redge_guidance.constraints.refinement import DEAD, TooManyStatesError
 
 _AT_ONCE = 4_000_000  # entries of a table
 _ROUNDS = 16
@@ -182,15 +183,16 @@ def token_intersection(one: TokenAutomaton, two: TokenAutomaton, most: int = MOS
     size = len(two.table)
     codes, front, rows = np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64), []
     while len(front):
-        a, b = one.table[front // size][:, pairs[0]], two.table[front % size][:, pairs[1]]
-        rows.append(np.where((a == DEAD) | (b == DEAD), DEAD, a.astype(np.int64) * size + b))
+        mine, others = one.table[front // size][:, pairs[0]], two.table[front % size][:, pairs[1]]
+        dead_pairs = (mine == DEAD) | (others == DEAD)
+        rows.append(np.where(dead_pairs, DEAD, mine.astype(np.int64) * size + others))
         after = np.unique(rows[-1])
         front = np.setdiff1d(after[after >= 0], codes)
         codes = np.concatenate([codes, front])
         if len(codes) > most:
             raise TooManyStatesError(most)
     order = np.argsort(codes)
-    table = np.concatenate(rows)
+    table: NDArray[Any] = np.concatenate(rows)
     at = order[np.minimum(np.searchsorted(codes, table, sorter=order), len(codes) - 1)]
     a, b = codes // size, codes % size
     return TokenAutomaton(

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from redge_guidance.constraints.machine import DEAD
+from redge_guidance.constraints.refinement import DEAD
 
-Ints = NDArray[np.integer]
+Ints = NDArray[Any]  # of int32 or int64
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,8 +55,8 @@ class Trie:
             active, here = active[~done], here[~done]
         ends = np.zeros(nodes, dtype=bool)
         ends[node_of[node_of >= 0]] = True
-        arrays = (np.concatenate(one).astype(np.int32) for one in (symbol, child, children))
-        return cls(*arrays, ends, node_of)
+        last, begin, several = (np.concatenate(one).astype(np.int32) for one in (symbol, child, children))
+        return cls(last, begin, several, ends, node_of)
 
 
 Step = Callable[[Ints, Ints], Ints]

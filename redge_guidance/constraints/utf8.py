@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from redge_guidance.constraints.alphabet import END_OF_UNICODE, Alphabet
-from redge_guidance.constraints.machine import DEAD
+from redge_guidance.constraints.refinement import DEAD
 
 NODE = -2  # in tables of bytes: n <= NODE is the node `NODE - n`, others are classes of characters, or `DEAD`
 _CONTINUATIONS = 64
