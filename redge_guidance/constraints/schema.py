@@ -25,6 +25,7 @@ from redge_guidance.constraints.schema_strings import string_of
 
 MOST_CHARACTERS = 4_000_000
 
+
 @dataclass(frozen=True)
 class Whitespace:
     """Expressions of what stands inside brackets, and of comma and colon with what is around them."""
@@ -206,7 +207,7 @@ class _Translation:
         return rf"\{{{space.inside}{inner}\}}"
 
     def _map(self, one: Conjunction, least: int, most: int | None) -> str:
-        """Objects of any names; the same name twice is not more than once, so that no more than one can be asked for."""
+        """Objects of any names. One that is written twice is one property, so that only one can be asked for."""
         if least > 1:
             remedy = "Name the properties, and say which in `required`."
             raise UnsupportedSchemaError(one.where["minProperties"], "without `properties`, more than 1 is", remedy)
@@ -243,7 +244,9 @@ class _Translation:
         if not first:
             return self._bracketed("[", inner, least, most)
         space = self.whitespace
-        behind = _times(f"{space.comma}{inner}", max(0, least - len(first)), None if most is None else most - len(first))
+        behind = _times(
+            f"{space.comma}{inner}", max(0, least - len(first)), None if most is None else most - len(first)
+        )
         for i in reversed(range(len(first))):
             behind = (space.comma if i else "") + first[i] + behind
             behind = behind if i < least else f"(?:{behind})?"

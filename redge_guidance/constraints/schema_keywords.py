@@ -16,10 +16,7 @@ KIND_OF = {  # the kind of value that a keyword speaks of
     **dict.fromkeys(("minLength", "maxLength", "pattern", "format"), "string"),
     **dict.fromkeys(("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"), "number"),
     **dict.fromkeys(("items", "prefixItems", "minItems", "maxItems", "uniqueItems"), "array"),
-    **dict.fromkeys(
-        ("properties", "required", "additionalProperties", "minProperties", "maxProperties"),
-        "object",
-    ),
+    **dict.fromkeys(("properties", "required", "additionalProperties", "minProperties", "maxProperties"), "object"),
 }
 KINDS = ("object", "array", "string", "integer", "fraction", "boolean", "null")
 

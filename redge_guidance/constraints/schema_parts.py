@@ -101,7 +101,7 @@ class Conjunction:
 
     def of_property(self, name: str) -> Parts:
         """What is said of a property."""
-        return self.properties[name] if name in self.properties else self.extra or []
+        return self.properties.get(name, self.extra or [])
 
     @property
     def possible_kinds(self) -> frozenset[str]:
@@ -231,7 +231,7 @@ def _stricter(name: str, one: Any, other: Any, where: dict[str, str]) -> Any:
     if name == "uniqueItems":
         return one or other
     if one != other:
-        raise UnsupportedSchemaError(where[name], f"another schema that holds too says {other!r}", "Say one of the two.")
+        raise UnsupportedSchemaError(
+            where[name], f"another schema that holds too says {other!r}", "Say one of the two."
+        )
     return one
-
-

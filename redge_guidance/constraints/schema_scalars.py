@@ -24,10 +24,14 @@ def text_of(value: Any) -> str:
 def string_expression(one: Conjunction) -> str:
     low, high = one.plain.get("minLength", 0), one.plain.get("maxLength")
     if high is not None and low > high:
-        raise UnsatisfiableSchemaError(one.where["minLength"], f"minLength is {low}, maxLength {high}", one.kinds is not None)
+        raise UnsatisfiableSchemaError(
+            one.where["minLength"], f"minLength is {low}, maxLength {high}", one.kinds is not None
+        )
     pattern, name = one.plain.get("pattern"), one.plain.get("format")
     if name is not None and name not in FORMATS:
-        raise UnsupportedSchemaError(one.where["format"], f"{name!r} is not one of {', '.join(FORMATS)}", "Use `pattern`.")
+        raise UnsupportedSchemaError(
+            one.where["format"], f"{name!r} is not one of {', '.join(FORMATS)}", "Use `pattern`."
+        )
     if pattern is not None and name is not None:
         raise UnsupportedSchemaError(one.where["format"], "there is a `pattern` as well", "Say one of the two.")
     try:
@@ -45,7 +49,12 @@ def number_expression(one: Conjunction) -> str:
     low, above = max(lows, default=(None, False))
     high, below = min(((value, not strict) for value, strict in highs), default=(None, True))
     below = not below
-    proven = one.kinds is not None and low is not None and high is not None and (low > high or (low == high and (above or below)))
+    proven = (
+        one.kinds is not None
+        and low is not None
+        and high is not None
+        and (low > high or (low == high and (above or below)))
+    )
     if "fraction" not in one.possible_kinds:
         least = None if low is None else math.floor(low) + 1 if above else math.ceil(low)
         most = None if high is None else math.ceil(high) - 1 if below else math.floor(high)
@@ -57,11 +66,13 @@ def number_expression(one: Conjunction) -> str:
         try:
             text = decimals_between(low, high, above, below)
         except OverflowError:
-            name = next(name for name in ("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum") if name in plain)
+            name = next(
+                name for name in ("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum") if name in plain
+            )
             problem = "bounds of 15 digits are beyond what floats tell apart"
             raise UnsupportedSchemaError(one.where[name], problem, "Use type integer, or remove it.") from None
     if text is None:
-        between = f"no {'integer' if whole else 'number'} is between its bounds"
+        between = f"no {'number' if 'fraction' in one.possible_kinds else 'integer'} is between its bounds"
         raise UnsatisfiableSchemaError(one.path, between, proven)
     return text
 
@@ -70,7 +81,12 @@ def _integer(one: Conjunction, low: int | None, high: int | None) -> str | None:
     step_size = one.plain.get("multipleOf", 1)
     if step_size == 1:
         return integers_between(low, high)
-    if step_size == int(step_size) and low is not None and high is not None and high - low <= MOST_MULTIPLES * step_size:
+    if (
+        step_size == int(step_size)
+        and low is not None
+        and high is not None
+        and high - low <= MOST_MULTIPLES * step_size
+    ):
         return multiples_between(low, high, int(step_size))
     problem = f"multiples are written one by one, up to {MOST_MULTIPLES:,} of a whole number"
     raise UnsupportedSchemaError(one.where["multipleOf"], problem, "Say `minimum` and `maximum`, or remove it.")

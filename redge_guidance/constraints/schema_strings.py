@@ -6,8 +6,8 @@ import warnings
 from typing import Any
 
 if sys.version_info >= (3, 11):  # how `re` itself reads a pattern, which is how `jsonschema` judges it
-    from re import _constants as codes
-    from re import _parser as parser
+    from re import _constants as codes  # type: ignore[attr-defined]
+    from re import _parser as parser  # type: ignore[attr-defined]
 else:
     import sre_constants as codes
     import sre_parse as parser
@@ -84,7 +84,9 @@ def string_matching(pattern: str, low: int, high: int | None) -> str:
 
 
 _WHOLE = [
-    [first, last] for first in (codes.AT_BEGINNING, codes.AT_BEGINNING_STRING) for last in (codes.AT_END, codes.AT_END_STRING)
+    [first, last]
+    for first in (codes.AT_BEGINNING, codes.AT_BEGINNING_STRING)
+    for last in (codes.AT_END, codes.AT_END_STRING)
 ]
 
 
