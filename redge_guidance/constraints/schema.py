@@ -64,7 +64,7 @@ def expression_of(schema: dict[str, Any] | bool | str, *, whitespace: str = "spa
             that no text meets.
 
     >>> expression_of({"type": "object", "properties": {"age": {"type": "integer", "minimum": 0}}, "required": ["age"]})
-    '\\{"age": (?:0|[1-9][0-9]{0,}|[1-9][0-9]{1,})\\}'
+    '\\{"age": (?:0|[1-9][0-9]*)\\}'
     """
     if whitespace not in WHITESPACES:
         raise ValueError(f"`whitespace` must be one of {', '.join(map(repr, WHITESPACES))}; got {whitespace!r}.")

@@ -85,12 +85,18 @@ def _naturals(low: int, high: int | None) -> list[str]:
         if high == 0:
             return pieces
     first = len(str(low))
-    last = first if high is None else len(str(high))
-    for length in range(first, last + 1):
-        least, most = max(low, 10 ** (length - 1)), 10**length - 1
-        pieces.append(_digits(least, most if high is None else min(high, most), length, early=False))
+    if low > 10 ** (first - 1):
+        most = 10**first - 1
+        pieces.append(_digits(low, most if high is None else min(high, most), first, early=False))
+        first += 1
     if high is None:
-        pieces.append(f"[1-9][0-9]{{{first},}}")
+        return [*pieces, f"[1-9][0-9]{{{first - 1},}}" if first > 1 else "[1-9][0-9]*"]
+    last = len(str(high))
+    full = last if high == 10**last - 1 else last - 1  # lengths of which all are in
+    if first <= full:
+        pieces.append("[1-9]" + (f"[0-9]{{{first - 1},{full - 1}}}" if full > 1 else ""))
+    if first <= last and full < last:
+        pieces.append(_digits(10 ** (last - 1), high, last, early=False))
     return pieces
 
 

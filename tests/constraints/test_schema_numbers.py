@@ -66,11 +66,11 @@ def test_multiples():
     assert multiples_between(1, 6, 7) is None
 
 
-@pytest.mark.parametrize(("above", "below"), itertools.product([False, True], repeat=2))
+@pytest.mark.parametrize(("above", "below"), list(itertools.product([False, True], repeat=2)))
 def test_decimals_are_those_of_the_range(above, below):
     texts = ["-0", "-0.0", "01", "1.", ".5", "00.1", ""]
-    texts += [f"{sign}{n}{fraction}" for sign in ("", "-") for n in (0, 1, 2, 9, 10, 12, 99, 100)
-              for fraction in ("", *(f".{d}" for d in range(10)), ".00", ".25", ".249", ".251", ".05", ".50", ".999")]  # fmt: skip
+    fractions = ["", *(f".{digit}" for digit in range(10)), ".00", ".25", ".249", ".251", ".05", ".50", ".999"]
+    texts += [f"{sign}{n}{end}" for sign in ("", "-") for n in (0, 1, 2, 9, 10, 12, 99, 100) for end in fractions]
     wrong = re.compile(r"|-0(\.0*)?|0\d.*|.*\.|\..*|-0\d.*")
     for low, high in itertools.product([None, -12.25, -1, -0.5, 0, 0.05, 0.25, 1, 9.5, 12, 100], repeat=2):
         pattern = decimals_between(low, high, above, below)

@@ -1,6 +1,7 @@
 """Texts of a regular expression, drawn at random from the tree that `re` parses it to."""
 
 import sys
+from functools import lru_cache
 
 if sys.version_info >= (3, 11):
     from re import _constants as codes
@@ -14,7 +15,12 @@ SIGNS = "aZq09 _-.,:/#'\"\\{}[]~é中ß\U0001f600\x7f\n"
 
 def drawn(pattern, generator, more=2):
     """One text; open repeats go at most `more` beyond their least."""
-    return _sequence(parser.parse(pattern), generator, more)
+    return _sequence(_parsed(pattern), generator, more)
+
+
+@lru_cache(maxsize=1)
+def _parsed(pattern):
+    return parser.parse(pattern)
 
 
 def _sequence(items, generator, more):
