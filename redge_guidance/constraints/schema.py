@@ -23,7 +23,8 @@ from redge_guidance.constraints.schema_parts import Alternatives, Conjunction, P
 from redge_guidance.constraints.schema_scalars import number_expression, string_expression, text_of
 from redge_guidance.constraints.schema_strings import string_of
 
-MOST_CHARACTERS = 4_000_000
+MOST_CHARACTERS = 1_000_000
+MOST_VALUES = 10_000
 
 
 @dataclass(frozen=True)
@@ -111,11 +112,16 @@ class _Translation:
 
     def __init__(self, root: Schema, whitespace: Whitespace, depth: int):
         self.depth, self.whitespace = depth, whitespace
+        self.count = 0  # of values described so far
         self.alternatives = Alternatives(root, depth, self.value)
 
     def value(self, parts: Parts, unrolled: dict[str, int]) -> str:
         """Of values that meet all parts."""
         found, refused = [], []
+        self.count += 1
+        if self.count > MOST_VALUES:
+            problem = f"with all references followed, it describes more than {MOST_VALUES:,} values"
+            raise UnsupportedSchemaError("$", problem, "Ask for a smaller `depth`, or for less.")
         for one in self.alternatives.of(parts, unrolled):
             possible = one.possible_kinds - ({"integer"} if "fraction" in one.possible_kinds else set())
             kinds = [kind for kind in KINDS if kind in possible] if one.values is None else [""]

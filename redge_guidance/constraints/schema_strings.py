@@ -175,8 +175,8 @@ def _one_of(members: list[Any]) -> str:
     if negated:
         bare = [f"[^{inner}{_NOT_BARE}]"]
     else:
-        without = [one[1] for one in members if one[1] in _COMPLEMENTS]
-        positive = "".join(_bare(*one) for one in members if one[1] not in _COMPLEMENTS)
+        without = [what for code, what in members if code is codes.CATEGORY and what in _COMPLEMENTS]
+        positive = "".join(_bare(*one) for one in members)
         bare = [f"[{positive}]"] * bool(positive) + [f"[^{_COMPLEMENTS[one]}{_NOT_BARE}]" for one in without]
     pieces = bare + [rf"\\[{escapes}]"] * bool(escapes)
     if not pieces:
@@ -195,6 +195,8 @@ def _member(code: Any, argument: Any) -> str:
 def _bare(code: Any, argument: Any) -> str:
     """Inside a set, what of a member a string has as itself."""
     if code is codes.CATEGORY:
+        if argument in _COMPLEMENTS:
+            return ""
         return _SPACES if argument is codes.CATEGORY_SPACE else _CATEGORIES[argument]
     first, last = argument if code is codes.RANGE else (argument, argument)
     pieces = [(max(first, a), min(last, b)) for a, b in _BARE if max(first, a) <= min(last, b)]
