@@ -6,7 +6,6 @@ that this one is our own.
 """
 
 import json
-from dataclasses import dataclass
 from typing import Any
 
 from jsonschema import Draft202012Validator
@@ -20,28 +19,17 @@ from redge_guidance.constraints.schema_keywords import (
     step,
 )
 from redge_guidance.constraints.schema_parts import Alternatives, Conjunction, Parts
-from redge_guidance.constraints.schema_scalars import number_expression, string_expression, text_of
+from redge_guidance.constraints.schema_scalars import (
+    WHITESPACES,
+    Whitespace,
+    number_expression,
+    string_expression,
+    text_of,
+)
 from redge_guidance.constraints.schema_strings import string_of
 
 MOST_CHARACTERS = 1_000_000
 MOST_VALUES = 10_000
-
-
-@dataclass(frozen=True)
-class Whitespace:
-    """Expressions of what stands inside brackets, and of comma and colon with what is around them."""
-
-    inside: str
-    comma: str
-    colon: str
-
-
-_ANY = r"[ \n]?"
-WHITESPACES = {
-    "spaced": Whitespace("", ", ", ": "),  # as `json.dumps` writes it
-    "compact": Whitespace("", ",", ":"),
-    "any": Whitespace(_ANY, f"{_ANY},{_ANY}", f"{_ANY}:{_ANY}"),
-}
 
 
 def expression_of(schema: dict[str, Any] | bool | str, *, whitespace: str = "spaced", depth: int = 3) -> str:

@@ -127,6 +127,7 @@ class Alternatives:
     def __init__(self, root: Schema, depth: int, settles: Any):
         self.root, self.depth, self.settles = root, depth, settles
         self.validator = Draft202012Validator(root, format_checker=Draft202012Validator.FORMAT_CHECKER)
+        self._found: dict[str, tuple[Schema, str]] = {}
         self._apart: set[str] = set()  # paths at which branches of `oneOf` were compared, or are
 
     def of(self, parts: Parts, unrolled: dict[str, int]) -> list[Conjunction]:
@@ -173,7 +174,9 @@ class Alternatives:
         if times > self.depth:
             reason = f"`{reference}` was followed {self.depth} times on the way there, and `depth` is {self.depth}"
             raise UnsatisfiableSchemaError(f"{path}.$ref", reason, proven=False)
-        schema, place = look_up(self.root, reference, f"{path}.$ref")
+        if reference not in self._found:
+            self._found[reference] = look_up(self.root, reference, f"{path}.$ref")
+        schema, place = self._found[reference]
         return self._of_one(schema, place, {**unrolled, reference: times})
 
     def _any_of(self, parts: Parts, unrolled: dict[str, int]) -> list[Conjunction]:

@@ -1,8 +1,9 @@
-"""Regular expressions of strings, numbers and values that are written out, as keywords of a schema say."""
+"""Regular expressions of strings, numbers and values that are written out, as keywords of a schema say; the space around them."""
 
 import json
 import math
 import re
+from dataclasses import dataclass
 from typing import Any
 
 from redge_guidance.constraints.schema_keywords import UnsatisfiableSchemaError, UnsupportedSchemaError
@@ -11,6 +12,23 @@ from redge_guidance.constraints.schema_parts import Conjunction
 from redge_guidance.constraints.schema_strings import FORMATS, string_matching, string_of, string_of_format
 
 MOST_MULTIPLES = 1_000
+
+
+@dataclass(frozen=True)
+class Whitespace:
+    """Expressions of what stands inside brackets, and of comma and colon with what is around them."""
+
+    inside: str
+    comma: str
+    colon: str
+
+
+_ANY = r"[ \n]?"
+WHITESPACES = {
+    "spaced": Whitespace("", ", ", ": "),  # as `json.dumps` writes it
+    "compact": Whitespace("", ",", ":"),
+    "any": Whitespace(_ANY, f"{_ANY},{_ANY}", f"{_ANY}:{_ANY}"),
+}
 
 
 def text_of(value: Any) -> str:
