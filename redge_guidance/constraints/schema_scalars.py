@@ -1,4 +1,4 @@
-"""Regular expressions of strings, numbers and values that are written out, as keywords of a schema say; the space around them."""
+"""Regular expressions of strings, numbers and values that are written out, and the space around them."""
 
 import json
 import math
