@@ -119,6 +119,7 @@ class _Translation:
                 try:
                     found.append(self._of_kind(one, kind))
                 except UnsatisfiableSchemaError as error:
+                    error.proven &= bool(not one.where or one.kinds is not None or one.values)  # or other kinds do
                     refused.append(error)
         if not found:
             refused[0].proven = all(error.proven for error in refused)

@@ -141,7 +141,11 @@ class Alternatives:
 
     def is_valid(self, schema: Schema, value: Any) -> bool:
         """Whether a value meets a part of the schema."""
-        return bool(self.validator.evolve(schema=schema).is_valid(value))
+        try:
+            return bool(self.validator.evolve(schema=schema).is_valid(value))
+        except RecursionError:
+            problem = "it leads back to itself with no value in between"
+            raise UnsupportedSchemaError("a `$ref`", problem, "Let it be in `properties` or `items`.") from None
 
     def _product(self, some: list[Conjunction], others: list[Conjunction], path: str) -> list[Conjunction]:
         if len(some) * len(others) > MOST_ALTERNATIVES:

@@ -50,6 +50,10 @@ UNSUPPORTED = [
         {"oneOf": [{"pattern": "a"}, {"pattern": "b"}]},
         f"{AGE}.oneOf[1] is not supported: whether it excludes {AGE}.oneOf[0]",
     ),
+    (
+        {"oneOf": [{"items": False}, {"required": ["b"], "additionalProperties": False}]},
+        f"{AGE}.oneOf[1] is not supported",
+    ),
     ({"$ref": "other.json"}, f"{AGE}.$ref is not supported: `other.json`"),
     ({"$id": "a", "type": "null"}, f"{AGE}.$id is not supported"),
     (
@@ -122,3 +126,8 @@ def test_what_would_unroll_to_too_much_is_an_error():
     long = {"type": "object", "properties": {"a" * 2000 + str(i): {"type": "null"} for i in range(200)}}
     with pytest.raises(ValueError, match=r"more than 1,000,000 characters. Ask for a smaller `depth`"):
         expression_of(long)
+
+
+def test_a_reference_without_end_is_an_error():
+    with pytest.raises(ValueError, match="a `\\$ref` is not supported: it leads back to itself"):
+        expression_of({"anyOf": [{"$ref": "#", "const": 1}, {"type": "string"}]})
