@@ -28,6 +28,11 @@ class Alphabet:
         """Number of classes."""
         return int(self.labels.max()) + 1
 
+    def sizes(self) -> NDArray[np.int64]:
+        """Number of code points of each class."""
+        runs = np.diff(np.append(self.starts, END_OF_UNICODE))
+        return np.bincount(self.labels, weights=runs, minlength=self.size).astype(np.int64)
+
     @classmethod
     def of_sets(cls, sets: Sequence[Ranges]) -> tuple["Alphabet", NDArray[np.bool_]]:
         """The coarsest partition of which every set is a union, and `(sets, classes)`, which classes a set has.

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from redge_guidance.constraints.canvas import Conditioning, Reading
-from redge_guidance.constraints.machine import DEAD
+from redge_guidance.constraints.refinement import DEAD
 
 
 def impossible(conditioning: Conditioning, reading: Reading) -> list[int]:

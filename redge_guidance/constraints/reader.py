@@ -12,6 +12,9 @@ from redge_guidance.constraints.tries import Ints, Trie
 from redge_guidance.constraints.utf8 import NODE, Utf8
 
 
+_FEW = 8  # characters of a class, up to which they are taken for those that somebody wrote down
+
+
 @dataclass(frozen=True, eq=False)
 class TokenReader:
     """A machine that reads symbols: classes of characters, then nodes of `utf8` (a character begun), then bytes.
@@ -22,16 +25,28 @@ class TokenReader:
     machine: Machine
     utf8: Utf8
     alive: NDArray[np.bool_]  # (states, nodes), whether some character of the node goes on
+    narrow: NDArray[np.bool_]  # (states, nodes), whether only characters that are `named` go on
+    named: NDArray[np.bool_]  # (classes,), classes of a few characters
+    names: NDArray[np.bool_]  # (nodes,), whether there are such below
 
     @classmethod
     def of(cls, machine: Machine, alike: bool = False) -> "TokenReader":
-        """`alike`: reads a part of a character only where all characters that begin so lead to one state."""
+        """The reader of a machine.
+
+        `alike`: reads a part of a character only where all characters that begin so lead to one state, or toward a
+        character that has a class nearly of its own, as those that a pattern or a word is written with.
+        """
         utf8 = Utf8.of(machine.alphabet)
-        alive = (machine.table != DEAD).astype(np.float32) @ utf8.below.T.astype(np.float32) > 0
-        for node in range(len(utf8.follows)) if alike else ():
-            after = machine.table[:, utf8.below[node]]
-            alive[:, node] &= (after == after[:, :1]).all(axis=1)
-        return cls(machine, utf8, alive)
+        named = machine.alphabet.sizes() <= _FEW
+        leads = (machine.table != DEAD).astype(np.float32)
+        alive = leads @ utf8.below.T.astype(np.float32) > 0
+        narrow = np.zeros_like(alive)
+        if alike:
+            for node in range(len(utf8.follows)):
+                after = machine.table[:, utf8.below[node]]
+                narrow[:, node] = (after != after[:, :1]).any(axis=1)
+            alive &= ~narrow | (leads[:, named] @ utf8.below[:, named].T.astype(np.float32) > 0)
+        return cls(machine, utf8, alive, narrow, named, (utf8.below & named).any(axis=1))
 
     @property
     def classes(self) -> int:
@@ -60,8 +75,10 @@ class TokenReader:
         more = np.flatnonzero(~at_character & (symbols >= classes + self.nodes))
         outer, node = np.divmod(states[more] - total, self.nodes)
         after = self.utf8.follows[node, symbols[more] - classes - self.nodes]
-        deeper = self.within(outer, np.where(after <= NODE, NODE - after, 0))
-        found[more] = np.where(after >= 0, table[outer, np.maximum(after, 0)], np.where(after <= NODE, deeper, DEAD))
+        below, label, narrow = np.where(after <= NODE, NODE - after, 0), np.maximum(after, 0), self.narrow[outer, node]
+        deeper = np.where(narrow & ~self.names[below], DEAD, self.within(outer, below))
+        whole = np.where(narrow & ~self.named[label], DEAD, table[outer, label])
+        found[more] = np.where(after >= 0, whole, np.where(after <= NODE, deeper, DEAD))
         return found
 
     def symbols_of(self, part: bytes) -> list[int] | None:
