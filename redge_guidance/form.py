@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from redge_guidance.constraints.arithmetic import Array
@@ -25,6 +26,8 @@ from redge_guidance.reward import AnyReward, Reward, RewardSum, Term
 from redge_guidance.step import DenoisingStep
 from redge_guidance.text import end_token_ids, is_in, special_token_ids
 
+_NEVER = 700.0  # nats, a probability of next to nothing
+_SURE = 40.0  # nats in favour, beyond which more makes no difference
 _MOST_STATES = 20_000  # of rewards together, beyond which one is pursued by its gradient
 
 
@@ -46,11 +49,13 @@ class Figures:
         log_accept: `(batch,)` nats, log-probability of acceptance under the q that came in.
         reward: `(batch,)`, what the automata expect to be worth afterwards, in units of the reward.
         kl: `(batch,)` nats, KL between what went out and what came in, over whole texts.
+        notes: log P under the q that came in, by term, mean over the batch.
     """
 
     log_accept: Array
     reward: Array
     kl: Array
+    notes: dict[str, float]
 
 
 class Form:
@@ -73,10 +78,8 @@ class Form:
         self._conditioning: Conditioning | None = None
         self._hopeless: set[str] = set()
         self.weights = np.array([w * one for w, v in self._valued for one in v.weights], dtype=np.float64)
-        worth = np.array([v.worth for _, v in self._valued for _ in v.weights], dtype=np.float64)
-        self.strengths = self.weights * worth  # at scale 1
-        self._names = [name for _, v in self._valued for name in v.names]
-        self._wanted = np.array([one for _, v in self._valued for one in v.wanted], dtype=np.float64)
+        self.linear = np.array([v.linear for _, v in self._valued for _ in v.weights], dtype=bool)
+        self.names = [name for _, v in self._valued for name in v.names]
 
     @property
     def is_rewarding(self) -> bool:
@@ -134,23 +137,14 @@ class Form:
         conditioning, reading = self.conditioning(step), self.reading(step)
         return FormOfStep(self, conditioning, without_impossible_hold(conditioning, reading), step)
 
-    def tell(self, messages: Messages) -> None:
-        """Warn, once, of a word that no text of the canvas can have any more, or lack."""
-        ends, automaton = messages.possible_ends(), self._conditioning
-        assert automaton is not None
-        values = automaton.automaton.values
-        for k, name in enumerate(self._names):
-            if name in self._hopeless:
-                continue
-            wanted = self.weights[k] > 0
-            found = np.where(ends, values[:, k, None], -np.inf if wanted else np.inf)
-            best = found.max(axis=0) if wanted else found.min(axis=0)
-            hopeless = ends.any(axis=0) & ((best < self._wanted[k]) if wanted else (best > self._wanted[k]))
-            if hopeless.any():
+    def tell(self, lost: NDArray[np.bool_]) -> None:
+        """Warn, once, of what no text of the canvas can have any more, or lack; `lost` is `(terms, batch)`."""
+        for name, texts in zip(self.names, lost, strict=True):
+            if texts.any() and name not in self._hopeless:
                 self._hopeless.add(name)
                 warnings.warn(
-                    f"{name} cannot be reached by {int(hopeless.sum())} of {len(hopeless)} texts: the tokens that are "
-                    "fixed leave no room for it, or rule it out; give it room, or leave it out.",
+                    f"{name} cannot be reached by {int(texts.sum())} of {len(texts)} texts: the tokens that are fixed "
+                    "leave no room for it, or rule it out; give it room, or leave it out.",
                     stacklevel=2,
                 )
 
@@ -176,20 +170,19 @@ class FormOfStep:
         """
         log_q = logits.log_softmax(-1)
         masses = self._conditioning.classes.masses(log_q)
-        strengths = np.tile(self._form.strengths * scale, (len(self._reading), 1))
-        messages = self._messages(masses, strengths)
-        plain = messages if not strengths.any() else self._messages(masses, np.zeros_like(strengths))
+        messages = plain = self._messages(masses)
         self._check(plain)
-        if strengths.any():
-            self._form.tell(plain)
+        worth, notes = self._worth(plain, scale)
+        if worth is not None:
             if kl_budget is not None:
-                strengths = self._within(kl_budget, masses, strengths, plain)
-                messages = self._messages(masses, strengths)
-        values = self._conditioning.automaton.values.T @ messages.end_distribution()
-        cost = (strengths * values.T).sum(-1) - messages.log_z
-        figures = Figures(plain.log_z, self._form.weights @ values, cost)
+                worth = self._within(kl_budget, masses, worth, plain)
+            messages = self._messages(masses, worth)
+        ends = messages.end_distribution()
+        cost = -messages.log_z if worth is None else (worth * ends).sum(0) - messages.log_z
+        values = self._conditioning.automaton.values.T @ ends
+        figures = Figures(plain.log_z, self._form.weights @ values, cost, notes)
         if self._step.greedy:
-            best = self._messages(self._conditioning.classes.highest(log_q), strengths, best=True)
+            best = self._messages(self._conditioning.classes.highest(log_q), worth, best=True)
             states = best.draw(np.zeros((1, self._reading.ids.shape[1], len(self._reading))))
         else:
             states = messages.draw(self._uniform(noise, 1))
@@ -199,44 +192,68 @@ class FormOfStep:
     def marginals(self, logits: Tensor, scale: float) -> Tensor:
         """Logits of the posterior of each free position, like `logits`."""
         masses = self._conditioning.classes.masses(logits.log_softmax(-1))
-        messages = self._messages(masses, np.tile(self._form.strengths * scale, (len(self._reading), 1)))
+        messages = self._messages(masses)
         self._check(messages)
+        self._now, _ = self._worth(messages, scale)
+        if self._now is not None:
+            messages = self._messages(masses, self._now)
         return self._conditioning.posterior(self._reading, messages, logits)
 
-    def draws_along(self, log_q: Tensor, support: Tensor | None, count: int, noise: Noise, scale: float) -> Tensor:
+    def draws_along(self, log_q: Tensor, support: Tensor | None, count: int, noise: Noise) -> Tensor:
         """What `count` samples are to be drawn from, `(count, rows, S)`: log_q along the states of joint draws.
 
-        Sequences whose support holds no text of the form are drawn from log_q as it is.
+        Sequences whose support holds no text of the form are drawn from log_q as it is. After `marginals`, by which is
+        known what the automata are worth in this step.
         """
         classes = self._conditioning.classes
         masses = classes.masses(log_q) if support is None else classes.masses_of_some(log_q, support)
-        messages = self._messages(masses, np.tile(self._form.strengths * scale, (len(self._reading), 1)))
+        messages = self._messages(masses, self._now)
         row = self._reading.free.nonzero()[:, 0]
         possible = torch.from_numpy(np.isfinite(messages.log_z)).to(log_q.device)[row, None]
         drawn = []
         for states in messages.draw(self._uniform(noise, count)):
             along = self._conditioning.given_states(self._reading, states, log_q, support)
-            drawn.append(
-                torch.where(possible & (along > -torch.inf).any(-1, keepdim=True), along, log_q).log_softmax(-1)
-            )
+            usable = possible & (along > -torch.inf).any(-1, keepdim=True)
+            drawn.append(torch.where(usable, along, log_q).log_softmax(-1))
         return torch.stack(drawn)
 
-    def _messages(self, masses: Tensor, strengths: Array, best: bool = False) -> Messages:
-        return self._conditioning.messages(self._reading, masses, strengths, best)
+    def _messages(self, masses: Tensor, worth: Array | None = None, best: bool = False) -> Messages:
+        return self._conditioning.messages(self._reading, masses, worth, best)
 
-    def _within(self, kl_budget: float, masses: Tensor, strengths: Array, plain: Messages) -> Array:
-        """The strengths, for each sequence by as much less as it takes to keep within the budget."""
+    def _worth(self, plain: Messages, scale: float) -> tuple[Array | None, dict[str, float]]:
+        """What it is worth to end in a state, `(states, batch)` nats, and log P of each term; None: nothing."""
+        form, values = self._form, self._conditioning.automaton.values
+        if scale == 0 or not len(form.weights):
+            return None, {}
+        possible, ends = plain.possible_ends(), plain.end_distribution()
+        worth, notes = np.zeros(ends.shape), {}
+        lost = np.zeros((len(form.weights), ends.shape[1]), dtype=bool)
+        for k, weight in enumerate(form.weights):
+            if form.linear[k]:
+                worth += scale * weight * values[:, k, None]
+                continue
+            signed = np.sign(weight) * values[:, k]
+            best = np.where(possible, signed[:, None], -np.inf).max(axis=0)
+            lost[k] = possible.any(axis=0) & (best < signed.max())
+            reached = signed[:, None] == best
+            with np.errstate(divide="ignore"):
+                log_p = np.log(np.minimum((ends * reached).sum(axis=0), 1.0))
+            notes[f"log P({form.names[k]})"] = float(np.maximum(log_p, -_NEVER).mean())
+            push = scale * abs(weight) * np.exp(np.minimum(-log_p, _NEVER))
+            worth += reached * np.minimum(push, _SURE - np.maximum(log_p, -_NEVER))
+        form.tell(lost)
+        return worth, notes
+
+    def _within(self, kl_budget: float, masses: Tensor, worth: Array, plain: Messages) -> Array:
+        """What the ends are worth, for each sequence by as much less as it takes to keep within the budget."""
         budget = kl_budget * self._step.free.sum(-1).cpu().numpy()
-        low, high = np.zeros(len(strengths)), np.ones(len(strengths))
+        low, high = np.zeros(worth.shape[1]), np.ones(worth.shape[1])
         for k in range(12):
             share = high if k == 0 else (low + high) / 2
-            now = share[:, None] * strengths
-            messages = self._messages(masses, now)
-            values = self._conditioning.automaton.values.T @ messages.end_distribution()
-            fits = (now * values.T).sum(-1) - (messages.log_z - plain.log_z) <= budget
-            low = np.where(fits, share, low)
-            high = np.where(fits, high, share)
-        return low[:, None] * strengths
+            messages = self._messages(masses, share * worth)
+            cost = (share * worth * messages.end_distribution()).sum(0) - (messages.log_z - plain.log_z)
+            low, high = np.where(cost <= budget, share, low), np.where(cost <= budget, high, share)
+        return low * worth
 
     def _uniform(self, noise: Noise, count: int) -> Array:
         """`(count, positions, batch)` in [0, 1); of a list of generators each draws for its own text alone."""

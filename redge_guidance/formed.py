@@ -45,7 +45,7 @@ def formed_logits(
         grad_norm=0.0,
         entropy=float((by_sequence * free).sum()) / max(len(sequence), 1),
         seconds=0.0,
-        notes={"log_accept": float(figures.log_accept.mean())} if form.is_hard else {},
+        notes=figures.notes | ({"log_accept": float(figures.log_accept.mean())} if form.is_hard else {}),
         sequences=sequences,
     )
     return guided if step.temperature == 1 else guided.mul_(step.temperature), trace

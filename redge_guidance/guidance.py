@@ -190,7 +190,7 @@ def guided_logits(
 
         def along(log_q: Tensor, count: int) -> Tensor:
             assert now is not None
-            return now.draws_along(log_q, support, count, noise, config.scale)
+            return now.draws_along(log_q, support, count, noise)
 
         told = Goals(reward) if goals is None else goals
         ascent = RewardGradients(reward, config, draws, figures, told, ambient, None if now is None else along)

@@ -49,7 +49,7 @@ class Conditioning:
         self._live = self.automaton.class_of
 
     def messages(
-        self, reading: Reading, masses: Tensor | None, strengths: Array | None = None, best: bool = False
+        self, reading: Reading, masses: Tensor | None, worth: Array | None = None, best: bool = False
     ) -> Messages:
         """Messages over the canvases.
 
@@ -57,7 +57,7 @@ class Conditioning:
             reading: of the batch.
             masses: `(free positions, classes)`, log-probability of each class at the free positions, in row-major
                 order; None: nothing is known of them.
-            strengths: `(batch, terms)`: the end in state i is worth `exp(values[i] . strengths)`; None: 1.
+            worth: `(states, batch)` nats, what it is worth to end in a state; None: nothing.
             best: of the likeliest tokens alone, `masses` being the log-probability of the likeliest of each class.
         """
         batch, positions = reading.ids.shape
@@ -77,20 +77,15 @@ class Conditioning:
         table[fixed] = -np.inf
         t, b = np.nonzero(fixed & (labels != DEAD))
         table[t, b, labels[t, b]] = 0.0
-        if strengths is None:
-            strengths = np.zeros((batch, self.automaton.values.shape[1]))
+        accepting = self.automaton.accepting[:, None]
+        end = np.where(accepting, np.zeros((1, batch)) if worth is None else worth, -np.inf)
         by_position = np.ascontiguousarray(table.transpose(0, 2, 1))
-        return Messages(self.transitions, by_position, skipped, unknown, self._end(strengths), best)
+        return Messages(self.transitions, by_position, skipped, unknown, end, best)
 
     def _labels(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
         known = ids < len(self._live)
         labels: NDArray[np.int64] = np.where(known, self._live[np.where(known, ids, 0)], DEAD)
         return labels
-
-    def _end(self, strengths: Array) -> Array:
-        values = self.automaton.values @ strengths.T
-        end: Array = np.where(self.automaton.accepting[:, None], values, -np.inf)
-        return end
 
     def posterior(self, reading: Reading, messages: Messages, logits: Tensor, support: Tensor | None = None) -> Tensor:
         """Logits of the free positions given acceptance: `log q + log w`; a new tensor like `logits`."""

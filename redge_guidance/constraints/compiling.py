@@ -7,9 +7,9 @@ import numpy as np
 
 from redge_guidance.constraints.cache import cached
 from redge_guidance.constraints.machine import MOST_STATES, Machine
+from redge_guidance.constraints.reader import TokenReader, tries_of
 from redge_guidance.constraints.refinement import DEAD, TooManyStatesError
 from redge_guidance.constraints.token_automaton import TokenAutomaton, mixed
-from redge_guidance.constraints.reader import TokenReader, tries_of
 from redge_guidance.constraints.tokens import Written, token_bytes
 from redge_guidance.constraints.tries import Ints, Trie, walk
 from redge_guidance.logging import get_logger
@@ -67,7 +67,9 @@ def _compiled(
     drawable = [None if i in set(ends) or not part else part for i, part in enumerate(within)]
     fronts: Written = [None if part is None else front for front, part in zip(first, drawable, strict=True)]
     try:
-        edges, tries, starts = _followed(TokenReader.of(machine), drawable, fronts, len(machine.table) + max(_LEAST_WITHIN, len(machine.table)))
+        edges, tries, starts = _followed(
+            TokenReader.of(machine), drawable, fronts, len(machine.table) + max(_LEAST_WITHIN, len(machine.table))
+        )
     except TooManyStatesError:
         _log.info("tokens that end within a character are drawn only where all characters that begin so mean the same")
         edges, tries, starts = _followed(TokenReader.of(machine, alike=True), drawable, fronts, 4 * most)
@@ -175,8 +177,12 @@ class _Edges:
         offset, nodes = len(tries[0].ends), len(tries[0].ends) + len(tries[1].ends)
         prints = np.zeros(nodes, dtype=np.uint64)
         for source, node, target in self._found:
-            np.add.at(prints, node, mixed(source.astype(np.uint64) * np.uint64(self._states) + target.astype(np.uint64)))
-        at = np.where(tries[0].node_of >= 0, tries[0].node_of, np.where(tries[1].node_of >= 0, tries[1].node_of + offset, 0))
+            np.add.at(
+                prints, node, mixed(source.astype(np.uint64) * np.uint64(self._states) + target.astype(np.uint64))
+            )
+        at = np.where(
+            tries[0].node_of >= 0, tries[0].node_of, np.where(tries[1].node_of >= 0, tries[1].node_of + offset, 0)
+        )
         _, representatives, columns = np.unique(prints[at], return_index=True, return_inverse=True)
         column_of = np.full(nodes, DEAD)
         column_of[at[representatives]] = np.arange(len(representatives))

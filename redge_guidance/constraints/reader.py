@@ -11,7 +11,6 @@ from redge_guidance.constraints.tokens import Written
 from redge_guidance.constraints.tries import Ints, Trie
 from redge_guidance.constraints.utf8 import NODE, Utf8
 
-
 _FEW = 8  # characters of a class, up to which they are taken for those that somebody wrote down
 
 
@@ -121,5 +120,7 @@ def tries_of(reader: TokenReader, parts: Written) -> tuple[Trie, Trie]:
         where: list[int] | NDArray[np.int64]
         where = np.repeat(np.cumsum(sizes)[list(chosen)], [len(row) for row in chosen.values()]) if chosen else []
         sizes[list(chosen)] = [len(row) for row in chosen.values()]
-        tries.append(Trie.of(np.insert(np.asarray(flat, dtype=np.int64), np.asarray(where, dtype=np.int64), more), sizes))
+        tries.append(
+            Trie.of(np.insert(np.asarray(flat, dtype=np.int64), np.asarray(where, dtype=np.int64), more), sizes)
+        )
     return tries[0], tries[1]

@@ -218,7 +218,9 @@ def token_length(
         ValueError: a range that holds no number.
     """
     if minimum < 0 or (maximum is not None and maximum < minimum):
-        raise ValueError(f"`minimum` and `maximum` must be numbers with 0 <= minimum <= maximum, got {minimum}, {maximum}.")
+        raise ValueError(
+            f"`minimum` and `maximum` must be numbers with 0 <= minimum <= maximum, got {minimum}, {maximum}."
+        )
     last = minimum if maximum is None else maximum
     chosen = np.asarray(list(drawable))
     class_of = np.full(vocabulary, DEAD, dtype=np.int32)

@@ -9,17 +9,19 @@ from redge_guidance.constraints.machine import Machine
 class Valued:
     """A reward of finished texts, `r(x) = sum_k weights[k] * values[state of x, k]`, every text being accepted.
 
+    Guidance pursues a column as `log P_q(the text has its best value)`, whose slope never vanishes: in the one step of
+    size 1 that is taken from p, a text that has it becomes `exp(scale * weight / P_p)` times as likely, which is
+    nearly all of q however rare it is. The best value is the highest that the canvas can still have, where the weight
+    is negative the lowest.
+
     Attributes:
         machine: whose `values` have a column a term.
         weights: of the columns.
         names: what a term is, for the trace and for warnings: a word.
-        wanted: of each column the value that is wanted.
-        worth: how many units of another reward one unit of this is pursued as: what is wanted of words is that they
-            are there, and most are a million times rarer than one nat in two would mend.
+        linear: whether each unit of a value counts by itself instead, q becoming `p exp(scale * r) / Z`.
     """
 
     machine: Machine
     weights: tuple[float, ...]
     names: tuple[str, ...]
-    wanted: tuple[float, ...]
-    worth: float = 15.0
+    linear: bool = False

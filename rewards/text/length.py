@@ -100,7 +100,7 @@ class LengthReward(Reward):
         except TooManyStatesError:
             return None
         limit = f"{low} or more" if high is None else f"{low} to {high}"
-        return Valued(machine, (1.0,), (f"a length of {limit} {self.unit}",), (0.0,))
+        return Valued(machine, (1.0,), (f"a length of {limit} {self.unit}",))
 
     def lengths(self, texts: list[str]) -> Tensor:
         """Lengths of finished texts in the unit, `(len(texts),)`."""

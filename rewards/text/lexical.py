@@ -150,8 +150,7 @@ class LexicalReward(Reward):
             return None
         assert machine is not None
         weights = tuple(self.weights.values())
-        wanted = tuple(1.0 if weight > 0 else 0.0 for weight in weights)
-        return Valued(machine, weights, tuple(map(repr, self._words)), wanted)
+        return Valued(machine, weights, tuple(map(repr, self._words)), self.count)
 
     def relaxed(self, sample: RelaxedTokens) -> Tensor:
         """The value of the relaxed weights, `(batch,)`."""

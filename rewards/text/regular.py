@@ -49,4 +49,4 @@ class RegexReward(Reward):
     def valued(self) -> Valued | None:
         shown = self.pattern if isinstance(self.pattern, str) else self.pattern.pattern
         machine = self._constraint.machine.as_value()
-        return Valued(machine, (1.0,), (f"the expression {shown!r:.60}",), (1.0,))
+        return Valued(machine, (1.0,), (f"the expression {shown!r:.60}",))
