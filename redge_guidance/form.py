@@ -50,12 +50,15 @@ class Figures:
         log_accept: `(batch,)` nats, log-probability of acceptance under the q that came in.
         reward: `(batch,)`, what the automata expect to be worth afterwards, in units of the reward.
         kl: `(batch,)` nats, KL between what went out and what came in, over whole texts.
+        entropy: `(batch,)` nats, summed over the free positions, of the classes of tokens that the automata tell apart,
+            given the form.
         notes: log P under the q that came in, by term, mean over the batch.
     """
 
     log_accept: Array
     reward: Array
     kl: Array
+    entropy: Array
     notes: dict[str, float]
 
 
@@ -164,13 +167,13 @@ class FormOfStep:
 
         Where a host may commit several tokens at once, tokens are left that lead along the states of one joint draw:
         whatever is drawn of these, wherever, can be completed. Of one token a step the law is that of the posterior.
+        `logits` are overwritten.
 
         Args:
             scale: what one unit of the rewards is worth; 0: the constraint alone counts.
             kl_budget: nats per free token that the rewards, not the constraint, may cost; None: no limit.
         """
-        log_q = logits.log_softmax(-1)
-        masses = self._conditioning.classes.masses(log_q)
+        masses = self._conditioning.classes.log_probs(logits)
         messages = plain = self._messages(masses)
         self._check(plain)
         worth, notes = self._worth(plain, scale)
@@ -181,18 +184,19 @@ class FormOfStep:
         ends = messages.end_distribution()
         cost = -messages.log_z if worth is None else (worth * ends).sum(0) - messages.log_z
         values = self._conditioning.automaton.values.T @ ends
-        figures = Figures(plain.log_z, self._form.weights @ values, cost, notes)
+        entropy = np.where(self._reading.free.cpu().numpy().T, messages.entropy(), 0.0).sum(axis=0)
+        figures = Figures(plain.log_z, self._form.weights @ values, cost, entropy, notes)
         if self._step.greedy:
-            best = self._messages(self._conditioning.classes.highest(log_q), worth, best=True)
+            best = self._messages(self._conditioning.classes.highest(logits), worth, best=True)
             states = best.draw(np.zeros((1, self._reading.ids.shape[1], len(self._reading))))
         else:
             states = messages.draw(self._uniform(noise, 1))
-        guided = self._conditioning.given_states(self._reading, states[0], log_q)
+        guided = self._conditioning.given_states(self._reading, states[0], logits, out=logits)
         return (_decided(guided, noise, self._step.free.sum(-1).tolist()) if self._step.decisive else guided), figures
 
     def marginals(self, logits: Tensor, scale: float) -> Tensor:
         """Logits of the posterior of each free position, like `logits`."""
-        masses = self._conditioning.classes.masses(logits.log_softmax(-1))
+        masses = self._conditioning.classes.log_probs(logits)
         messages = self._messages(masses)
         self._check(messages)
         self._now, _ = self._worth(messages, scale)
@@ -207,7 +211,7 @@ class FormOfStep:
         known what the automata are worth in this step.
         """
         classes = self._conditioning.classes
-        masses = classes.masses(log_q) if support is None else classes.masses_of_some(log_q, support)
+        masses = classes.log_probs(log_q) if support is None else classes.masses_of_some(log_q, support)
         messages = self._messages(masses, self._now)
         row = self._reading.free.nonzero()[:, 0]
         possible = torch.from_numpy(np.isfinite(messages.log_z)).to(log_q.device)[row, None]

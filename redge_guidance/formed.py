@@ -9,11 +9,10 @@ from torch import Tensor
 from redge_guidance.config import GuidanceConfig
 from redge_guidance.draws import Noise
 from redge_guidance.form import Form, FormOfStep
-from redge_guidance.prediction import Prediction
+from redge_guidance.prediction import HostLogits
 from redge_guidance.step import DenoisingStep
 from redge_guidance.stopping import rows_of
 from redge_guidance.trace import SequenceFigures, StepTrace
-from redge_guidance.updates import row_chunks
 
 
 def formed_logits(
@@ -26,24 +25,22 @@ def formed_logits(
 ) -> tuple[Tensor, StepTrace]:
     """Logits given the form, as the host takes them, from logits `(free positions, vocabulary)` of q; and figures.
 
+    `logits` are overwritten.
+
     Args:
         scale: of the rewards that are automata; None: that of the config.
     """
     scale = config.scale if scale is None else scale
     guided, figures = form.condition(logits, noise, scale, config.kl_budget)
-    free = step.free.sum(-1)
-    sequence = step.free.nonzero()[:, 0]
-    by_sequence = torch.zeros(len(free), device=logits.device).index_add_(0, sequence, _entropy(guided)) / free.clamp(
-        min=1
-    )
-    rows = zip(figures.reward.tolist(), figures.kl.tolist(), by_sequence.tolist(), free.tolist(), strict=True)
-    sequences = tuple(SequenceFigures(r, kl / max(n, 1), 0.0, h, n) for r, kl, h, n in rows)
+    free = step.free.sum(-1).tolist()
+    rows = zip(figures.reward.tolist(), figures.kl.tolist(), figures.entropy.tolist(), free, strict=True)
+    sequences = tuple(SequenceFigures(r, kl / max(n, 1), 0.0, h / max(n, 1), n) for r, kl, h, n in rows)
     trace = StepTrace(
         progress=step.progress,
         reward=float(figures.reward.mean()),
-        kl=float(figures.kl.sum()) / max(len(sequence), 1),
+        kl=float(figures.kl.sum()) / max(sum(free), 1),
         grad_norm=0.0,
-        entropy=float((by_sequence * free).sum()) / max(len(sequence), 1),
+        entropy=float(figures.entropy.sum()) / max(sum(free), 1),
         seconds=0.0,
         notes=figures.notes | ({"log_accept": float(figures.log_accept.mean())} if form.is_hard else {}),
         sequences=sequences,
@@ -62,7 +59,7 @@ def constrained_logits(
     with torch.no_grad():
         part = rows_of(step, alone)
         mine = [noise[k] for k in alone.tolist()] if isinstance(noise, Sequence) else noise
-        found, trace = formed_logits(part, form.at(part), Prediction(part).logits(), mine, config, scale=0.0)
+        found, trace = formed_logits(part, form.at(part), HostLogits(part).logits(), mine, config, scale=0.0)
     if logits is None:
         return found, trace
     block = step.free[:, -step.logits.shape[1] :]
@@ -84,11 +81,3 @@ def together(tilted: StepTrace, formed: StepTrace) -> StepTrace:
             for one, other in both
         ),
     )
-
-
-def _entropy(logits: Tensor) -> Tensor:
-    """`(rows,)` nats."""
-    entropy = logits.new_empty(len(logits))
-    for rows in row_chunks(logits.shape, logits.device):
-        entropy[rows] = torch.special.entr(logits[rows].softmax(-1)).sum(-1)
-    return entropy

@@ -18,7 +18,7 @@ from redge_guidance.goals import Goals, exchanged
 from redge_guidance.gradients import RewardGradients, routes
 from redge_guidance.inference import gradients_allowed, outside_inference_mode
 from redge_guidance.precision import Autocast
-from redge_guidance.prediction import Prediction, distances
+from redge_guidance.prediction import HostLogits, Prediction, distances
 from redge_guidance.randomness import check_seed, noise_of
 from redge_guidance.reward import AnyReward, asks_for_whole_batch, named_tokens
 from redge_guidance.step import DenoisingStep
@@ -169,9 +169,9 @@ def guided_logits(
         now = None if form is None else form.at(step)
         if reward is None:
             assert now is not None
-            return formed_logits(step, now, Prediction(step).logits(), noise, config)
+            return formed_logits(step, now, HostLogits(step).logits(), noise, config)
         named = [] if config.support is None else named_tokens(reward, step.tokenizer)
-        whole = None if now is None else now.marginals(Prediction(step).logits(), config.scale)
+        whole = None if now is None else now.marginals(HostLogits(step).logits(), config.scale)
         model = Prediction(step, config.support, named, None if whole is None else lambda rows, _: whole[rows])
         log_p: LogProbs = model
         log_z, support = model.log_z, model.support
