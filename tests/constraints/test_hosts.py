@@ -148,3 +148,37 @@ def ended(row):
     """Nothing but ends after an end."""
     after = (row == EOS).int().cumsum(0) > 0
     return bool((row[after] == EOS).all())
+
+
+LOOK_AHEAD = {
+    "masked": lambda: masked(("", ""), pipe=tiny_pipeline(length=6)),
+    "uniform": lambda: uniform(),
+    "llada2": TEXTS["llada2"],
+    "gemma ddim": TEXTS["gemma ddim"],
+}
+
+
+@pytest.mark.parametrize("name", LOOK_AHEAD)
+def test_what_no_canvas_can_hold_is_an_error_before_the_model_is_called(name):
+    pipe, run = LOOK_AHEAD[name]()
+    calls = []
+    hook = pipe.model.register_forward_pre_hook(lambda *args: calls.append(args))
+    short = {"masked": 6, "uniform": 6}.get(name, 8)
+    constraint = RegexConstraint(r"(a b c d e ){3}a" if short == 8 else r"a b c d e a b c", answer_only=True)
+    with guide(pipe, constraint), pytest.raises(ValueError, match=rf"takes {16 if short == 8 else 8}; make the canvas"):
+        run()
+    assert len(calls) <= 1  # the call that was about to be made
+    hook.remove()
+    run()  # and the pipeline draws on
+
+
+def test_a_prompt_that_contradicts_the_constraint_is_an_error_that_names_the_token():
+    pipe, _ = masked(pipe=tiny_pipeline(length=8))
+    with guide(pipe, RegexConstraint(r"a [bc] .*")), pytest.raises(ValueError, match="contradicts text 1.*'e'"):
+        pipe(["a b", "a e"], gen_length=3)
+
+
+def test_tokens_that_the_pipeline_forbids_are_named_as_the_cause():
+    pipe, _ = masked(pipe=tiny_pipeline(length=8))
+    with guide(pipe, RegexConstraint(r"c+")), pytest.raises(ValueError, match="suppress_tokens"):
+        pipe([""], suppress_tokens=[pipe.tokenizer.convert_tokens_to_ids("c")])
