@@ -36,7 +36,7 @@ class TokenReader:
         character that has a class nearly of its own, as those that a pattern or a word is written with.
         """
         utf8 = Utf8.of(machine.alphabet)
-        named = machine.alphabet.sizes() <= _FEW
+        named: NDArray[np.bool_] = machine.alphabet.sizes() <= _FEW
         leads = (machine.table != DEAD).astype(np.float32)
         alive = leads @ utf8.below.T.astype(np.float32) > 0
         narrow = np.zeros_like(alive)
