@@ -36,7 +36,7 @@ class TokenReader:
         character that has a class nearly of its own, as those that a pattern or a word is written with.
         """
         utf8 = Utf8.of(machine.alphabet)
-        named: NDArray[np.bool_] = machine.alphabet.sizes() <= _FEW
+        named = machine.alphabet.sizes() <= _FEW
         leads = (machine.table != DEAD).astype(np.float32)
         alive = leads @ utf8.below.T.astype(np.float32) > 0
         narrow = np.zeros_like(alive)
@@ -45,7 +45,7 @@ class TokenReader:
                 after = machine.table[:, utf8.below[node]]
                 narrow[:, node] = (after != after[:, :1]).any(axis=1)
             alive &= ~narrow | (leads[:, named] @ utf8.below[:, named].T.astype(np.float32) > 0)
-        return cls(machine, utf8, alive, narrow, named, (utf8.below & named).any(axis=1))
+        return cls(machine, utf8, alive, narrow, named, np.asarray((utf8.below & named).any(axis=1)))
 
     @property
     def classes(self) -> int:
