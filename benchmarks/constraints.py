@@ -38,7 +38,7 @@ PATTERNS = {
     "something is or was": r"[A-Z][a-z']+ (is|was) .*\.",
     "in, at or on": r"[A-Z].* (in|at|on) .*\.",
 }
-SETTINGS = [("random", 1), ("confidence", 1), ("random", 4), ("confidence", 4)]
+SETTINGS = [("left_to_right", 1), ("random", 1), ("random", 4), ("confidence", 1), ("confidence", 4)]
 BATCH, LEAST = 64, 8  # texts of a call of the pipeline; texts below which there is no interval
 
 
@@ -163,6 +163,17 @@ def beside(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     return rows | {"mean": {"above": mean, "interval": _range(together)}}
 
 
+def row_of(one: dict[str, Any], masking: dict[str, Any]) -> dict[str, Any]:
+    row: dict[str, Any] = {key: one[key] for key in ("order", "per_step", "drawn") if key in one}
+    for method in ("constrained", "rejection", "masking"):
+        if method in one:
+            row[method] = {name: figures(name, one[method][name]) for name in PATTERNS}
+            row[f"{method}, examples"] = {name: one[method][name]["texts"][:4] for name in PATTERNS}
+    if "rejection" in one:
+        row["constrained beside rejection"] = beside(one["constrained"], one["rejection"])
+    return row | {"constrained beside masking": beside(one["constrained"], masking)}
+
+
 def _range(values: np.ndarray) -> list[float]:
     return [float(value) for value in np.percentile(values, [2.5, 97.5])]
 
@@ -177,25 +188,15 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     how = {"num_texts": args.num_texts, "most_draws": args.most_draws, "num_corruptions": args.num_corruptions}
-    tasks = [(order, per_step, how) for order, per_step in [*SETTINGS[:2], ("left_to_right", 1), *SETTINGS[2:]]]
-    with get_context("spawn").Pool(args.jobs) as pool:
-        found = list(pool.imap(task, tasks, chunksize=1))
-    left = next(one for one in found if one["order"] == "left_to_right")
-    rows = []
-    for one in found:
-        row: dict[str, Any] = {key: one[key] for key in ("order", "per_step", "drawn") if key in one}
-        for method in ("constrained", "rejection", "masking"):
-            if method in one:
-                row[method] = {name: figures(name, one[method][name]) for name in PATTERNS}
-        if "rejection" in one:
-            row["constrained beside rejection"] = beside(one["constrained"], one["rejection"])
-        row["constrained beside masking"] = beside(one["constrained"], left["masking"])
-        row["examples"] = {name: one["constrained"][name]["texts"][:4] for name in PATTERNS}
-        rows.append(row)
-    rows[found.index(left)]["masking examples"] = {name: left["masking"][name]["texts"][:4] for name in PATTERNS}
-    settings = how | {"model": "builtin:tatoeba-masked", "patterns": PATTERNS, "jobs": args.jobs, "batch": BATCH}
     seeds = {"constrained, masking": "number of the text, by batches", "rejection": "1000000 + number of the text"}
-    save(args.output, environment("transformers") | {"settings": settings | {"seeds": seeds}, "rows": rows})
+    settings = how | {"model": "builtin:tatoeba-masked", "patterns": PATTERNS, "jobs": args.jobs, "batch": BATCH}
+    about, rows = environment("transformers") | {"settings": settings | {"seeds": seeds}}, []
+    with get_context("spawn").Pool(args.jobs) as pool:
+        masking: dict[str, Any] = {}
+        for one in pool.imap(task, [(*setting, how) for setting in SETTINGS]):
+            masking = one.get("masking", masking)
+            rows.append(row_of(one, masking))
+            save(args.output, about | {"rows": rows})
 
 
 if __name__ == "__main__":
