@@ -11,8 +11,8 @@ from torch import Tensor
 from redge_guidance.chats import is_conversation
 from redge_guidance.generation.requests import Request
 from redge_guidance.generation.sampler import Drawn
-from redge_guidance.goals import terms_of
 from redge_guidance.reward import AnyReward, Reward, RewardSum, Term
+from redge_guidance.terms import terms_of
 from redge_guidance.trace import StepTrace
 
 
