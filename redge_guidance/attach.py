@@ -226,7 +226,7 @@ def _guide_pipeline(pipe: Any, guidance: Guidance, chunk_size: int | None, for_m
             step = replace(step, images=replace(step.images, chunk_size=chunk_size))
         return guidance(step)
 
-    off = guidance.config.scale == 0
+    off = guidance.config.scale == 0 and not guidance.is_hard
     attachment = Attachment(pipe, begin=guidance.begin, move=None if off else move, end=guidance.end)
     if for_models:
         attachment.remove()
