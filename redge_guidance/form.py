@@ -26,6 +26,7 @@ from redge_guidance.reward import AnyReward, Reward, RewardSum, Term
 from redge_guidance.step import DenoisingStep
 from redge_guidance.text import end_token_ids, is_in, special_token_ids
 
+_WORTH = 3.0  # units of other rewards that one of these is pursued as: what is wanted is that a word is there
 _NEVER = 700.0  # nats, a probability of next to nothing
 _SURE = 40.0  # nats in favour, beyond which more makes no difference
 _MOST_STATES = 20_000  # of rewards together, beyond which one is pursued by its gradient
@@ -239,7 +240,7 @@ class FormOfStep:
             with np.errstate(divide="ignore"):
                 log_p = np.log(np.minimum((ends * reached).sum(axis=0), 1.0))
             notes[f"log P({form.names[k]})"] = float(np.maximum(log_p, -_NEVER).mean())
-            push = scale * abs(weight) * np.exp(np.minimum(-log_p, _NEVER))
+            push = _WORTH * scale * abs(weight) * np.exp(np.minimum(-log_p, _NEVER))
             worth += reached * np.minimum(push, _SURE - np.maximum(log_p, -_NEVER))
         form.tell(lost)
         return worth, notes

@@ -10,7 +10,7 @@ class Valued:
     """A reward of finished texts, `r(x) = sum_k weights[k] * values[state of x, k]`, every text being accepted.
 
     Guidance pursues a column as `log P_q(the text has its best value)`, whose slope never vanishes: in the one step of
-    size 1 that is taken from p, a text that has it becomes `exp(scale * weight / P_p)` times as likely, which is
+    size 1 that is taken from p, a text that has it becomes `exp(3 * scale * weight / P_p)` times as likely, which is
     nearly all of q however rare it is. The best value is the highest that the canvas can still have, where the weight
     is negative the lowest.
 
