@@ -57,9 +57,8 @@ def in_options(message: str) -> str:
     message = message.replace(" (of `nll`: shorten `texts`)", "")
     for name in ("trust_remote_code", "answer_only"):
         message = message.replace(f"`{name}=True`", f"`--{name.replace('_', '-')}`")
-    return re.sub(
-        rf"`({'|'.join((*_PROPOSED, *_OF_CONSTRAINTS))})`", lambda found: f"`--{found[1].replace('_', '-')}`", message
-    )
+    known = "|".join(_PROPOSED)
+    return re.sub(rf"`({known})`", lambda found: f"`--{found[1].replace('_', '-')}`", message)
 
 
 def complain(program: str, message: str) -> None:
