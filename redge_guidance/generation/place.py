@@ -119,6 +119,15 @@ class Place:
             return Finished(**before["finished"])
         return {entry.key: entry.stamp for entry in self._entries() if self._has_image(entry)}
 
+    def forget(self) -> None:
+        """Remove what `begin` and journals have made, where there is no record: the next run may be another."""
+        if any(True for _ in self._entries()):
+            return
+        for file in (self._run_file, self.journal(0), *self._parts()):
+            file.unlink(missing_ok=True)
+        if self.kind == _IMAGES and not any(self.path.iterdir()):
+            self.path.rmdir()
+
     def save_image(self, image: Any, name: str) -> None:
         """Whole or not at all."""
         with self._replacing(self.path / name) as part:

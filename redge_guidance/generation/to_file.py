@@ -89,7 +89,7 @@ def generate_to(
 
     Raises:
         ValueError: as `generate`; `output` is of another kind, or was made by something else or with other settings or
-            prompts, or is being written by another run.
+            prompts, or is being written by another run. Where nothing was made before it nothing is left.
         OSError: a file that cannot be read or written, or an input that was changed while it was read.
     """
     samples_per_prompt = whole_number("samples_per_prompt", samples_per_prompt, 1)
@@ -113,6 +113,8 @@ def generate_to(
         if isinstance(before, Finished):
             before.check(requests, place.path)
             return Summary(str(output), 0, before.made, before.failed)
+        if processes.count == 1:
+            stack.push(lambda kind, error, traceback: place.forget() if isinstance(error, ValueError) else None)
         journal = Journal(place.journal(processes.rank))
         stack.callback(journal.close)
         bar.update(len(before))
