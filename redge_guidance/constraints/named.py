@@ -11,7 +11,7 @@ import numpy as np
 from redge_guidance.constraints.constraint import Constraint, parts_of
 from redge_guidance.recipe import Unwritable, recipe_of
 
-_CLASSES = {
+CLASSES = {
     "regex": "RegexConstraint",
     "json_schema": "JsonSchemaConstraint",
     "choices": "ChoiceConstraint",
@@ -20,12 +20,12 @@ _CLASSES = {
     "prefix": "PrefixConstraint",
     "suffix": "SuffixConstraint",
 }
-KINDS = tuple(_CLASSES)
+KINDS = tuple(CLASSES)
 
 
 def class_of(kind: str) -> Any:
     """The class of one of `KINDS`."""
-    return getattr(import_module("redge_guidance.constraints"), _CLASSES[kind])
+    return getattr(import_module("redge_guidance.constraints"), CLASSES[kind])
 
 
 def named(constraint: Constraint) -> list[dict[str, Any]]:
@@ -38,7 +38,7 @@ def named(constraint: Constraint) -> list[dict[str, Any]]:
     if parts != [constraint]:
         return [told for part in parts for told in named(part)]
     name = type(constraint).__name__
-    kind = next((kind for kind in _CLASSES if _CLASSES[kind] == name and class_of(kind) is type(constraint)), name)
+    kind = next((kind for kind in CLASSES if CLASSES[kind] == name and class_of(kind) is type(constraint)), name)
     return [{"kind": kind} | _arguments(constraint)]
 
 

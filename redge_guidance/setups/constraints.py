@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from redge_guidance.constraints.constraint import Constraint, Intersection, parts_of
-from redge_guidance.constraints.named import KINDS, class_of, lost_in, named
+from redge_guidance.constraints.named import CLASSES, KINDS, class_of, lost_in, named
 from redge_guidance.recipe import own_arguments
 from redge_guidance.setups.schema import nearest
 
@@ -89,13 +89,13 @@ def constraints_of(constraint: Constraint) -> list[dict[str, Any]]:
         if kind not in KINDS:
             raise ValueError(
                 f"`reward` has a constraint {kind}, and only those of the library can be written to a file "
-                f"({', '.join(class_of(known).__name__ for known in KINDS)}); leave it out, and add it after loading."
+                f"({', '.join(CLASSES.values())}); leave it out, and add it after loading."
             )
         for name, value in told.items():
             lost = lost_in(value)
             if lost is not None:
                 raise ValueError(
-                    f"`{name}` of the constraint {class_of(kind).__name__} is {lost}, which no file holds; make it "
+                    f"`{name}` of the constraint {CLASSES[kind]} is {lost}, which no file holds; make it "
                     "with texts, numbers, and lists or dicts of these."
                 )
     return found
