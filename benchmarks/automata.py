@@ -1,6 +1,6 @@
 """How long it takes to build automata over tokens, by the size of the vocabulary; the JSON is printed.
 
-    python benchmarks/automata.py --output benchmarks/results/automata.json
+python benchmarks/automata.py --output benchmarks/results/automata.json
 """
 
 import argparse
@@ -19,8 +19,9 @@ from redge_guidance.constraints.compiling import compile_tokens
 from redge_guidance.constraints.expression import machine_of
 from redge_guidance.constraints.tokens import token_bytes
 
-FIELDS = ["name", "age", "city", "email", "phone", "street", "number", "country", "company", "title", "married", "score",
-          "language", "currency", "balance", "created", "updated", "active", "comment", "sentiment"]  # fmt: skip
+FIELDS = ["name", "age", "city", "email", "phone", "street", "number", "country", "company", "title",
+          "married", "score", "language", "currency", "balance", "created", "updated", "active", "comment",
+          "sentiment"]  # fmt: skip
 VALUES = [r'"[^"\\\x00-\x1f]*"', r"-?(?:0|[1-9]\d{0,8})", "(?:true|false|null)", '"(?:positive|negative|neutral)"']
 
 

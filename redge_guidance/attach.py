@@ -227,7 +227,9 @@ def _guide_pipeline(pipe: Any, guidance: Guidance, chunk_size: int | None, for_m
         return guidance(step)
 
     off = guidance.config.scale == 0 and not guidance.is_hard
-    attachment = Attachment(pipe, begin=guidance.begin, move=None if off else move, end=guidance.end)
+    attachment = Attachment(
+        pipe, begin=guidance.begin, move=None if off else move, end=guidance.end, foresee=guidance.foresee
+    )
     if for_models:
         attachment.remove()
         names = ", ".join(f"`{name}`" for name in for_models)

@@ -1,19 +1,186 @@
 """A denoising step whose texts have a form, and its figures."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from redge_guidance.config import GuidanceConfig
+from redge_guidance.constraints.arithmetic import Array
+from redge_guidance.constraints.feasibility import explained, without_impossible_hold
+from redge_guidance.constraints.messages import Messages
 from redge_guidance.draws import Noise
-from redge_guidance.form import Form, FormOfStep
-from redge_guidance.prediction import Prediction
+from redge_guidance.form import Form
+from redge_guidance.prediction import HostLogits
 from redge_guidance.step import DenoisingStep
 from redge_guidance.stopping import rows_of
 from redge_guidance.trace import SequenceFigures, StepTrace
-from redge_guidance.updates import row_chunks
+
+_WORTH = 3.0  # units of other rewards that one of these is pursued as: what is wanted is that a word is there
+_NEVER = 700.0  # nats, a probability of next to nothing
+_SURE = 40.0  # nats in favour, beyond which more makes no difference
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What a form made of a step, by sequence.
+
+    Attributes:
+        log_accept: `(batch,)` nats, log-probability of acceptance under the q that came in.
+        reward: `(batch,)`, what the automata expect to be worth afterwards, in units of the reward.
+        kl: `(batch,)` nats, KL between what went out and what came in, over whole texts.
+        entropy: `(batch,)` nats, summed over the free positions, of the classes of tokens that the automata tell apart,
+            given the form.
+        notes: log P under the q that came in, by term, mean over the batch.
+    """
+
+    log_accept: Array
+    reward: Array
+    kl: Array
+    entropy: Array
+    notes: dict[str, float]
+
+
+class FormOfStep:
+    """A form at work on one denoising step."""
+
+    def __init__(self, form: Form, step: DenoisingStep):
+        self._form, self._step = form, step
+        self._conditioning = form.conditioning(step)
+        self._reading = without_impossible_hold(self._conditioning, form.reading(step))
+        self.is_hard = form.is_hard
+
+    def condition(
+        self, logits: Tensor, noise: Noise, scale: float, kl_budget: float | None = None
+    ) -> tuple[Tensor, Figures]:
+        """Logits `(free positions, vocabulary)` given the form, from logits like them.
+
+        Where a host may commit several tokens at once, tokens are left that lead along the states of one joint draw:
+        whatever is drawn of these, wherever, can be completed. Of one token a step the law is that of the posterior.
+        `logits` are overwritten.
+
+        Args:
+            scale: what one unit of the rewards is worth; 0: the constraint alone counts.
+            kl_budget: nats per free token that the rewards, not the constraint, may cost; None: no limit.
+        """
+        masses = self._conditioning.classes.log_probs(logits)
+        messages = plain = self._messages(masses)
+        self._check(plain)
+        worth, notes = self._worth(plain, scale)
+        if worth is not None:
+            if kl_budget is not None:
+                worth = self._within(kl_budget, masses, worth, plain)
+            messages = self._messages(masses, worth)
+        ends = messages.end_distribution()
+        cost = -messages.log_z if worth is None else (worth * ends).sum(0) - messages.log_z
+        values = self._conditioning.automaton.values.T @ ends
+        entropy = np.where(self._reading.free.cpu().numpy().T, messages.entropy(), 0.0).sum(axis=0)
+        figures = Figures(plain.log_z, self._form.weights @ values, cost, entropy, notes)
+        if self._step.greedy:
+            best = self._messages(self._conditioning.classes.highest(logits), worth, best=True)
+            states = best.draw(np.zeros((1, self._reading.ids.shape[1], len(self._reading))))
+        else:
+            states = messages.draw(self._uniform(noise, 1))
+        guided = self._conditioning.given_states(self._reading, states[0], logits, out=logits)
+        return (_decided(guided, noise, self._step.free.sum(-1).tolist()) if self._step.decisive else guided), figures
+
+    def marginals(self, logits: Tensor, scale: float) -> Tensor:
+        """Logits of the posterior of each free position, like `logits`."""
+        masses = self._conditioning.classes.log_probs(logits)
+        messages = self._messages(masses)
+        self._check(messages)
+        self._now, _ = self._worth(messages, scale)
+        if self._now is not None:
+            messages = self._messages(masses, self._now)
+        return self._conditioning.posterior(self._reading, messages, logits)
+
+    def draws_along(self, log_q: Tensor, support: Tensor | None, count: int, noise: Noise) -> Tensor:
+        """What `count` samples are to be drawn from, `(count, rows, S)`: log_q along the states of joint draws.
+
+        Sequences whose support holds no text of the form are drawn from log_q as it is. After `marginals`, by which is
+        known what the automata are worth in this step.
+        """
+        classes = self._conditioning.classes
+        masses = classes.log_probs(log_q) if support is None else classes.masses_of_some(log_q, support)
+        messages = self._messages(masses, self._now)
+        row = self._reading.free.nonzero()[:, 0]
+        possible = torch.from_numpy(np.isfinite(messages.log_z)).to(log_q.device)[row, None]
+        drawn = []
+        for states in messages.draw(self._uniform(noise, count)):
+            along = self._conditioning.given_states(self._reading, states, log_q, support)
+            usable = possible & (along > -torch.inf).any(-1, keepdim=True)
+            drawn.append(torch.where(usable, along, log_q).log_softmax(-1))
+        return torch.stack(drawn)
+
+    def _messages(self, masses: Tensor, worth: Array | None = None, best: bool = False) -> Messages:
+        return self._conditioning.messages(self._reading, masses, worth, best)
+
+    def _worth(self, plain: Messages, scale: float) -> tuple[Array | None, dict[str, float]]:
+        """What it is worth to end in a state, `(states, batch)` nats, and log P of each term; None: nothing."""
+        form, values = self._form, self._conditioning.automaton.values
+        if scale == 0 or not len(form.weights):
+            return None, {}
+        possible, ends = plain.possible_ends(), plain.end_distribution()
+        worth, notes = np.zeros(ends.shape), {}
+        lost = np.zeros((len(form.weights), ends.shape[1]), dtype=bool)
+        for k, weight in enumerate(form.weights):
+            if form.linear[k]:
+                worth += scale * weight * values[:, k, None]
+                continue
+            signed = np.sign(weight) * values[:, k]
+            best = np.where(possible, signed[:, None], -np.inf).max(axis=0)
+            lost[k] = possible.any(axis=0) & (best < signed.max())
+            reached = signed[:, None] == best
+            with np.errstate(divide="ignore"):
+                log_p = np.log(np.minimum((ends * reached).sum(axis=0), 1.0))
+            notes[f"log P({form.names[k]})"] = float(np.maximum(log_p, -_NEVER).mean())
+            push = _WORTH * scale * abs(weight) * np.exp(np.minimum(-log_p, _NEVER))
+            worth += reached * np.minimum(push, _SURE - np.maximum(log_p, -_NEVER))
+        form.tell(lost)
+        return worth, notes
+
+    def _within(self, kl_budget: float, masses: Tensor, worth: Array, plain: Messages) -> Array:
+        """What the ends are worth, for each sequence by as much less as it takes to keep within the budget."""
+        budget = kl_budget * self._step.free.sum(-1).cpu().numpy()
+        low, high = np.zeros(worth.shape[1]), np.ones(worth.shape[1])
+        for k in range(12):
+            share = high if k == 0 else (low + high) / 2
+            messages = self._messages(masses, share * worth)
+            cost = (share * worth * messages.end_distribution()).sum(0) - (messages.log_z - plain.log_z)
+            low, high = np.where(cost <= budget, share, low), np.where(cost <= budget, high, share)
+        return low * worth
+
+    def _uniform(self, noise: Noise, count: int) -> Array:
+        """`(count, positions, batch)` in [0, 1); of a list of generators each draws for its own text alone."""
+        batch, positions = self._reading.ids.shape
+        if isinstance(noise, torch.Generator):
+            return torch.rand(count, positions, batch, generator=noise, device=noise.device).double().cpu().numpy()
+        result = np.zeros((count, positions, batch))
+        read = (~self._reading.skipped).cpu().numpy()
+        for k, generator in enumerate(noise):
+            numbers = torch.rand(int(read[k].sum()), count, generator=generator, device=generator.device)
+            result[:, read[k], k] = numbers.double().cpu().numpy().T
+        return result
+
+    def _check(self, messages: Messages) -> None:
+        """A ValueError where a text cannot be completed."""
+        impossible = np.flatnonzero(~np.isfinite(messages.log_z) & self._step.free.any(-1).cpu().numpy())
+        if len(impossible):
+            raise ValueError(explained(self._conditioning, self._reading, int(impossible[0]), self._step.tokenizer))
+
+
+def _decided(logits: Tensor, noise: Noise, counts: Sequence[int]) -> Tensor:
+    """The same with one token of each position, drawn from it; `counts` says how many positions each sequence has."""
+    parts = [logits] if isinstance(noise, torch.Generator) else logits.split(list(counts))
+    sources = [noise] if isinstance(noise, torch.Generator) else noise
+    drawn = [
+        torch.multinomial(part.softmax(-1), 1, generator=source)
+        for part, source in zip(parts, sources, strict=True)
+        if len(part)
+    ]
+    return torch.full_like(logits, -torch.inf).scatter_(1, torch.cat(drawn), 0.0)
 
 
 def formed_logits(
@@ -26,24 +193,22 @@ def formed_logits(
 ) -> tuple[Tensor, StepTrace]:
     """Logits given the form, as the host takes them, from logits `(free positions, vocabulary)` of q; and figures.
 
+    `logits` are overwritten.
+
     Args:
         scale: of the rewards that are automata; None: that of the config.
     """
     scale = config.scale if scale is None else scale
     guided, figures = form.condition(logits, noise, scale, config.kl_budget)
-    free = step.free.sum(-1)
-    sequence = step.free.nonzero()[:, 0]
-    by_sequence = torch.zeros(len(free), device=logits.device).index_add_(0, sequence, _entropy(guided)) / free.clamp(
-        min=1
-    )
-    rows = zip(figures.reward.tolist(), figures.kl.tolist(), by_sequence.tolist(), free.tolist(), strict=True)
-    sequences = tuple(SequenceFigures(r, kl / max(n, 1), 0.0, h, n) for r, kl, h, n in rows)
+    free = step.free.sum(-1).tolist()
+    rows = zip(figures.reward.tolist(), figures.kl.tolist(), figures.entropy.tolist(), free, strict=True)
+    sequences = tuple(SequenceFigures(r, kl / max(n, 1), 0.0, h / max(n, 1), n) for r, kl, h, n in rows)
     trace = StepTrace(
         progress=step.progress,
         reward=float(figures.reward.mean()),
-        kl=float(figures.kl.sum()) / max(len(sequence), 1),
+        kl=float(figures.kl.sum()) / max(sum(free), 1),
         grad_norm=0.0,
-        entropy=float((by_sequence * free).sum()) / max(len(sequence), 1),
+        entropy=float(figures.entropy.sum()) / max(sum(free), 1),
         seconds=0.0,
         notes=figures.notes | ({"log_accept": float(figures.log_accept.mean())} if form.is_hard else {}),
         sequences=sequences,
@@ -62,7 +227,7 @@ def constrained_logits(
     with torch.no_grad():
         part = rows_of(step, alone)
         mine = [noise[k] for k in alone.tolist()] if isinstance(noise, Sequence) else noise
-        found, trace = formed_logits(part, form.at(part), Prediction(part).logits(), mine, config, scale=0.0)
+        found, trace = formed_logits(part, FormOfStep(form, part), HostLogits(part).logits(), mine, config, scale=0.0)
     if logits is None:
         return found, trace
     block = step.free[:, -step.logits.shape[1] :]
@@ -84,11 +249,3 @@ def together(tilted: StepTrace, formed: StepTrace) -> StepTrace:
             for one, other in both
         ),
     )
-
-
-def _entropy(logits: Tensor) -> Tensor:
-    """`(rows,)` nats."""
-    entropy = logits.new_empty(len(logits))
-    for rows in row_chunks(logits.shape, logits.device):
-        entropy[rows] = torch.special.entr(logits[rows].softmax(-1)).sum(-1)
-    return entropy

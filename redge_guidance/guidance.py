@@ -13,12 +13,12 @@ from redge_guidance.constraints.constraint import Constrained, Constraint, parte
 from redge_guidance.draws import Draws, Noise
 from redge_guidance.evaluation import WrongKind
 from redge_guidance.form import Form, formed
-from redge_guidance.formed import constrained_logits, formed_logits, together
+from redge_guidance.formed import FormOfStep, constrained_logits, formed_logits, together
 from redge_guidance.goals import Goals, exchanged
 from redge_guidance.gradients import RewardGradients, routes
 from redge_guidance.inference import gradients_allowed, outside_inference_mode
 from redge_guidance.precision import Autocast
-from redge_guidance.prediction import Prediction, distances
+from redge_guidance.prediction import HostLogits, Prediction, distances
 from redge_guidance.randomness import check_seed, noise_of
 from redge_guidance.reward import AnyReward, asks_for_whole_batch, named_tokens
 from redge_guidance.step import DenoisingStep
@@ -83,6 +83,15 @@ class Guidance:
         """A call of the sampler begins: its steps are counted from 0."""
         self._index, self._goals = 0, Goals(self._reward)
         self._stopping = Stopping(self._stopping.rule)
+
+    def foresee(self, step: DenoisingStep) -> None:
+        """Told of the step to come, without logits, before the model is called.
+
+        Raises:
+            ValueError: a text that cannot become one that the constraint accepts.
+        """
+        if self.is_hard and self._form is not None:
+            self._form.check(step)
 
     def end(self) -> None:
         """A call of the sampler is over: a warning for every goal that nothing moved and that is not reached, once."""
@@ -166,12 +175,12 @@ def guided_logits(
     """
     ambient = Autocast.here(step.logits.device)
     with torch.no_grad(), Autocast.off(step.logits.device):
-        now = None if form is None else form.at(step)
+        now = None if form is None else FormOfStep(form, step)
         if reward is None:
             assert now is not None
-            return formed_logits(step, now, Prediction(step).logits(), noise, config)
+            return formed_logits(step, now, HostLogits(step).logits(), noise, config)
         named = [] if config.support is None else named_tokens(reward, step.tokenizer)
-        whole = None if now is None else now.marginals(Prediction(step).logits(), config.scale)
+        whole = None if now is None else now.marginals(HostLogits(step).logits(), config.scale)
         model = Prediction(step, config.support, named, None if whole is None else lambda rows, _: whole[rows])
         log_p: LogProbs = model
         log_z, support = model.log_z, model.support

@@ -10,10 +10,36 @@ from redge_guidance.text import end_token_ids
 from redge_guidance.updates import LogProbs, kl, row_chunks
 
 
-class Prediction:
-    """`log p` of the free positions, p what the host draws from: `prediction[rows]` is `(rows, vocabulary)`, float32.
+class HostLogits:
+    """What the host draws from at the free positions: `host.logits()` is `(rows, vocabulary)`, float32, a new tensor.
 
     It is computed from the logits of the host whenever it is asked for, so that guidance keeps no copy.
+    """
+
+    def __init__(self, step: DenoisingStep):
+        self._step = step
+        self._index = step.free[:, -step.logits.shape[1] :].nonzero(as_tuple=True)
+        device = step.logits.device
+        self._reserved = torch.tensor(step.reserved, dtype=torch.long, device=device)
+        self.shape = (len(self._index[0]), step.logits.shape[-1])
+        self._unending = None if step.unending is None else step.unending[:, -step.logits.shape[1] :][self._index]
+        ends = end_token_ids(step.tokenizer) if step.ends is None else step.ends
+        self._ends = torch.tensor([i for i in ends if i < self.shape[1]], dtype=torch.long, device=device)
+
+    def logits(self, rows: slice = slice(None)) -> Tensor:
+        """What the host's logits become by temperature, reserved tokens and ends before given text, a new tensor."""
+        logits = self._step.logits[tuple(i[rows] for i in self._index)].float()
+        if self._step.temperature != 1:
+            logits /= self._step.temperature
+        logits.index_fill_(-1, self._reserved, -torch.inf)
+        if self._unending is not None:
+            ends = logits[:, self._ends].masked_fill(self._unending[rows, None], -torch.inf)
+            logits.index_copy_(-1, self._ends, ends)
+        return logits
+
+
+class Prediction(HostLogits):
+    """`log p` of the free positions, p what the host draws from: `prediction[rows]` is `(rows, vocabulary)`, float32.
 
     Args:
         step: whose logits.
@@ -33,14 +59,8 @@ class Prediction:
         named: Sequence[int] = (),
         preferred: Callable[[slice, Tensor], Tensor] | None = None,
     ):
-        self._step = step
-        self._index = step.free[:, -step.logits.shape[1] :].nonzero(as_tuple=True)
+        super().__init__(step)
         device = step.logits.device
-        self._reserved = torch.tensor(step.reserved, dtype=torch.long, device=device)
-        self.shape = (len(self._index[0]), step.logits.shape[-1])
-        self._unending = None if step.unending is None else step.unending[:, -step.logits.shape[1] :][self._index]
-        ends = end_token_ids(step.tokenizer) if step.ends is None else step.ends
-        self._ends = torch.tensor([i for i in ends if i < self.shape[1]], dtype=torch.long, device=device)
         first = torch.tensor(list(named), dtype=torch.long, device=device)
         # Results are written into memory that was there before: small new tensors among large temporary ones would
         # keep the latter's memory from being used again.
@@ -62,17 +82,6 @@ class Prediction:
 
     def __getitem__(self, rows: slice) -> Tensor:
         return self.logits(rows).sub_(self.log_z[rows])
-
-    def logits(self, rows: slice = slice(None)) -> Tensor:
-        """What the host's logits become by temperature, reserved tokens and ends before given text, a new tensor."""
-        logits = self._step.logits[tuple(i[rows] for i in self._index)].float()
-        if self._step.temperature != 1:
-            logits /= self._step.temperature
-        logits.index_fill_(-1, self._reserved, -torch.inf)
-        if self._unending is not None:
-            ends = logits[:, self._ends].masked_fill(self._unending[rows, None], -torch.inf)
-            logits.index_copy_(-1, self._ends, ends)
-        return logits
 
 
 def distances(log_q: Tensor, log_p: LogProbs, mass: Tensor) -> tuple[Tensor, Tensor]:

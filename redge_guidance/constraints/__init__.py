@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from redge_guidance.constraints.constraint import Constrained, Constraint, Intersection
+    from redge_guidance.constraints.json_schema import JsonSchemaConstraint
     from redge_guidance.constraints.kinds import (
         ChoiceConstraint,
         LengthConstraint,
@@ -19,6 +20,7 @@ __all__ = [
     "Constrained",
     "Constraint",
     "Intersection",
+    "JsonSchemaConstraint",
     "LengthConstraint",
     "PrefixConstraint",
     "RegexConstraint",
@@ -26,7 +28,7 @@ __all__ = [
     "WordConstraint",
 ]
 
-_HOMES = dict.fromkeys(__all__, "kinds") | {"RegexConstraint": "regex"}
+_HOMES = dict.fromkeys(__all__, "kinds") | {"JsonSchemaConstraint": "json_schema", "RegexConstraint": "regex"}
 _HOMES |= dict.fromkeys(("Constrained", "Constraint", "Intersection"), "constraint")
 
 

@@ -93,18 +93,21 @@ class Conditioning:
         return self.classes.weighted(logits, torch.from_numpy(weights).to(logits), support)
 
     def given_states(
-        self, reading: Reading, states: NDArray[np.int64], logits: Tensor, support: Tensor | None = None
+        self,
+        reading: Reading,
+        states: NDArray[np.int64],
+        logits: Tensor,
+        support: Tensor | None = None,
+        out: Tensor | None = None,
     ) -> Tensor:
-        """Logits of the tokens that lead along `states`, -inf for all others; a new tensor like `logits`.
+        """Logits of the tokens that lead along `states`, -inf for all others; a new tensor like `logits`, or `out`.
 
         Args:
             states: `(positions + 1, batch)`, of one joint draw.
         """
         free = reading.free.cpu().numpy()
         now, after = states[:-1].T[free], states[1:].T[free]
-        allowed = torch.from_numpy(self.automaton.table[now] == after[:, None])
-        weights = torch.zeros(allowed.shape).masked_fill(~allowed, -torch.inf)
-        return self.classes.weighted(logits, weights.to(logits), support)
+        return self.classes.along(logits, now, after, support, out)
 
     def log_accept(self, reading: Reading, log_q: Tensor) -> Tensor:
         """`log P_q(accept)`, `(batch,)` float64, differentiable in `log_q` `(free positions, vocabulary)`.
@@ -118,7 +121,7 @@ class Conditioning:
 class _LogAccept(torch.autograd.Function):
     @staticmethod
     def forward(ctx, log_q, conditioning, reading):  # type: ignore[no-untyped-def]
-        messages = conditioning.messages(reading, conditioning.classes.masses(log_q))
+        messages = conditioning.messages(reading, conditioning.classes.masses(log_q)[:, :-1])
         posterior = conditioning.posterior(reading, messages, log_q).exp()
         possible = torch.from_numpy(np.isfinite(messages.log_z)).to(log_q.device)
         row = reading.free.nonzero()[:, 0]

@@ -7,13 +7,15 @@ import numpy as np
 from redge_guidance.constraints.alphabet import Alphabet
 from redge_guidance.constraints.machine import DEAD, MOST_STATES, Machine, TooManyStatesError
 
+_SLACK = 8  # nodes of a tree, for each state of the limit: most of them may go on alike
+
 
 def choices(texts: Iterable[str], *, most: int = MOST_STATES) -> Machine:
     """Exactly one of `texts`, code point by code point: an accent has to be in the normal form that is given.
 
     Raises:
         ValueError: no text, or what is not one.
-        TooManyStatesError: more than `most` states before those that go on alike are put together.
+        TooManyStatesError: more than `most` states, or so many characters that this cannot be told soon.
 
     >>> machine = choices(["yes", "no", "yes, but"])
     >>> machine.accepts("yes"), machine.accepts("yes,"), machine.accepts("Yes")
@@ -30,27 +32,30 @@ def choices(texts: Iterable[str], *, most: int = MOST_STATES) -> Machine:
         node = 0
         for sign in text:
             if sign not in tree[node]:
-                if len(tree) >= most:
+                if len(tree) >= _SLACK * most:
                     raise TooManyStatesError(most)
                 tree[node][sign] = len(tree)
                 tree.append({})
             node = tree[node][sign]
         ends.add(node)
-    return _machine(*_merged(tree, ends), {})
+    steps, merged_ends = _merged(tree, ends)
+    if len(steps) > most:
+        raise TooManyStatesError(most)
+    return _machine(steps, merged_ends, {})
 
 
-def prefix(text: str) -> Machine:
+def prefix(text: str, *, most: int = MOST_STATES) -> Machine:
     """Texts that begin with `text`, as `str.startswith` has it, code point by code point.
 
     >>> prefix("Once").accepts("Once upon a time"), prefix("Once").accepts("once")
     (True, False)
     """
-    _check(text, "prefix")
+    _check(text, "prefix", most)
     steps: list[dict[str, int]] = [{sign: n + 1} for n, sign in enumerate(text)]
     return _machine([*steps, {}], {len(text)}, {len(text): len(text)})
 
 
-def suffix(text: str) -> Machine:
+def suffix(text: str, *, most: int = MOST_STATES) -> Machine:
     """Texts that end with `text`, as `str.endswith` has it, code point by code point.
 
     A state is how much of `text` the last characters are the beginning of (Knuth, Morris and Pratt).
@@ -58,7 +63,7 @@ def suffix(text: str) -> Machine:
     >>> suffix("aab").accepts("aaab"), suffix("aab").accepts("aabb")
     (True, False)
     """
-    _check(text, "suffix")
+    _check(text, "suffix", most)
     steps: list[dict[str, int]] = []
     fallback = 0  # the state after all but the first of the characters so far
     for n, sign in enumerate(text):
@@ -68,11 +73,11 @@ def suffix(text: str) -> Machine:
     return _machine([*steps, steps[fallback] if text else {}], {len(text)}, dict.fromkeys(range(len(text) + 1), 0))
 
 
-def _check(text: str, argument: str) -> None:
+def _check(text: str, argument: str, most: int) -> None:
     if not isinstance(text, str):
         raise ValueError(f"`{argument}` must be a text, got {type(text).__name__}.")
-    if len(text) >= MOST_STATES:
-        raise TooManyStatesError(MOST_STATES)
+    if len(text) >= most:
+        raise TooManyStatesError(most)
 
 
 def _merged(tree: Sequence[Mapping[str, int]], ends: set[int]) -> tuple[list[dict[str, int]], set[int]]:

@@ -189,7 +189,7 @@ class Constrained:
         return Constrained(self.reward, self.constraint & other)
 
     def __rand__(self, other: Any) -> "Constrained":
-        return self & other
+        return self.__and__(other)
 
 
 def parted(reward: Any) -> tuple[Any, Constraint | None]:

@@ -1,14 +1,13 @@
 """Constraints in words: choices, words that must or must not occur, lengths, beginnings and endings."""
 
-import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import regex as unicode_regex
 
 from redge_guidance.checks import whole_number
+from redge_guidance.constraints.choices import choices, prefix, suffix
 from redge_guidance.constraints.constraint import Constraint
-from redge_guidance.constraints.expression import machine_of
 from redge_guidance.constraints.lengths import length
 from redge_guidance.constraints.machine import MOST_STATES, Machine
 from redge_guidance.constraints.occurrences import occurrences
@@ -36,7 +35,7 @@ class ChoiceConstraint(Constraint):
         _ = self.machine
 
     def build(self) -> Machine:
-        return machine_of("|".join(map(re.escape, self.choices)), 0, self.most_states)
+        return choices(self.choices, most=self.most_states)
 
     def accepts(self, texts: Sequence[str]) -> list[bool]:
         return [text in self.choices for text in texts]
@@ -171,7 +170,7 @@ class PrefixConstraint(Constraint):
         self.answer_only, self.most_states = answer_only, whole_number("most_states", most_states, 1)
 
     def build(self) -> Machine:
-        return machine_of(f"{re.escape(self.prefix)}.*", re.DOTALL, self.most_states)
+        return prefix(self.prefix, most=self.most_states)
 
     def accepts(self, texts: Sequence[str]) -> list[bool]:
         return [text.startswith(self.prefix) for text in texts]
@@ -190,7 +189,7 @@ class SuffixConstraint(Constraint):
         self.answer_only, self.most_states = answer_only, whole_number("most_states", most_states, 1)
 
     def build(self) -> Machine:
-        return machine_of(f".*{re.escape(self.suffix)}", re.DOTALL, self.most_states)
+        return suffix(self.suffix, most=self.most_states)
 
     def accepts(self, texts: Sequence[str]) -> list[bool]:
         return [text.endswith(self.suffix) for text in texts]

@@ -44,7 +44,8 @@ class Transitions:
         pairs, self.pair_of = np.unique(state.astype(np.int64) * self.states + after, return_inverse=True)
         self.source, self.target = np.divmod(pairs, max(self.states, 1))
         self.by_target = Segments.of(self.target, self.states)
-        self.by_source = Segments.of(self.source, self.states)
+        self.by_source = Segments.of(self.source, self.states)  # in the order in which they are
+        self.source_by_target = self.source[self.by_target.order]
         self.by_pair = Segments.of(self.pair_of, len(pairs))
         self.by_class = Segments.of(self.class_of, self.classes)
         self.degree = np.bincount(self.source, minlength=self.states)
@@ -123,7 +124,8 @@ class Messages:
         ar, tr = self._arithmetic, self._transitions
         positions, _, batch = relative.shape
         flat = np.ascontiguousarray(ar.from_log(relative).transpose(1, 0, 2)).reshape(-1, positions * batch)
-        self._pairs = tr.masses_of_pairs(flat, ar).reshape(-1, positions, batch)
+        pairs = tr.masses_of_pairs(flat, ar).reshape(-1, positions, batch)
+        self._pairs = np.ascontiguousarray(pairs.transpose(1, 0, 2))
         self._forward = np.full((positions + 1, tr.states, batch), ar.zero)
         self._backward = np.full((positions + 1, tr.states, batch), ar.zero)
         self._forward_scale, self._backward_scale = np.zeros((2, positions + 1, batch))
@@ -132,11 +134,13 @@ class Messages:
         self._backward[-1] = ar.from_log(self._end - np.where(np.isneginf(top), 0.0, top))
         self._backward_scale[-1] = top
         for t in range(positions):
-            moved = self._moved(t, self._forward[t], tr.source, tr.by_target)
+            moved = self._moved(
+                t, self._forward[t], tr.source_by_target, self._pairs[t][tr.by_target.order], tr.by_target
+            )
             self._forward[t + 1], scale = ar.scaled(moved)
             self._forward_scale[t + 1] = self._forward_scale[t] + scale + self._top_at(t)
         for t in reversed(range(positions)):
-            moved = self._moved(t, self._backward[t + 1], tr.target, tr.by_source)
+            moved = self._moved(t, self._backward[t + 1], tr.target, self._pairs[t], tr.by_source)
             self._backward[t], scale = ar.scaled(moved)
             self._backward_scale[t] = self._backward_scale[t + 1] + scale + self._top_at(t)
         self.log_z = self._backward_scale[0] + ar.to_log(self._backward[0, 0])
@@ -145,12 +149,11 @@ class Messages:
         top: Array = np.where(self._skipped[t] | self._unknown[t], 0.0, self._top[t, 0])
         return top
 
-    def _moved(self, t: int, states: Array, along: NDArray[np.int64], to: Segments) -> Array:
+    def _moved(self, t: int, states: Array, along: NDArray[np.int64], masses: Array, to: Segments) -> Array:
         """One position of a message, `(states, batch)`: the sums over pairs from `along` to the groups of `to`."""
         ar = self._arithmetic
-        order = to.order
-        carried = states[along[order]]
-        moved = ar.sums(ar.times(carried, self._pairs[order, t]), to)
+        carried = states.take(along, axis=0)
+        moved = ar.sums(ar.times(carried, masses), to)
         if self._unknown[t].any():
             moved = np.where(self._unknown[t], largest(carried, to, ar.zero), moved)
         if self._skipped[t].any():
@@ -181,6 +184,13 @@ class Messages:
             total = highest + np.log(np.exp(joint - highest).sum(axis=1, keepdims=True))
         return weights - np.where(np.isfinite(total), total, 0.0)
 
+    def entropy(self) -> Array:
+        """`(positions, batch)` nats: of the class of the token at each position, given acceptance."""
+        with np.errstate(invalid="ignore"):
+            log_p = self.log_weights() + self._log_masses
+            entropy: Array = -np.where(np.isneginf(log_p), 0.0, np.exp(log_p) * log_p).sum(axis=1)
+        return entropy
+
     def draw(self, uniform: Array) -> NDArray[np.int64]:
         """States of joint draws: `(draws, positions + 1, batch)`.
 
@@ -199,7 +209,7 @@ class Messages:
             offsets = counts.cumsum() - counts
             within = np.arange(counts.sum()) - np.repeat(offsets, counts)
             pair, which = np.repeat(tr.first[now], counts) + within, np.repeat(column, counts)
-            mass = np.where(self._unknown[t][which], ar.one, self._pairs[pair, t, which])
+            mass = np.where(self._unknown[t][which], ar.one, self._pairs[t, pair, which])
             score = ar.times(mass, self._backward[t + 1][tr.target[pair], which])
             states[t + 1] = now
             moving = counts > 0

@@ -11,7 +11,7 @@ from redge_guidance.constraints.machine import MOST_STATES, Machine
 from redge_guidance.constraints.units import Place, Sign, signs, spelled_out
 from redge_guidance.constraints.words import units_of
 
-_IOTA_BELOW = "\u0345"
+_IOTA, _IOTA_BELOW = "\u03b9", "\u0345"
 
 Bounds = tuple[int, int | None]
 
@@ -19,8 +19,8 @@ Bounds = tuple[int, int | None]
 def occurrences(bounds: Mapping[str, Bounds], *, case_sensitive: bool = False, most: int = MOST_STATES) -> Machine:
     """Texts in which every word or phrase occurs at least and at most so often, as `words.units_of` finds them.
 
-    A wanted word has the bounds `(1, None)`, a banned one `(0, 0)`. Phrases may overlap: "a b a" is twice in "a b a b a".
-    Texts of which this is not told are not accepted, whatever the bounds:
+    A wanted word has the bounds `(1, None)`, a banned one `(0, 0)`. Phrases may overlap: "a b a" is twice in
+    "a b a b a". Texts of which this is not told are not accepted, whatever the bounds:
 
     - U+0345 (iota below) in front of another mark, which is not where Unicode's normal forms have it, unless the case
       matters;
@@ -130,8 +130,8 @@ class _Reader:
         self.signs, which = signs()
         self.folds = not case_sensitive
         letters = {sign for phrase in phrases for unit in phrase for sign in unicodedata.normalize("NFD", unit)}
-        letters |= {_IOTA_BELOW, "ι"} if self.folds else set()
-        self._iota: _Symbol = (int(which[ord("ι")]), "ι")
+        letters |= {_IOTA_BELOW, _IOTA} if self.folds else set()
+        self._iota: _Symbol = (int(which[ord(_IOTA)]), _IOTA)
         symbols: dict[tuple[_Symbol, ...], int] = {((k, ""),): k for k in range(len(self.signs))}
         labels = which.copy()
         apart = {ord(letter): letter for letter in letters} | spelled_out(case_sensitive)
@@ -151,7 +151,7 @@ class _Reader:
         kept: list[_Symbol] = []
         for number, letter in word:
             sign = self.signs[number]
-            if kept and sign.mark and not letter and not sign.conjunct == "linker":
+            if kept and sign.mark and not letter and sign.conjunct != "linker":
                 kept[-1] = (kept[-1][0], "")
             else:
                 kept.append((number, letter))

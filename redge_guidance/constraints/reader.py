@@ -45,7 +45,7 @@ class TokenReader:
                 after = machine.table[:, utf8.below[node]]
                 narrow[:, node] = (after != after[:, :1]).any(axis=1)
             alive &= ~narrow | (leads[:, named] @ utf8.below[:, named].T.astype(np.float32) > 0)
-        return cls(machine, utf8, alive, narrow, named, (utf8.below & named).any(axis=1))
+        return cls(machine, utf8, alive, narrow, named, np.asarray((utf8.below & named).any(axis=1)))
 
     @property
     def classes(self) -> int:

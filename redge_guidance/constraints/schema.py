@@ -83,12 +83,20 @@ def read_schema(schema: dict[str, Any] | bool | str) -> Schema:
 
 def accepts_json(schema: dict[str, Any] | bool | str, text: str) -> bool:
     """Whether `text` is JSON that `jsonschema` finds valid under Draft 2020-12, formats checked."""
-    validator = Draft202012Validator(read_schema(schema), format_checker=Draft202012Validator.FORMAT_CHECKER)
+    return is_valid_json(validator_of(read_schema(schema)), text)
+
+
+def validator_of(schema: Schema) -> Any:
+    """What `jsonschema` checks values by."""
+    return Draft202012Validator(schema, format_checker=Draft202012Validator.FORMAT_CHECKER)
+
+
+def is_valid_json(validator: Any, text: str) -> bool:
+    """Whether `text` is JSON, of a value that is valid; what nests too deeply to be read is not."""
     try:
-        value = json.loads(text, parse_constant=_no_constant)
+        return bool(validator.is_valid(json.loads(text, parse_constant=_no_constant)))
     except (ValueError, RecursionError):
         return False
-    return bool(validator.is_valid(value))
 
 
 def _no_constant(name: str) -> None:

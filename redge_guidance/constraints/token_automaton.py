@@ -77,7 +77,7 @@ class TokenAutomaton:
         return found
 
     def edges(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The pairs of states of which one follows the other by some token: their firsts and seconds, each pair once."""
+        """The pairs of states of which one follows the other by some token, each once: their firsts and seconds."""
         states, classes = self.table.shape
         found = []
         height = max(1, _AT_ONCE // max(states + 1, classes))
@@ -173,8 +173,8 @@ def token_intersection(one: TokenAutomaton, two: TokenAutomaton, most: int = MOS
     """
     if len(one.class_of) != len(two.class_of):
         raise ValueError(
-            f"`two` must have the vocabulary of `one`, {len(one.class_of)} tokens, got {len(two.class_of)}; compile both "
-            "for the same model."
+            f"`two` must have the vocabulary of `one`, {len(one.class_of)} tokens, got {len(two.class_of)}; compile "
+            "both for the same model."
         )
     pairs, class_of = np.unique(np.stack([one.class_of, two.class_of]), axis=1, return_inverse=True)
     dead = (pairs == DEAD).any(axis=0)

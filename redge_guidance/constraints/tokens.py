@@ -187,7 +187,7 @@ def _joined(row: Sequence[int], first: Written, within: Written) -> str | None:
 
 def _depends(tokenizer: Any, row: list[int], what: str) -> ValueError:
     return ValueError(
-        f"`tokenizer` ({type(tokenizer).__name__}) writes a token in different ways beside different neighbours, so that "
-        f"no constraint can be put on its texts: {what} (ids {row}). Use a tokenizer whose decoder joins its tokens, "
-        "with `clean_up_tokenization_spaces = False`."
+        f"`tokenizer` ({type(tokenizer).__name__}) writes a token in different ways beside different neighbours, so "
+        f"that no constraint can be put on its texts: {what} (ids {row}). Use a tokenizer whose decoder joins its "
+        "tokens, with `clean_up_tokenization_spaces = False`."
     )

@@ -59,8 +59,8 @@ class Place(NamedTuple):
     """What is remembered of a text so far.
 
     Attributes:
-        base: `word_break` of the last character that is not ignored; `"start"` before there is one; `"flag"` after an odd
-            number of regional indicators.
+        base: `word_break` of the last character that is not ignored; `"start"` before there is one; `"flag"` after an
+            odd number of regional indicators.
         within: the kind of unit that the last character is in; "" outside.
         chain: `"joiner"` after a zero width joiner in a word; of a sign `"picture"`, a pictograph and what extends it,
             `"picture joiner"`, then a zero width joiner, `"flag"`, half a flag, `"unsure"`, what began as an extension.

@@ -35,6 +35,7 @@ class Attachment:
         begin: called when a call of the pipeline begins.
         move: from a step to guided logits `(free positions, vocabulary)`, or None to leave it; None: never.
         end: called when a call of the pipeline has come to its end.
+        foresee: told, before the model is first called, of the step to come, without logits, where the host knows it.
         follow: told what was drawn; may return `(batch,)` indices, the sequences to go on with. None: nobody asks.
 
     Raises:
@@ -49,13 +50,14 @@ class Attachment:
         move: Move | None = None,
         follow: Follow | None = None,
         end: Callable[[], None] | None = None,
+        foresee: Callable[[DenoisingStep], None] | None = None,
     ):
         kind, host = type(pipe), find_host(pipe)
         if _attachment_of(pipe) is not None:
             raise ValueError("`pipe` is guided already; call `remove()` on the first handle, or add up the rewards.")
         host.check(pipe)
         self.pipe, self._kind = pipe, kind
-        self.move, self.follow = move, follow
+        self.move, self.follow, self.foresee = move, follow, foresee
         self.started, self.ended = begin or (lambda: None), end or (lambda: None)
         self._busy = threading.Lock()
         self._call: _Call | None = None
@@ -171,6 +173,8 @@ class _Call:
     def begin(self, arguments: Mapping[str, Any]) -> None:
         self.attachment.started()
         self.host.begin(arguments)
+        if self.attachment.foresee is not None:
+            self.host.foresee(self.attachment.foresee)
         for name in self.host.seams:
             if hasattr(self.scheduler, name):
                 self._seams.append(Seam(self.scheduler, name, self.step))

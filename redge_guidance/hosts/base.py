@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from redge_guidance.positions import bare
 from redge_guidance.precision import in_float32
 from redge_guidance.step import DenoisingStep
 
@@ -74,6 +75,29 @@ class Host(ABC):
     @abstractmethod
     def read(self, seam: str, arguments: Mapping[str, Any]) -> DenoisingStep:
         """The step that is about to be taken; `arguments` are those of the scheduler's method `seam`, by name."""
+
+    def before(self) -> tuple[Any, Callable[[dict[str, Any]], DenoisingStep]] | None:
+        """How to look ahead, before anything is drawn: a model, and what makes a step of its first call.
+
+        The arguments of that call are given by name. The step has no logits, but as many as there will be:
+        `(batch, 0, vocabulary)`; free is all that will be drawn. None: not known before the first step.
+        """
+        return None
+
+    def foresee(self, check: Callable[[DenoisingStep], None]) -> None:
+        """Have `check` called with what `before` says, when the model is first called."""
+        found = self.before()
+        if found is None or not isinstance(found[0], torch.nn.Module):
+            return
+        module, ahead = found
+        waiting = [True]
+
+        def heard(arguments: dict[str, Any]) -> None:
+            if waiting and waiting.pop():
+                with drawing(None):
+                    check(ahead(arguments))
+
+        self.listen(module, heard)
 
     def write(self, arguments: dict[str, Any], step: DenoisingStep, logits: Tensor) -> None:
         """Put guided logits `(free positions, vocabulary)` into the arguments; the host's own tensors stay.
@@ -149,6 +173,13 @@ class Host(ABC):
             raise ValueError(
                 f"`rows` must exchange sequences of one prompt, got {rows.tolist()}; prompts stay in place."
             )
+
+
+def no_logits(model: Any, ids: Tensor) -> Tensor:
+    """`(batch, 0, vocabulary)` where logits will be, as many as the config of the model says."""
+    config: Any = getattr(bare(model), "config", None)
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    return torch.empty(len(ids), 0, int(getattr(text, "vocab_size", 0)), device=ids.device)
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """diffusers' `DiffusionGemmaPipeline` over its three schedulers."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from types import CodeType
 from typing import Any, ClassVar
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from redge_guidance.chats import is_conversation
-from redge_guidance.hosts.base import Drawn, Host, field_of, in_block, is_a
+from redge_guidance.hosts.base import Drawn, Host, field_of, in_block, is_a, no_logits
 from redge_guidance.hosts.registry import register_host
 from redge_guidance.step import DenoisingStep
 from redge_guidance.text import end_token_ids, reserved_token_ids
@@ -73,6 +73,31 @@ class DiffusionGemmaHost(Host):
         self._step = 0  # of this canvas, the one that is taken or was taken last
         self.listen(self.pipe.model.model.encoder, self._remember_context)
         self.listen(self.pipe.model, self._remember_told)
+
+    def before(self) -> tuple[Any, Callable[[dict[str, Any]], DenoisingStep]] | None:
+        return self.pipe.model.model.encoder, self._ahead
+
+    def _ahead(self, arguments: dict[str, Any]) -> DenoisingStep:
+        prompt, length = arguments["input_ids"], self.pipe.model.config.canvas_length
+        ids = torch.nn.functional.pad(prompt, (0, length))
+        free = torch.arange(ids.shape[1], device=ids.device) >= prompt.shape[1]
+        asked = self._arguments.get("eos_token_id")
+        end = self.pipe.eos_token_id if asked is None else asked
+        canvases = -(-self._arguments["gen_length"] // length)
+        return DenoisingStep(
+            logits=no_logits(self.pipe.model, ids),
+            ids=ids,
+            free=free.expand(ids.shape),
+            attention_mask=torch.nn.functional.pad(arguments["attention_mask"].bool(), (0, length), value=True),
+            temperature=1.0,
+            progress=0.0,
+            tokenizer=self._tokenizer,
+            given=~free.expand(ids.shape),
+            prompts=self._prompts,
+            chat=True,
+            ends=() if end is None else (int(end),),
+            coming=(canvases - 1) * length,
+        )
 
     def read(self, seam: str, arguments: Mapping[str, Any]) -> DenoisingStep:
         canvas, steps = arguments["sample"], self.pipe.scheduler.num_inference_steps

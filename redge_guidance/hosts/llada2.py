@@ -1,13 +1,13 @@
 """diffusers' `LLaDA2Pipeline` over `BlockRefinementScheduler`."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from redge_guidance.chats import is_conversation
-from redge_guidance.hosts.base import Host, in_block, is_a
+from redge_guidance.hosts.base import Host, in_block, is_a, no_logits
 from redge_guidance.hosts.registry import register_host
 from redge_guidance.step import DenoisingStep
 from redge_guidance.text import end_token_ids, reserved_token_ids
@@ -44,6 +44,29 @@ class LLaDA2Host(Host):
         self._seen: Tensor | None = None  # the context of the step before
         self._ended: Tensor | None = None
         self.listen(self.pipe.model, self._remember_context)
+
+    def before(self) -> tuple[Any, Callable[[dict[str, Any]], DenoisingStep]] | None:
+        return self.pipe.model, self._ahead
+
+    def _ahead(self, arguments: dict[str, Any]) -> DenoisingStep:
+        ids, asked = arguments["input_ids"], self._arguments.get("mask_token_id")
+        free = ids == (self.pipe.mask_token_id if asked is None else asked)
+        free &= arguments["attention_mask"].bool()
+        prompt = int((~free).sum(-1).max())
+        return DenoisingStep(
+            logits=no_logits(self.pipe.model, ids),
+            ids=ids,
+            free=free,
+            attention_mask=arguments["attention_mask"].bool(),
+            temperature=1.0,
+            progress=0.0,
+            tokenizer=self.pipe.tokenizer,
+            given=~free,
+            prompts=self._prompts,
+            chat=self._chat,
+            ends=self._ends(),
+            coming=max(0, prompt + self._arguments["gen_length"] - ids.shape[1]),
+        )
 
     def read(self, seam: str, arguments: Mapping[str, Any]) -> DenoisingStep:
         block, ids = arguments["sample"], self._ids

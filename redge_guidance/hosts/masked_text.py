@@ -1,15 +1,37 @@
 """`MaskedTextPipeline` (or any text pipeline) over `MaskedDiffusionScheduler`."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from redge_guidance.hosts.base import Host, is_a, share_done
+from redge_guidance.hosts.base import Host, is_a, no_logits, share_done
 from redge_guidance.hosts.registry import register_host
 from redge_guidance.step import DenoisingStep
 from redge_guidance.text import before_text, end_token_ids, fixed_before, is_in, special_token_ids
+
+_NOTHING = object()
+
+
+def step_ahead(pipe: Any) -> DenoisingStep:
+    """The whole drawing of one of our pipelines of texts as a step to come."""
+    drawing = pipe.drawing
+    canvas = drawing.canvas
+    return DenoisingStep(
+        logits=no_logits(pipe.model, canvas.ids),
+        ids=canvas.ids,
+        free=canvas.free,
+        attention_mask=canvas.attention_mask,
+        temperature=1.0,
+        progress=0.0,
+        tokenizer=pipe.tokenizer,
+        given=canvas.given,
+        prompts=drawing.prompts,
+        ends=end_token_ids(pipe.tokenizer, pipe.model),
+        lead=canvas.lead,
+        chat=drawing.chat,
+    )
 
 
 @register_host
@@ -29,6 +51,12 @@ class MaskedTextHost(Host):
 
     def begin(self, arguments: Mapping[str, Any]) -> None:
         self._written: Tensor | None = None  # of a pipeline that does not say what was given
+
+    def before(self) -> tuple[Any, Callable[[dict[str, Any]], DenoisingStep]] | None:
+        return (self.pipe.model, self._ahead) if getattr(self.pipe, "drawing", _NOTHING) is not _NOTHING else None
+
+    def _ahead(self, arguments: dict[str, Any]) -> DenoisingStep:
+        return step_ahead(self.pipe)
 
     def read(self, seam: str, arguments: Mapping[str, Any]) -> DenoisingStep:
         ids, drawing = arguments["sample"], getattr(self.pipe, "drawing", None)

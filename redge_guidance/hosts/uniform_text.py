@@ -1,11 +1,12 @@
 """`UniformTextPipeline` over `UniformDiffusionScheduler`."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 from torch import Tensor
 
 from redge_guidance.hosts.base import Drawn, Host, field_of, is_a, share_done
+from redge_guidance.hosts.masked_text import step_ahead
 from redge_guidance.hosts.registry import register_host
 from redge_guidance.step import DenoisingStep
 
@@ -23,6 +24,9 @@ class UniformTextHost(Host):
     @classmethod
     def matches(cls, pipe: Any) -> bool:
         return is_a(pipe, "UniformTextPipeline") and is_a(pipe.scheduler, "UniformDiffusionScheduler")
+
+    def before(self) -> tuple[Any, Callable[[dict[str, Any]], DenoisingStep]] | None:
+        return self.pipe.model, lambda arguments: step_ahead(self.pipe)
 
     def read(self, seam: str, arguments: Mapping[str, Any]) -> DenoisingStep:
         drawing = self.pipe.drawing

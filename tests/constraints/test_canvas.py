@@ -74,7 +74,7 @@ def test_log_p_its_gradient_and_the_posterior_are_sums_over_all_texts(seed):
     (reference,) = torch.autograd.grad((expected * weights).sum(), log_q)
     torch.testing.assert_close(mine, reference, atol=1e-10, rtol=0)
 
-    messages = conditioning.messages(reading, conditioning.classes.masses(log_q.detach()))
+    messages = conditioning.messages(reading, conditioning.classes.log_probs(log_q.detach()))
     posterior = conditioning.posterior(reading, messages, log_q.detach()).exp()
     row = 0
     for accepted, total, n in zip(texts, expected, reading.free.sum(-1).tolist(), strict=True):
@@ -92,7 +92,7 @@ def test_whatever_is_drawn_along_the_states_of_a_joint_draw_is_accepted(seed):
     conditioning = Conditioning(Transitions(automaton), torch.device("cpu"))
     log_q = logits.log_softmax(-1)
     texts = enumerated(automaton, reading, log_q)
-    messages = conditioning.messages(reading, conditioning.classes.masses(log_q))
+    messages = conditioning.messages(reading, conditioning.classes.log_probs(log_q))
     draws = 4000
     paths = messages.draw(np.random.default_rng(seed).random((draws, T, 3)))
     total = [dict.fromkeys([text for text, _ in accepted], 0.0) for accepted in texts]
@@ -129,12 +129,14 @@ def test_masses_of_classes_are_sums_over_their_tokens(dtype, sharp):
     logits[4, 60:] = -torch.inf
     logits[5] = -torch.inf
     logits[5, 70] = 0
-    found = TokenClasses(automaton, logits.device).masses(logits)
+    found = TokenClasses(automaton, logits.device).masses(logits)[:, :4]
     expected = torch.stack([logits[:, class_of == c].double().logsumexp(-1) for c in range(4)], 1)
-    torch.testing.assert_close(found.double(), expected, atol=1e-5 if dtype == torch.float32 else 1e-11, rtol=1e-5)
+    torch.testing.assert_close(
+        found.double(), expected, atol=1e-5 * sharp if dtype == torch.float32 else 1e-11, rtol=1e-5
+    )
     support = torch.stack([torch.randperm(300, generator=generator)[:50] for _ in range(20)])
     some = TokenClasses(automaton, logits.device).masses_of_some(logits.gather(1, support), support)
     inside = torch.zeros_like(logits, dtype=torch.bool).scatter(1, support, True)
     assert torch.allclose(
-        some, TokenClasses(automaton, logits.device).masses(logits.masked_fill(~inside, -torch.inf)), atol=1e-4
+        some, TokenClasses(automaton, logits.device).masses(logits.masked_fill(~inside, -torch.inf))[:, :4], atol=1e-4
     )

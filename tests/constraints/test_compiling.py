@@ -5,7 +5,6 @@ import re
 
 import numpy as np
 import pytest
-from tests.helpers.tokenizers import tokenizer, with_holes
 from transformers import AutoTokenizer
 
 from redge_guidance.constraints.compiling import compile_tokens
@@ -13,6 +12,7 @@ from redge_guidance.constraints.expression import machine_of
 from redge_guidance.constraints.machine import TooManyStatesError
 from redge_guidance.constraints.token_automaton import token_intersection, token_length
 from redge_guidance.text import end_token_id, special_token_ids
+from tests.helpers.tokenizers import tokenizer, with_holes
 
 EMBEDDED = "checkpoints/tatoeba-masked/tokenizer"
 
@@ -93,7 +93,10 @@ def test_every_text_that_the_embedded_tokenizer_writes_is_accepted_by_anything()
         assert not automaton.accepts([*ids, tok.eos_token_id, *ids])
 
 
-@pytest.mark.parametrize("pattern", [r"\d{4}-\d{2}-\d{2}", r"[^é日]*[日é😀][^é日]*", r"\w+( \w+){2}\.?", r".*\bcat\b.*"])
+WALKED = [r"\d{4}-\d{2}-\d{2}", r"[^é日]*[日é😀][^é日]*", r"\w+( \w+){2}\.?", r".*\bcat\b.*"]
+
+
+@pytest.mark.parametrize("pattern", WALKED)
 def test_random_rows_of_the_embedded_tokenizer(pattern):
     """Walks through the automaton end in texts that match, and every state has a way to the end."""
     tok = AutoTokenizer.from_pretrained(EMBEDDED)

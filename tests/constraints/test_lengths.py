@@ -11,8 +11,8 @@ from redge_guidance.constraints.lengths import distance_to_length, length
 from redge_guidance.constraints.machine import TooManyStatesError
 from redge_guidance.rewards import LengthReward
 
-NASTY = "aé\u0301\r\n\t \u200d👍🏽👩🇩🇪©한\u1112\u1161\u11ab가ก\u0e33क\u094d\u093f\u0600\u0d4e\u200c\U000e0020က\u1039\u102b"
-NASTY += "\xad\xa0\u2028\x1c\u3000\x00\ufeff\ud800"
+NASTY = "aé\u0301\r\n\t \u200d👍🏽👩🇩🇪©한\u1112\u1161\u11ab가ก\u0e33क\u094d\u093f"
+NASTY += "\u0600\u0d4e\u200c\U000e0020က\u1039\u102b\xad\xa0\u2028\x1c\u3000\x00\ufeff\ud800"
 RANGES = [(0, 0), (0, 2), (1, 1), (1, 3), (2, None), (4, 7)]
 
 

@@ -4,12 +4,12 @@ import logging
 
 import numpy as np
 import pytest
-from tests.helpers.tokenizers import tokenizer
 
 from redge_guidance.constraints import cache, compiling
 from redge_guidance.constraints.compiling import compile_tokens
 from redge_guidance.constraints.expression import machine_of
 from redge_guidance.constraints.tokens import token_bytes
+from tests.helpers.tokenizers import tokenizer
 
 
 @pytest.mark.parametrize("kind", ["byte", "wordpiece", "unigram", "fallback"])
