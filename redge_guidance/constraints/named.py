@@ -69,6 +69,8 @@ def _arguments(constraint: Constraint) -> dict[str, Any]:
     if isinstance(pattern, re.Pattern) and isinstance(pattern.pattern, str):
         flags = pattern.flags & ~int(re.UNICODE)
         arguments |= {"pattern": pattern.pattern} | ({"flags": flags} if flags else {})
+    if "schema" in arguments and hasattr(constraint, "schema"):
+        arguments["schema"] = constraint.schema  # as it was read, large numbers too
     defaults = {p.name: p.default for p in inspect.signature(kind.__init__).parameters.values()}
 
     def usual(name: str, value: Any) -> bool:

@@ -158,7 +158,10 @@ OTHERS = [
     (RegexConstraint("a( [bd]){1,4}"), r"constraints\[0\].pattern: 'a\( \[bc\]\)\{1,4\}', now 'a\( \[bd\]\)\{1,4\}'"),
     (RegexConstraint(FORM.pattern, re.IGNORECASE), r"constraints\[0\].flags: None, now 2"),
     (RegexConstraint(re.compile("a( [bc])+")), r"constraints\[0\].pattern: .*, now 'a\( \[bc\]\)\+'"),
-    (FORM & LengthConstraint(1, 3), r"constraints: .*'a\( .*\}\], now .*\}, \{'kind': 'length', 'minimum': 1, 'maximum': 3\}\]"),
+    (
+        FORM & LengthConstraint(1, 3),
+        r"constraints: .*'a\( .*\}\], now .*, \{'kind': 'length', 'minimum': 1, 'maximum': 3\}\]",
+    ),
     (tiny_reward() & FORM, r"reward: None, now "),
     (None, r"constraints: \[\{'kind': 'regex', .*, now None"),
 ]

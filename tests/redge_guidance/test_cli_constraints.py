@@ -153,15 +153,24 @@ def test_choices_and_prefixes_together(tmp_path):
     assert {record["text"] for record in found} == {"I like it."}
 
 
-def test_wanted_words_under_a_label(tmp_path):
-    goals = ["--want", "music", "New York", "--ban", "Tom", "--max-words", "9", "--label", "positive"]
-    for record in records(tmp_path, *goals, "--prompt", "She", "--prompt", "I [MASK] it."):
+@pytest.mark.parametrize("goals", [["--label", "positive"], ["--ban", "Tom", "--max-words", "6"]])
+def test_wanted_words(goals, tmp_path):
+    for record in records(tmp_path, "--want", "music", *goals, "--prompt", "I [MASK] it.", "--samples-per-prompt", "2"):
         text = record["text"]
         assert record["accepted"]
         assert re.search(r"\bmusic\b", text, re.I)
-        assert re.search(r"\bNew York\b", text, re.I)
-        assert not re.search(r"\bTom\b", text, re.I)
-        assert len(text.split()) <= 9
+        assert "--ban" not in goals or not re.search(r"\bTom\b", text, re.I)
+        assert "--max-words" not in goals or len(text.split()) <= 6
+
+
+def test_what_one_prompt_leaves_no_room_for_is_said_of_it_alone(capsys):
+    asked = ["--choices", "I like it.", "I love it.", "--prompt", "She", "--prompt", "I [MASK] it."]
+    assert main([*FAST, *asked]) == 3
+    captured = capsys.readouterr()
+    assert set(captured.out.splitlines()) <= {"I like it.", "I love it."}
+    assert captured.err.startswith("redge-guidance: entry 0: `constraint` contradicts text 0")
+    assert captured.err.endswith("(`--answer-only`).\n")
+    assert captured.err.count("\n") == 1
 
 
 def test_an_answer_alone(tmp_path):
