@@ -10,7 +10,6 @@ import jsonschema
 import numpy as np
 import pytest
 import regex
-from transformers import AutoTokenizer
 
 from redge_guidance.constraints import (
     ChoiceConstraint,
@@ -25,7 +24,6 @@ from redge_guidance.rewards import LexicalReward
 from tests.helpers.tokenizers import tokenizer
 from tests.helpers.walks import text_of, walked
 
-EMBEDDED = "checkpoints/tatoeba-masked/tokenizer"
 WALKS = 12
 
 
@@ -35,7 +33,7 @@ def _no_cache(monkeypatch):
 
 
 def tokenizers():
-    return [AutoTokenizer.from_pretrained(EMBEDDED), tokenizer("byte"), tokenizer("fallback")]
+    return [tokenizer("embedded"), tokenizer("byte"), tokenizer("fallback")]
 
 
 def check(constraint, judge, right=(), wrong=()):
