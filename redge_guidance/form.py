@@ -17,9 +17,9 @@ from redge_guidance.constraints.feasibility import explained, impossible
 from redge_guidance.constraints.machine import Machine, TooManyStatesError
 from redge_guidance.constraints.messages import Transitions
 from redge_guidance.constraints.valued import Valued
-from redge_guidance.goals import terms_of
 from redge_guidance.reward import AnyReward, Reward, RewardSum, Term
 from redge_guidance.step import DenoisingStep
+from redge_guidance.terms import terms_of
 from redge_guidance.text import end_token_ids, is_in, special_token_ids
 
 _MOST_STATES = 20_000  # of rewards together, beyond which one is pursued by its gradient

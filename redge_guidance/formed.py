@@ -225,7 +225,7 @@ def constrained_logits(
     """
     alone = (~guided).nonzero()[:, 0]
     with torch.no_grad():
-        part = rows_of(step, alone)
+        part = step if len(alone) == len(guided) else rows_of(step, alone)
         mine = [noise[k] for k in alone.tolist()] if isinstance(noise, Sequence) else noise
         found, trace = formed_logits(part, FormOfStep(form, part), HostLogits(part).logits(), mine, config, scale=0.0)
     if logits is None:

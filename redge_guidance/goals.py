@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from redge_guidance.chats import Prompt
-from redge_guidance.evaluation import name_of
 from redge_guidance.reward import AnyReward, Reward, RewardSum, Sample, Term
+from redge_guidance.terms import terms_of
 
 _MORE_DRAWS = "take more `num_draws`, or a function that says how near a sample is"
 _NO_SLOPE = "its gradient was 0 at every draw, or the same for all tokens that may be drawn"
@@ -110,11 +110,6 @@ def _moves(grad: Tensor, log_q: Tensor) -> bool:
     never = log_q == -torch.inf
     highest = grad.masked_fill(never, -torch.inf).amax(-1)
     return bool((highest > grad.masked_fill(never, torch.inf).amin(-1)).any())
-
-
-def terms_of(reward: AnyReward) -> list[Term]:
-    """Those of a sum, or the reward itself."""
-    return reward.terms if isinstance(reward, RewardSum) else [Term(1.0, reward, name_of(reward))]
 
 
 def exchanged(reward: AnyReward | None, old: Any, new: AnyReward) -> AnyReward | None:

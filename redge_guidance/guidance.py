@@ -20,9 +20,10 @@ from redge_guidance.inference import gradients_allowed, outside_inference_mode
 from redge_guidance.precision import Autocast
 from redge_guidance.prediction import HostLogits, Prediction, distances
 from redge_guidance.randomness import check_seed, noise_of
-from redge_guidance.reward import AnyReward, asks_for_whole_batch, named_tokens
+from redge_guidance.reward import AnyReward, named_tokens
 from redge_guidance.step import DenoisingStep
 from redge_guidance.stopping import Stopping, StopRule
+from redge_guidance.terms import asks_for_whole_batch
 from redge_guidance.trace import Figures, StepTrace, Trace
 from redge_guidance.updates import LogProbs, project_to_budget
 

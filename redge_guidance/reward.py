@@ -275,31 +275,10 @@ class RewardSum(Reward):
         return checked(value, len(samples), term.name).cpu()
 
 
-def split(reward: AnyReward) -> tuple[AnyReward | None, AnyReward | None]:
-    """What has a gradient and what has none: `reward = differentiable + black box`, None where there is no such part.
-
-    >>> split(abs) == (abs, None)
-    True
-    """
-    if not isinstance(reward, RewardSum):
-        return (reward, None) if getattr(reward, "differentiable", True) else (None, reward)
-    kinds: tuple[list[Term], list[Term]] = ([], [])
-    for term in reward.terms:
-        kinds[not getattr(term.reward, "differentiable", True)].append(term)
-    smooth, black_box = (RewardSum(terms) if terms else None for terms in kinds)
-    return smooth, black_box
-
-
 def named_tokens(reward: AnyReward, tokenizer: Any) -> list[int]:
     """`reward.token_ids(tokenizer)` of a reward that has the method; none otherwise."""
     ids = getattr(reward, "token_ids", None)
     return [] if ids is None or tokenizer is None else list(ids(tokenizer))
-
-
-def asks_for_whole_batch(reward: AnyReward) -> bool:
-    """Whether a reward, or a term of a sum, says that it knows sequences by their place in the batch."""
-    terms = reward.terms if isinstance(reward, RewardSum) else [Term(1.0, reward, "")]
-    return any(getattr(term.reward, "whole_batch", False) for term in terms)
 
 
 def _terms(reward: Any) -> list[Term]:

@@ -58,6 +58,11 @@ class Run:
     failed: list[Record] = field(default_factory=list)
 
     @property
+    def is_rewarded(self) -> bool:
+        """Whether there was a reward."""
+        return any(record.rewards for record in self.records)
+
+    @property
     def reward(self) -> float:
         """The mean."""
         values = [record.reward for record in self.records if record.reward is not None]
@@ -70,6 +75,17 @@ class Run:
         return f"{sum(known) / len(known):.0%}" if known else "-"
 
     @property
+    def accepted(self) -> str:
+        """The share that a constraint accepts."""
+        known = [record.accepted for record in self.records if record.accepted is not None]
+        return f"{sum(known) / len(known):.0%}" if known else "-"
+
+    @property
+    def rejected(self) -> int:
+        """How many a constraint does not accept."""
+        return sum(record.accepted is False for record in self.records)
+
+    @property
     def seconds(self) -> float:
         return sum(record.seconds for record in self.records)
 
@@ -80,9 +96,10 @@ def draw(
     options: Options,
     scale: float,
     nats: bool = False,
+    enforced: bool = True,
     make: Callable[..., Iterable[Record]] = generate,
 ) -> Run:
-    """All samples, at a strength of guidance; without a reward nothing is guided."""
+    """All samples, at a strength of guidance, with or without the constraint; without a reward nothing is guided."""
     config: GuidanceConfig | None = None if setup.reward is None else replace(setup.config, scale=scale)
     records = make(
         setup.pipe,
@@ -93,6 +110,7 @@ def draw(
         batch_size=options.get("batch_size", BATCH),
         seed=options.get("seed", 0),
         nats=nats,
+        **({} if enforced else {"enforced": False}),
         **setup.settings,
     )
     run = Run(scale)

@@ -7,7 +7,7 @@ from redge_guidance.cli import images, into_file, texts
 from redge_guidance.cli.common import quiet
 from redge_guidance.cli.files import Target, check_targets, write_all
 from redge_guidance.cli.given import EXAMPLE, TOLD, settings_of
-from redge_guidance.cli.terminal import PROGRAM, SOME_FAILED, complain, is_shared, remark, say
+from redge_guidance.cli.terminal import PROGRAM, SOME_FAILED, complain, in_options, is_shared, remark, say
 from redge_guidance.setups.documents import write
 from redge_guidance.setups.options import Options
 from redge_guidance.setups.setup import assemble, model_makes_images
@@ -50,8 +50,8 @@ def generate(args: argparse.Namespace, written: list[str], on_with: list[str]) -
         print(made.report, file=sys.stderr)
     else:
         say(made.report)
-    for record in made.failed:
-        complain(PROGRAM, f"entry {record.index}: {record.error}")
+    for told in dict.fromkeys(f"entry {record.index}: {record.error}" for record in made.failed):
+        complain(PROGRAM, in_options(told))
     return SOME_FAILED if made.failed else 0
 
 

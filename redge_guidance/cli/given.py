@@ -4,7 +4,9 @@ import argparse
 import re
 from typing import Any
 
+from redge_guidance.setups import constraints
 from redge_guidance.setups.documents import read_value
+from redge_guidance.setups.forms import MODIFIERS, SOFTENED, forms_given
 from redge_guidance.setups.options import Options
 from redge_guidance.setups.rewards import READY_MADE, read_entries
 from redge_guidance.setups.schema import OPTIONS, names_of
@@ -14,7 +16,7 @@ from redge_guidance.setups.shorthand import goals_given, no_goal
 _EXAMPLE = "positive"
 TOLD = f"nothing was said to steer toward: toward `--label {_EXAMPLE}`, as an example; see `--help`"
 EXAMPLE = "the example"  # the place of a goal that nobody gave
-_DECODED = ("prompt", "want", "ban", "label", "negative_prompt")
+_DECODED = ("prompt", "want", "ban", "label", "negative_prompt", "regex", "choices", "prefix", "suffix")
 
 
 def settings_of(args: argparse.Namespace) -> tuple[Options, bool]:
@@ -35,21 +37,32 @@ def settings_of(args: argparse.Namespace) -> tuple[Options, bool]:
     if "reward" in named:
         named["reward"] = [_reward(text) for text in named["reward"]]
         named["reward"] = read_entries(named["reward"], lambda *path: "--reward", in_file=False)
+    if "constraints" in named:
+        told = [read_value(text, "--constraints") for text in named["constraints"]]
+        named["constraints"] = constraints.read_entries(told, lambda *path: "--constraints")
     consent = bool(named.get("trust_remote_code"))
     options = Options(named, dashes=True)
     if hasattr(args, "config"):
         file = read_options(args.config)
         if "model" in file and "model" not in named:  # whose code is run on the file's word too
             options = options.without("trust_remote_code")
-        if options.of("reward"):  # of what to steer toward, one or the other
-            file = file.without(*names_of("reward"))
-        options = options.over(file)
+        options = options.over(_without_what_is_replaced(options, file))
     return _with_example(options), consent
+
+
+def _without_what_is_replaced(options: Options, file: Options) -> Options:
+    """Of what to steer toward one or the other counts, and of what form texts have."""
+    forms = [name for name in options.of("constraint") if name not in MODIFIERS]
+    if options.of("reward") or (options.get("soft") and forms):
+        file = file.without(*names_of("reward"), *((*SOFTENED, "soft") if file.get("soft") else ()))
+    if forms:
+        file = file.without(*(name for name in names_of("constraint") if name not in ("answer_only", "most_states")))
+    return file
 
 
 def _with_example(options: Options) -> Options:
     """Without anything to steer toward: the embedded example, where the embedded model is asked for."""
-    if goals_given(options, options.get("reward", [])) or options.get("scale") == 0:
+    if goals_given(options, options.get("reward", [])) or forms_given(options) or options.get("scale") == 0:
         return options
     if "model" in options:
         raise no_goal(options)

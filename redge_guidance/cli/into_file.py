@@ -57,7 +57,8 @@ def generate(setup: Setup, options: Options) -> int:
     if where != "-":
         before = f", {done.before} were there" if done.before else ""
         failed = f", {done.failed} failed" if done.failed else ""
-        remark(PROGRAM, f"{done.made} samples in {where}{before}{failed}")
+        rejected = f", {done.rejected} not as the constraint wants them" if done.rejected else ""
+        remark(PROGRAM, f"{done.made} samples in {where}{before}{failed}{rejected}")
     return SOME_FAILED if done.failed else 0
 
 

@@ -14,13 +14,14 @@ from redge_guidance.version import __version__
 _TITLES: dict[Group, str] = {
     "model": "model",
     "reward": "what to steer toward",
+    "constraint": "what form texts have, always (unless --soft); all that is asked for together",
     "guidance": "guidance (the fields of GuidanceConfig)",
     "call": "sampler (the arguments of the pipeline's call)",
     "run": "run",
     "report": "report",
 }
 _METAVARS = {"text": "NAME", "label": "LABEL", "integer": "N", "number": "X", "numbers": "X", "texts": "TEXT"}
-_METAVARS |= {"rewards": "REWARD"}
+_METAVARS |= {"rewards": "REWARD", "constraints": "CONSTRAINT"}
 
 
 class Parser(argparse.ArgumentParser):
@@ -48,8 +49,8 @@ def build_parser() -> Parser:
         "generate",
         help="write texts, or draw images, under a reward",
         description="Write texts with a diffusion language model, or draw images with a masked image model, steered "
-        "toward a label of a classifier, toward or away from words, toward a length, or any ready-made reward. Without "
-        "options: texts of the embedded model, toward a positive sentiment.",
+        "toward a label of a classifier or any ready-made reward, and texts of a form: a regular expression, a JSON "
+        "Schema, words, a length. Without options: texts of the embedded model, toward a positive sentiment.",
         epilog="A value with a name and settings is YAML: --estimator 'redge: {num_steps: 8}'. All options but "
         "--config and --save-config are settings of a file for --config, by the same names with _ for -. Exit codes: "
         "0; 2 bad input, or a file that cannot be read or written; 3 some prompts failed, the "
@@ -80,7 +81,9 @@ def _add(section: Any, option: Option) -> None:
         more["choices"] = option.choices
     if option.metavar is not None or not option.choices:
         more["metavar"] = option.metavar or _METAVARS.get(option.kind, "VALUE")
-    if option.kind in ("texts", "rewards"):
+    if option.several:
+        more |= {"action": "extend", "nargs": "+"}
+    elif option.kind in ("texts", "rewards", "constraints"):
         more["action"] = "append"
     read = _reader(option)
     if read is not None:

@@ -17,7 +17,8 @@ _PATIENCE = 10.0  # seconds in which a launcher ends all processes after the fir
 INTERRUPTED, READER_GONE, TERMINATED = 128 + 2, 128 + 13, 128 + 15
 
 # arguments that errors of the library name as remedies
-_PROPOSED = ("overwrite", "prompt_field", "gen_length", "num_inference_steps", "batch_size", "use_chat_template")
+_PROPOSED = ["overwrite", "prompt_field", "gen_length", "num_inference_steps", "batch_size", "use_chat_template"]
+_PROPOSED += ["most_states", "json_schema"]
 
 
 class ReaderGoneError(Exception):
@@ -54,8 +55,10 @@ def flush_output() -> None:
 def in_options(message: str) -> str:
     """What an error proposes, as it is spelled here."""
     message = message.replace(" (of `nll`: shorten `texts`)", "")
-    message = message.replace("`trust_remote_code=True`", "`--trust-remote-code`")
-    return re.sub(rf"`({'|'.join(_PROPOSED)})`", lambda found: f"`--{found[1].replace('_', '-')}`", message)
+    for name in ("trust_remote_code", "answer_only"):
+        message = message.replace(f"`{name}=True`", f"`--{name.replace('_', '-')}`")
+    known = "|".join(_PROPOSED)
+    return re.sub(rf"`({known})`", lambda found: f"`--{found[1].replace('_', '-')}`", message)
 
 
 def complain(program: str, message: str) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from redge_guidance.cli.common import Made, Run, as_json, draw, running
+from redge_guidance.cli.terminal import PROGRAM, remark
 from redge_guidance.setups.options import Options
 from redge_guidance.setups.setup import Setup
 
@@ -12,11 +13,18 @@ def generate(setup: Setup, options: Options) -> Made:
     prompts, compares = options.get("prompt", [""]), bool(options.get("baseline"))
     nats = bool(options.get("nats", compares))
     scale = 0.0 if setup.reward is None else setup.config.scale
-    scales = [0.0, scale] if compares else [scale]
     with running(setup):
-        runs = [draw(setup, prompts, options, scale=one, nats=nats) for one in scales]
+        runs = [draw(setup, prompts, options, scale=0.0, nats=nats, enforced=False)] if compares else []
+        runs.append(draw(setup, prompts, options, scale=scale, nats=nats))
+    if runs[-1].rejected:
+        remark(PROGRAM, rejected(runs[-1].rejected, len(runs[-1].records)))
     files = {"json": as_json(runs)} if "json" in options else {}
     return Made(_report(setup, runs), files, [record for run in runs for record in run.failed])
+
+
+def rejected(count: int, of: int) -> str:
+    """What is said of finished texts that are not as the constraint wants them."""
+    return f"{count} of {of} texts are not as the constraint wants them; `accepted` says which"
 
 
 def _report(setup: Setup, runs: Sequence[Run]) -> str:
@@ -25,12 +33,16 @@ def _report(setup: Setup, runs: Sequence[Run]) -> str:
     lines = []
     for name, run in zip(("unguided", "guided"), runs, strict=True):
         lines += [f"{name}:", *(f"  {record.text}" for record in run.records), ""]
-    lines.append(f"{'':10}{'reward':>9}{'on target':>12}{'nats/token':>12}{'distinct':>10}{'seconds':>9}")
+    formed = setup.constraint is not None
+    head = f"{'accepted':>10}" if formed else ""
+    lines.append(f"{'':10}{'reward':>9}{'on target':>12}{head}{'nats/token':>12}{'distinct':>10}{'seconds':>9}")
     for name, run in zip(("unguided", "guided"), runs, strict=True):
         texts = [record.text or "" for record in run.records]
         distinct = f"{len(set(texts)) / max(1, len(texts)):.0%}"
         nats = f"{_nats_per_token(setup, run):.2f}"
-        lines.append(f"{name:10}{run.reward:9.2f}{run.hits:>12}{nats:>12}{distinct:>10}{run.seconds:9.1f}")
+        share = f"{run.accepted:>10}" if formed else ""
+        reward = f"{run.reward:9.2f}" if run.is_rewarded else f"{'-':>9}"
+        lines.append(f"{name:10}{reward}{run.hits:>12}{share}{nats:>12}{distinct:>10}{run.seconds:9.1f}")
     return "\n".join(lines)
 
 

@@ -1,4 +1,10 @@
-"""Automata over tokens that were built before, on the disk."""
+"""Automata over tokens that were built before, on the disk.
+
+They are kept in the folder `automata` of `$REDGE_GUIDANCE_CACHE`, by default of `$HF_HOME/redge-guidance`, which is
+`~/.cache/huggingface/redge-guidance`, one file each, 256 MiB at most in all. `REDGE_GUIDANCE_CACHE=` (set to nothing)
+switches the cache off; the folder may be deleted at any time. A file is found by a hash of what its automaton is made
+of and of `FORMAT`, so that a version that builds other automata does not find those of this one.
+"""
 
 import contextlib
 import hashlib
@@ -17,7 +23,9 @@ from redge_guidance.constraints.token_automaton import TokenAutomaton
 from redge_guidance.constraints.tokens import Written
 from redge_guidance.logging import get_logger
 
-FORMAT = 1  # of the files, and of what is built: another number, and all is built anew
+# Of the files, and of what is built: another number, and all is built anew. Whoever changes what `compile_tokens` gives
+# for the same arguments raises it; tests/constraints/test_cache.py says when.
+FORMAT = 2
 MOST_BYTES = 256 * 2**20
 _log = get_logger(__name__)
 _told: set[str] = set()
@@ -54,7 +62,7 @@ def cached(made_of: Made, make: Callable[[], TokenAutomaton]) -> TokenAutomaton:
 
 
 def key_of(made_of: Made) -> str:
-    """A name for what an automaton is made of."""
+    """A name for what an automaton is made of, and for how: `FORMAT`."""
     machine, first, within, vocabulary, ends = made_of
     digest = hashlib.sha256(repr((FORMAT, vocabulary, sorted(ends))).encode())
     arrays = (machine.alphabet.starts, machine.alphabet.labels, machine.table, machine.accepting, machine.values)

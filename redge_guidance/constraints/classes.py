@@ -9,7 +9,7 @@ from redge_guidance.constraints.refinement import DEAD
 from redge_guidance.constraints.token_automaton import TokenAutomaton
 
 _CHUNK = 2**18  # numbers that are worked on at once, which stay in the cache
-_MOST_ROWS = 2**23  # numbers in the table of what may follow what
+_MOST_ROWS = 2**25  # numbers in the table of what may follow what
 
 
 class TokenClasses:

@@ -15,7 +15,9 @@ from redge_guidance.constraints.tries import Ints, Trie, walk
 from redge_guidance.logging import get_logger
 
 _AT_ONCE = 128  # states from which the tokens are read together
-_LEAST_WITHIN = 64  # states within characters that there may be anyway, before `alike` ones alone are kept
+# States within characters that there may be in any case, before `alike` ones alone are kept: so many, and as many as
+# have a table of so many entries at most, which lets small vocabularies write everything.
+_LEAST_WITHIN, _LEAST_ENTRIES = 64, 2**20
 _log = get_logger(__name__)
 
 
@@ -26,11 +28,12 @@ def compile_tokens(
 
     A canvas of n tokens that write a text, followed by any number of `ends`, is accepted if and only if
     `machine.accepts(tokenizer.decode(tokens, skip_special_tokens=True))`, and worth the same. Tokens may end within a
-    character; where that would take more states than the machine itself has, as in patterns that tell letters from
+    character. Where that would take many more states than the machine itself has, as in patterns that tell letters from
     other signs, they may only where all characters that begin with the same bytes lead to one state, and on the way to
     characters that have a class nearly of their own, as those that a word is written with: rows of tokens that cut
-    others are not accepted. Never accepted are special tokens, those that write nothing, and ids without a token. What
-    was built once is read from the disk afterwards (`constraints.cache`).
+    others are not accepted. With a vocabulary of a few hundred tokens that is rare. Never accepted are special tokens,
+    those that write nothing, and ids without a token. What was built once is read from the disk afterwards
+    (`constraints.cache`).
 
     Args:
         machine: `minimal`.
@@ -66,10 +69,9 @@ def _compiled(
 ) -> TokenAutomaton:
     drawable = [None if i in set(ends) or not part else part for i, part in enumerate(within)]
     fronts: Written = [None if part is None else front for front, part in zip(first, drawable, strict=True)]
+    most_within = len(machine.table) + max(_LEAST_WITHIN, _LEAST_ENTRIES // max(vocabulary, 1), len(machine.table))
     try:
-        edges, tries, starts = _followed(
-            TokenReader.of(machine), drawable, fronts, len(machine.table) + max(_LEAST_WITHIN, len(machine.table))
-        )
+        edges, tries, starts = _followed(TokenReader.of(machine), drawable, fronts, most_within)
     except TooManyStatesError:
         _log.info("tokens that end within a character are drawn only where all characters that begin so mean the same")
         edges, tries, starts = _followed(TokenReader.of(machine, alike=True), drawable, fronts, 4 * most)

@@ -64,9 +64,10 @@ def _without(blocks: NDArray[np.int32], first: int) -> NDArray[np.int32]:
 def _nodes(found: NDArray[np.int32], rows: list[NDArray[np.int32]]) -> NDArray[np.int32]:
     """A node for each distinct row, which is put to `rows`; `DEAD` for those of nothing else."""
     known = sum(map(len, rows))
-    distinct, number = np.unique(found, axis=0, return_inverse=True)
-    rows.append(distinct)
-    numbers = (NODE - known - number.reshape(-1)).astype(np.int32)
+    number: dict[bytes, int] = {}
+    which = np.array([number.setdefault(row.tobytes(), len(number)) for row in found])
+    rows.append(found[np.unique(which, return_index=True)[1]])
+    numbers = (NODE - known - which).astype(np.int32)
     return np.where((found == DEAD).all(axis=1), np.int32(DEAD), numbers)
 
 

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from redge_guidance.chats import is_conversation
+from redge_guidance.constraints.constraint import Constraint
 from redge_guidance.generation.requests import Request
 from redge_guidance.generation.sampler import Drawn
-from redge_guidance.goals import terms_of
 from redge_guidance.reward import AnyReward, Reward, RewardSum, Term
+from redge_guidance.terms import terms_of
 from redge_guidance.trace import StepTrace
 
 
@@ -23,22 +24,24 @@ class Judgement:
     reward: float | None
     rewards: dict[str, float | None]
     reached: bool | None
+    accepted: bool | None
 
 
 class Judge:
-    """Scores finished samples by every term of a reward.
+    """Scores finished samples by every term of a reward, and asks a constraint whether it accepts them.
 
     A term that has no `score` of finished samples, such as a lambda of relaxed tokens, is None, with one warning.
     """
 
-    def __init__(self, reward: AnyReward | None, chat: bool = False):
+    def __init__(self, reward: AnyReward | None, chat: bool = False, constraint: Constraint | None = None):
         self._terms = [] if reward is None else terms_of(reward)
-        self._reward, self._chat = reward, chat
+        self._reward, self._chat, self._constraint = reward, chat, constraint
         self._told: set[str] = set()
 
     def __call__(self, requests: Sequence[Request], drawn: Sequence[Drawn]) -> list[Judgement]:
+        accepted = self._accepted(requests, drawn)
         if not self._terms:
-            return [Judgement(None, {}, None) for _ in drawn]
+            return [Judgement(None, {}, None, one) for one in accepted]
         prompts: list[Any] = [_shown(request) for request in requests]
         by_term = {term.name: self._values(term, requests, drawn, prompts) for term in self._terms}
         reached = self._reached(requests, drawn, prompts)
@@ -47,8 +50,15 @@ class Judge:
             values = {name: None if found is None else found[i] for name, found in by_term.items()}
             known = [None if values[term.name] is None else term.weight * values[term.name] for term in self._terms]  # type: ignore[operator]
             total = None if None in known else sum(value for value in known if value is not None)
-            judged.append(Judgement(total, values, None if reached is None else reached[i]))
+            judged.append(Judgement(total, values, None if reached is None else reached[i], accepted[i]))
         return judged
+
+    def _accepted(self, requests: Sequence[Request], drawn: Sequence[Drawn]) -> Sequence[bool | None]:
+        """Of the texts as they are, whatever an automaton says."""
+        constraint, unknown = self._constraint, [None] * len(drawn)
+        if constraint is None or drawn[0].text is None:
+            return unknown
+        return constraint.accepts(self._samples(constraint, requests, drawn)) or unknown
 
     def _values(
         self, term: Term, requests: Sequence[Request], drawn: Sequence[Drawn], prompts: list[Any]

@@ -9,6 +9,7 @@ from redge_guidance.accepting import as_reward
 from redge_guidance.attach import GuidanceHandle, guide
 from redge_guidance.checks import whole_number
 from redge_guidance.config import GuidanceConfig
+from redge_guidance.constraints.constraint import Constrained, Constraint, parted
 from redge_guidance.generation.batches import Halving, windows
 from redge_guidance.generation.judging import Judge, bound_of, kl_of
 from redge_guidance.generation.record import Key, Record
@@ -25,7 +26,7 @@ _REMEMBERED = 4096  # entries, of which it is known whether they can be drawn
 def generate(
     pipe: Any,
     prompts: Any = "",
-    reward: AnyReward | None = None,
+    reward: AnyReward | Constraint | Constrained | None = None,
     config: GuidanceConfig | None = None,
     *,
     samples_per_prompt: int = 1,
@@ -33,6 +34,7 @@ def generate(
     seed: int = 0,
     nats: bool = False,
     in_order: bool = True,
+    enforced: bool = True,
     **settings: Any,
 ) -> Iterator[Record]:
     """Draw samples for any number of prompts, guided by a reward, and give a `Record` of each as it is ready.
@@ -49,14 +51,15 @@ def generate(
         pipe: a pipeline that `guide` takes. One that takes no list of generators draws one sample at a time.
         prompts: a text, a list of messages, the number of a class, or an iterable of these, or of mappings with a field
             `prompt`, whose other fields are handed through.
-        reward, config: as for `guide`; without a reward nothing is guided. With `scale=0` nothing is guided and records
-            have the rewards.
+        reward, config: as for `guide`, a reward, a constraint, or `reward & constraint`; without either nothing is
+            guided. With `scale=0` no reward guides and records have the rewards; a constraint holds all the same.
         samples_per_prompt: of every prompt.
         batch_size: samples that are drawn together.
         seed: of the run.
         nats: also compute the model's bound on `-log p(text)`, 16 calls of the model for a text.
         in_order: give records in the order of the prompts, for which some wait for at most 8 batches; False: as they
             are ready.
+        enforced: whether a constraint holds; False: records say which samples it accepts, as they come.
         **settings: for the call of the pipeline, such as `num_inference_steps`, `temperature` or `use_chat_template`.
 
     Raises:
@@ -75,13 +78,13 @@ def generate(
         [(0, 0, 'Tom'), (0, 1, 'Tom')]
     """
     samples_per_prompt = whole_number("samples_per_prompt", samples_per_prompt, 1)
-    run = Run(pipe, reward, config, batch_size=batch_size, seed=seed, nats=nats, settings=settings)
+    run = Run(pipe, reward, config, batch_size=batch_size, seed=seed, nats=nats, settings=settings, enforced=enforced)
     requests = requests_of(as_lines(prompts), samples_per_prompt, run.seed)
     return run.records(requests, in_order)
 
 
 class Run:
-    """A pipeline, a reward and settings, and how batches of requests become records; see `generate`.
+    """A pipeline, a reward, a constraint and settings, and how batches of requests become records; see `generate`.
 
     Attributes:
         batch_size, seed: as given, plain integers.
@@ -91,22 +94,27 @@ class Run:
     def __init__(
         self,
         pipe: Any,
-        reward: AnyReward | None,
+        reward: AnyReward | Constraint | Constrained | None,
         config: GuidanceConfig | None,
         *,
         batch_size: int,
         seed: int,
         nats: bool,
         settings: dict[str, Any],
+        enforced: bool = True,
     ):
         self.batch_size, self.seed = whole_number("batch_size", batch_size, 1), check_seed(seed)
         self._pipe, self._nats = pipe, nats
         if reward is None and config is not None:
             raise ValueError("`config` says how a reward guides, and `reward` is None; pass a reward.")
-        self._reward = None if reward is None else as_reward(reward)
+        rewarding, constraint = parted(reward)
+        self._reward = None if rewarding is None else as_reward(rewarding)
+        self._steered: Any = self._reward  # what `guide` is given
+        if constraint is not None and enforced:
+            self._steered = constraint if self._reward is None else Constrained(self._reward, constraint)
         self.config = GuidanceConfig() if config is None else config
         self._sampler = Sampler(pipe, settings)
-        self._judge = Judge(self._reward, bool(settings.get("use_chat_template")))
+        self._judge = Judge(self._reward, bool(settings.get("use_chat_template")), constraint)
         self._halving = Halving(self.batch_size if self._sampler.together else 1)
         self._first, self._seen = True, dict[int, tuple[str | None, int]]()
         self._handle: GuidanceHandle | None = None
@@ -132,10 +140,10 @@ class Run:
     @contextmanager
     def guiding(self) -> Iterator[None]:
         """In this block the pipeline is guided."""
-        if self._reward is None:
+        if self._steered is None:
             yield
             return
-        with guide(self._pipe, self._reward, self.config, seed=self.seed) as self._handle:
+        with guide(self._pipe, self._steered, self.config, seed=self.seed) as self._handle:
             try:
                 yield
             finally:
@@ -197,7 +205,7 @@ class Run:
         seconds = (time.perf_counter() - started) / len(requests)
         kls = self._kls(len(requests))
         self._first = False
-        scale = 0.0 if handle is None else handle.config.scale
+        scale = 0.0 if handle is None or self._reward is None else handle.config.scale
         return [
             Record(
                 index=request.line.number,
@@ -210,6 +218,7 @@ class Run:
                 reward=judgement.reward,
                 rewards=judgement.rewards,
                 reached=judgement.reached,
+                accepted=judgement.accepted,
                 nats=bound,
                 scale=scale,
                 kl=kl,

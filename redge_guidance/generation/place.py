@@ -12,6 +12,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from redge_guidance.generation.differences import differences
 from redge_guidance.generation.finished import Finished
 from redge_guidance.generation.formats import FORMATS, is_dataset, write_table
 from redge_guidance.generation.journal import Entry, entries, lines_in_order
@@ -98,8 +99,7 @@ class Place:
             raise ValueError(f"`output` {self.path} is there and not from such a run; take another, or `overwrite`.")
         told = json.loads(json.dumps(settings, default=str))
         if before is not None and before["settings"] != told:
-            changed = [k for k in {**before["settings"], **told} if before["settings"].get(k) != told.get(k)]
-            was = ", ".join(f"{k}: {before['settings'].get(k)!r:.80}, now {told.get(k)!r:.80}" for k in changed)
+            was = ", ".join(differences(before["settings"], told))
             raise ValueError(
                 f"`output` {self.path} was begun with other settings ({was}); take another, or `overwrite`."
             )
@@ -118,6 +118,15 @@ class Place:
                 part.unlink()
             return Finished(**before["finished"])
         return {entry.key: entry.stamp for entry in self._entries() if self._has_image(entry)}
+
+    def forget(self) -> None:
+        """Remove what `begin` and journals have made, where there is no record: the next run may be another."""
+        if any(True for _ in self._entries()):
+            return
+        for file in (self._run_file, self.journal(0), *self._parts()):
+            file.unlink(missing_ok=True)
+        if self.kind == _IMAGES and not any(self.path.iterdir()):
+            self.path.rmdir()
 
     def save_image(self, image: Any, name: str) -> None:
         """Whole or not at all."""

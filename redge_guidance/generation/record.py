@@ -10,7 +10,7 @@ Key = tuple[int, int]  # place of an entry in the input, number of the sample
 
 _DIGITS = 5  # of figures in files: what the last bits of a sum depend on, the batch, is left out
 _OWN = ("index", "sample", "prompt", "text", "answer", "file_name", "reward", "rewards", "reached", "nats", "scale")
-OWN_FIELDS = frozenset((*_OWN, "kl", "seed", "error", "image"))
+OWN_FIELDS = frozenset((*_OWN, "accepted", "kl", "seed", "error", "image"))
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,11 @@ class Record:
         reward: what guidance was to raise, of the finished sample: the weighted sum of `rewards`; None without one.
         rewards: the terms by name, without their weights; a term that cannot judge finished samples is None.
         reached: whether the sample is as the rewards want it; None where there is no yes or no to it.
+        accepted: whether the sample is as a constraint wants it, judged by its text alone; None without a constraint,
+            and for one of lengths in tokens, of which a text does not tell.
         nats: the model's own upper bound on `-log p(text)` of the whole text, in a chat on `-log p(answer | prompt)`;
             None where it has none.
-        scale: nats a unit of reward was worth; 0: not guided.
+        scale: nats a unit of reward was worth; 0: not guided by a reward.
         kl: KL(q || p), nats per free token, mean over the guided steps; None where no step was guided.
         seed: of the generator that drew it.
         seconds: its share of the time that its batch took.
@@ -48,6 +50,7 @@ class Record:
     reward: float | None = None
     rewards: Mapping[str, float | None] = field(default_factory=dict)
     reached: bool | None = None
+    accepted: bool | None = None
     nats: float | None = None
     scale: float = 0.0
     kl: float | None = None
@@ -79,7 +82,12 @@ class Record:
             found |= {"text": self.text, "answer": self.answer}
         if self.rewards:
             found |= {"reward": _short(self.reward), "rewards": {k: _short(v) for k, v in self.rewards.items()}}
-        optional = {"reached": self.reached, "nats": _short(self.nats), "kl": _short(self.kl)}
+        optional = {
+            "reached": self.reached,
+            "accepted": self.accepted,
+            "nats": _short(self.nats),
+            "kl": _short(self.kl),
+        }
         found |= {name: value for name, value in optional.items() if value is not None}
         return found | {"scale": self.scale, "seed": self.seed}
 

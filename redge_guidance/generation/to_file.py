@@ -13,6 +13,8 @@ from typing import Any
 
 from redge_guidance.checks import whole_number
 from redge_guidance.config import GuidanceConfig
+from redge_guidance.constraints.constraint import Constrained, Constraint, parted
+from redge_guidance.constraints.named import fingerprint
 from redge_guidance.evaluation import name_of
 from redge_guidance.generation.finished import Finished, noted, stamp_of_request
 from redge_guidance.generation.inputs import Input
@@ -39,19 +41,21 @@ class Summary:
         made: records of this run.
         before: records that were there before.
         failed: samples that could not be drawn, each of which was reported.
+        rejected: records of this run that the constraint does not accept; 0 wherever it holds.
     """
 
     output: str
     made: int
     before: int
     failed: int
+    rejected: int = 0
 
 
 def generate_to(
     output: str | Path,
     pipe: Any,
     prompts: Any = "",
-    reward: AnyReward | None = None,
+    reward: AnyReward | Constraint | Constrained | None = None,
     config: GuidanceConfig | None = None,
     *,
     samples_per_prompt: int = 1,
@@ -79,13 +83,13 @@ def generate_to(
         prompts: as for `generate`, or an `Input`, or the `Path` of a file that it reads.
         overwrite: begin anew, whatever is there.
         described: pipeline, reward and settings in plain values, by which a run knows its own; None: the names of their
-            classes and the configuration.
+            classes, the configuration, and the arguments of constraints.
         on_failure: told of each entry that could not be drawn; None: a warning in the log.
         progress: whether to show a progress bar; None: on a terminal.
 
     Raises:
         ValueError: as `generate`; `output` is of another kind, or was made by something else or with other settings or
-            prompts, or is being written by another run.
+            prompts, or is being written by another run. Where nothing was made before it nothing is left.
         OSError: a file that cannot be read or written, or an input that was changed while it was read.
     """
     samples_per_prompt = whole_number("samples_per_prompt", samples_per_prompt, 1)
@@ -109,16 +113,18 @@ def generate_to(
         if isinstance(before, Finished):
             before.check(requests, place.path)
             return Summary(str(output), 0, before.made, before.failed)
+        if processes.count == 1:
+            stack.push(lambda kind, error, traceback: place.forget() if isinstance(error, ValueError) else None)
         journal = Journal(place.journal(processes.rank))
         stack.callback(journal.close)
         bar.update(len(before))
         bar.watch([place.journal(rank) for rank in range(1, processes.count)])
         writer = _Writer(run, place, journal, before, report, bar, processes)
         writer(requests)
-        counts = processes.gathered((writer.made, writer.failed))
-        made, failed = (sum(numbers) for numbers in zip(*counts, strict=True))
+        counts = processes.gathered((writer.made, writer.failed, writer.rejected))
+        made, failed, rejected = (sum(numbers) for numbers in zip(*counts, strict=True))
         processes.shared(lambda: place.finish(writer.asked.hexdigest(), failed))
-    return Summary(str(output), made, len(before), failed)
+    return Summary(str(output), made, len(before), failed, rejected)
 
 
 def _check_shared(output: str | Path, source: Any) -> None:
@@ -151,7 +157,7 @@ class _Writer:
     ):
         self._run, self._place, self._journal, self._before = run, place, journal, before
         self._report, self._bar, self._processes = report, bar, processes
-        self.made = self.failed = 0
+        self.made = self.failed = self.rejected = 0
         self.asked = hashlib.blake2b(digest_size=16)
 
     def __call__(self, requests: Iterator[Request]) -> None:
@@ -176,6 +182,7 @@ class _Writer:
                 if record.sample == 0:
                     self._report(f"{missing[record.key].line.place} {record.error}")
                 continue
+            self.rejected += record.accepted is False
             line = record.to_dict()
             if record.image is not None:
                 line = {"file_name": image_name(record.key)} | line
@@ -200,7 +207,7 @@ class _Writer:
 def _to_standard_output(run: Run, requests: Iterator[Request], report: Callable[[str], None], bar: Progress) -> Summary:
     if run.makes_images:
         raise ValueError("`output` must be a folder for images, got -.")
-    made = failed = 0
+    made = failed = rejected = 0
     for record in run.records(requests):
         bar.update(1)
         if record.error is not None:
@@ -208,8 +215,9 @@ def _to_standard_output(run: Run, requests: Iterator[Request], report: Callable[
             report(f"{record.place} {record.error}")
             continue
         made += 1
+        rejected += record.accepted is False
         _write_out(line_of(record.to_dict()))
-    return Summary("-", made, 0, failed)
+    return Summary("-", made, 0, failed, rejected)
 
 
 def _write_out(line: bytes) -> None:
@@ -244,9 +252,11 @@ def _described(pipe: Any, reward: Any, config: GuidanceConfig, settings: Mapping
     except ValueError:  # objects of one's own
         guidance = hashlib.blake2b(repr(config).encode()).hexdigest()
     name = getattr(getattr(pipe, "config", None), "_name_or_path", "")
+    rewarding, constraint = parted(reward)
     return {
         "pipeline": f"{type(pipe).__name__} {name}".strip(),
-        "reward": None if reward is None else _reward_name(reward),
+        "reward": None if rewarding is None else _reward_name(rewarding),
+        **({} if constraint is None else {"constraints": fingerprint(constraint)}),
         "config": guidance,
         "settings": dict(settings),
     }

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from redge_guidance.config import GuidanceConfig
+from redge_guidance.constraints.constraint import Constrained, Constraint, parted
 from redge_guidance.harness.options import GUIDANCE, Options
 from redge_guidance.pipelines import TextPipeline
 from redge_guidance.rewards import TextClassifierReward
@@ -16,7 +17,7 @@ _OF_REWARDS = ("label", *GUIDANCE)
 
 @dataclass(frozen=True, eq=False)
 class Setup:
-    """What is evaluated: a text pipeline, and a reward that guides it, or None."""
+    """What is evaluated: a text pipeline, and what guides it, a reward, a constraint, both, or None."""
 
     pipe: Any
     reward: Any
@@ -24,7 +25,7 @@ class Setup:
 
 
 def load_setup(options: Options, pipe: Any = None, reward: Any = None, config: GuidanceConfig | None = None) -> Setup:
-    """Objects that are given, or else what the options name.
+    """Objects that are given, or else what the options name; a constraint of the set-up's file holds in any case.
 
     Raises:
         ValueError: no pipeline, or several; options of guidance without a reward; what loading raises.
@@ -37,7 +38,9 @@ def load_setup(options: Options, pipe: Any = None, reward: Any = None, config: G
         )
     if options.setup is not None:
         found = _from_file(options.setup, options.trust_remote_code)
-        pipe, reward, config = found.pipe, found.reward if reward is None else reward, config or found.config
+        constraint = parted(found.reward)[1]
+        reward = found.reward if reward is None else _under(reward, constraint)
+        pipe, config = found.pipe, config or found.config
     elif pipe is None:
         pipe = _pipeline(options)
     if not isinstance(pipe, TextPipeline):
@@ -45,15 +48,16 @@ def load_setup(options: Options, pipe: Any = None, reward: Any = None, config: G
     if options.peft is not None:
         pipe.register_modules(model=_adapted(pipe.model, options.peft))
     if options.reward is not None:
-        reward = TextClassifierReward.from_pretrained(
+        named = TextClassifierReward.from_pretrained(
             options.reward,
             options.label,
             temperature=options.reward_temperature,
             device=pipe.device,
             trust_remote_code=options.trust_remote_code,
         )
+        reward = _under(named, parted(reward)[1])
     told = options.given(GUIDANCE)
-    if reward is None and options.given(_OF_REWARDS):
+    if parted(reward)[0] is None and options.given(_OF_REWARDS):
         name = next(iter(options.given(_OF_REWARDS)))
         raise ValueError(f"`{name}` is for guidance, which needs a `reward`, got none; name a classifier of texts.")
     if told:
@@ -61,6 +65,11 @@ def load_setup(options: Options, pipe: Any = None, reward: Any = None, config: G
     _set_scheduler(pipe, options.given(("unmasking_order", "choice_temperature")))
     pipe.set_progress_bar_config(disable=True)
     return Setup(pipe, reward, config)
+
+
+def _under(reward: Any, constraint: Constraint | None) -> Any:
+    """The reward and the constraint, unless the reward has one of its own."""
+    return reward if constraint is None or parted(reward)[1] is not None else Constrained(reward, constraint)
 
 
 def _pipeline(options: Options) -> Any:

@@ -38,7 +38,9 @@ class Options:
 
     Attributes:
         pretrained: name of a text pipeline or model, as in `TextPipeline.from_pretrained`.
-        setup: a YAML file of `redge_guidance.save`, with pipeline, reward and config, instead of `pretrained`.
+        setup: a YAML file of `redge_guidance.save`, with pipeline, reward and config, instead of `pretrained`. Its
+            constraints hold for what the pipeline writes, before a task's strings `until` cut it; contexts are no part
+            of what is judged where they say `answer_only: true`, and have to be if they do not.
         device, dtype, tokenizer, family, mask_token_id, revision, trust_remote_code: of the pipeline.
         peft: a folder or hub id of an adapter for the pipeline's model.
         reward: name of a text classifier; its label by `label`, its `reward_temperature`.

@@ -18,6 +18,7 @@ _WORDS = {
     "numbers": "a number, or a list with one for every step",
     "flag": "true or false",
     "rewards": "a list of rewards",
+    "constraints": "a list of constraints",
     "value": "a value",
 }
 
@@ -116,6 +117,8 @@ def _fits(option: Option, value: Any) -> bool:
         low, high = _SEED if option.name == "seed" else (-(2**63), 2**63)
         counted = option.lowest is None or option.group not in ("run", "call") or value <= MOST
         return fits and (kind == "number" or low <= value < high) and counted
+    if kind == "constraints":
+        return isinstance(value, list | dict)
     return value is not None if kind != "rewards" else isinstance(value, str | list | dict)
 
 

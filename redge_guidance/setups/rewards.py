@@ -23,6 +23,7 @@ READY_MADE: dict[str, Any] = {
         rewards.ImagePreferenceReward,
         rewards.LengthReward,
         rewards.LexicalReward,
+        rewards.RegexReward,
         rewards.SentenceSimilarityReward,
         rewards.TextClassifierReward,
         rewards.TextPreferenceReward,

@@ -5,10 +5,13 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, Literal
 
-Group = Literal["model", "reward", "guidance", "call", "run", "report"]
-Kind = Literal["text", "texts", "label", "integer", "number", "numbers", "integers", "flag", "rewards", "value"]
+Group = Literal["model", "reward", "constraint", "guidance", "call", "run", "report"]
+Kind = Literal[
+    "text", "texts", "label", "integer", "number", "numbers", "integers", "flag", "rewards", "constraints", "value"
+]
 
 WORD, LENGTH = 15.0, 8.0  # units of reward of a wanted or banned word, of a word too few or too many
+FORM = 15.0  # of a match of a regular expression
 CLASSIFIER_TEMPERATURE = 8.0  # of a classifier of images: the reward goes on where the classifier is sure
 CLASSIFIER_SCALE = 500.0  # at that temperature; many pixels have to change for a nat
 CLIP_SCALE = 100.0  # a cosine hardly changes by more than 0.1
@@ -25,8 +28,8 @@ class Option:
 
     Attributes:
         name: in Python and in a file; on the command line `--the-name`.
-        group: who takes it: the loading of the model, what makes the reward, `GuidanceConfig`, the call of the
-            pipeline, the run over all prompts, or what is written and said about it.
+        group: who takes it: the loading of the model, what makes the reward, what makes the constraint,
+            `GuidanceConfig`, the call of the pipeline, the run over all prompts, or what is written and said about it.
         kind: what it holds. `label`: text or an integer; `numbers`, `integers`: one or a list; `value`: any plain data.
         help: for a reader.
         lowest: of an integer.
@@ -35,6 +38,7 @@ class Option:
         default: in words, for a reader.
         metavar: on the command line.
         short: other names on the command line.
+        several: whether one option on the command line takes several texts.
     """
 
     name: str
@@ -47,6 +51,7 @@ class Option:
     default: str = ""
     metavar: str | None = None
     short: tuple[str, ...] = ()
+    several: bool = False
 
     @property
     def flag(self) -> str:
@@ -94,18 +99,41 @@ _REWARD = (
         default=f"1 for texts, {CLASSIFIER_TEMPERATURE:g} for images",
         metavar="T",
     ),
-    Option("want", "reward", "texts", "word or phrase to use; may be repeated", metavar="TEXT"),
-    Option("ban", "reward", "texts", "word or phrase to avoid; may be repeated", metavar="TEXT"),
-    Option("min_words", "reward", "integer", "write no less than N words", lowest=1, metavar="N"),
-    Option("max_words", "reward", "integer", "write no more than N words", lowest=1, metavar="N"),
+)
+_CONSTRAINT = (
+    Option("regex", "constraint", "text", "texts that match this regular expression as a whole", metavar="PATTERN"),
+    Option("json_schema", "constraint", "text", "JSON texts of the schema in this file", metavar="FILE"),
+    Option("choices", "constraint", "texts", "one of these texts, to the letter", metavar="TEXT", several=True),
+    Option("want", "constraint", "texts", "words or phrases to use", metavar="TEXT", several=True),
+    Option("ban", "constraint", "texts", "words or phrases to avoid", metavar="TEXT", several=True),
+    Option("min_words", "constraint", "integer", "write no less than N words", lowest=1, metavar="N"),
+    Option("max_words", "constraint", "integer", "write no more than N words", lowest=1, metavar="N"),
+    Option("prefix", "constraint", "text", "begin with this text, to the letter", metavar="TEXT"),
+    Option("suffix", "constraint", "text", "end with this text, to the letter", metavar="TEXT"),
+    Option(
+        "constraints",
+        "constraint",
+        "constraints",
+        "any constraint with its arguments, such as '{kind: length, maximum: 40, unit: characters}'; may be repeated",
+        metavar="CONSTRAINT",
+        short=("--constraint",),
+    ),
+    Option(
+        "soft",
+        "constraint",
+        "flag",
+        "make rewards, which the model may weigh, of --want, --ban, --regex, --min-words and --max-words",
+    ),
+    Option("answer_only", "constraint", "flag", "judge texts without their prompts", default="in chats"),
+    Option("most_states", "constraint", "integer", "of the automaton of a constraint", lowest=1, metavar="N"),
 )
 _GUIDANCE = (
     Option(
         "scale",
         "guidance",
         "number",
-        "strength of guidance in nats a unit of reward, 0 is off; a word wanted or banned is "
-        f"{WORD:g} units, each word too few or too many {LENGTH:g}",
+        "strength of guidance in nats a unit of reward, 0 is off; under --soft a word wanted or banned is "
+        f"{WORD:g} units, each word too few or too many {LENGTH:g}, a match {FORM:g}",
         default=f"2; with --label {CLASSIFIER_SCALE:g} for a classifier of images, {CLIP_SCALE:g} for CLIP",
     ),
     Option(
@@ -226,7 +254,7 @@ _REPORT = (
 )
 
 OPTIONS: dict[str, Option] = {
-    option.name: option for option in (*_MODEL, *_REWARD, *_GUIDANCE, *_CALL, *_RUN, *_REPORT)
+    option.name: option for option in (*_MODEL, *_REWARD, *_CONSTRAINT, *_GUIDANCE, *_CALL, *_RUN, *_REPORT)
 }
 
 

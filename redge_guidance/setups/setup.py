@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from redge_guidance.config import GuidanceConfig
+from redge_guidance.constraints.constraint import Constrained, Constraint, parted
 from redge_guidance.reward import Reward
-from redge_guidance.setups import documents
+from redge_guidance.setups import constraints, documents
+from redge_guidance.setups.forms import check_forms, constraints_said, forms_given
 from redge_guidance.setups.models import call_settings, load_pipe, makes_images, pipeline_class, settings_of
 from redge_guidance.setups.options import Options, checked, of_document
 from redge_guidance.setups.rewards import Entry, entries_of, make, read_entries
 from redge_guidance.setups.schema import OPTIONS, nearest
-from redge_guidance.setups.shorthand import goals_given, spelled_out
+from redge_guidance.setups.shorthand import check_kind, goals_given, spelled_out
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,8 @@ class Setup:
 
     Attributes:
         pipe: the pipeline.
-        reward: what it is steered toward; None where the file names nothing.
+        reward: what it is steered toward, a reward, a constraint, or `reward & constraint`; None where the file names
+            nothing.
         config: how.
         settings: for the call of the pipeline, such as `{"num_inference_steps": 16}`.
         run: what else the file says about a run: prompts, seed, samples of a prompt, files.
@@ -34,18 +37,23 @@ class Setup:
     """
 
     pipe: Any
-    reward: Reward | None
+    reward: Reward | Constraint | Constrained | None
     config: GuidanceConfig
     settings: dict[str, Any]
     run: dict[str, Any]
     resolved: dict[str, Any]
 
+    @property
+    def constraint(self) -> Constraint | None:
+        """What all texts are to be like; None where the file says nothing of it."""
+        return parted(self.reward)[1]
+
 
 def load(file: str | os.PathLike[str], *, trust_remote_code: bool = False, device: str | None = None) -> Setup:
     """Load the set-up that a YAML file names: one that `save` wrote, `--save-config` wrote, or somebody typed.
 
-    The names are those of the command line. Classes are ready-made rewards and known pipelines, by name; nothing else
-    in a file is run. Paths are relative to the current folder.
+    The names are those of the command line. Classes are ready-made rewards, constraints and known pipelines, by name;
+    nothing else in a file is run. Paths are relative to the current folder.
 
     Args:
         file: of YAML.
@@ -83,7 +91,8 @@ def save(
     Args:
         file: is replaced as a whole.
         pipe: loaded by `from_pretrained`.
-        reward: a ready-made one, made with plain values or by `from_pretrained`, or a weighted sum of these.
+        reward: a ready-made one, made with plain values or by `from_pretrained`, a weighted sum of these, a constraint
+            or an intersection of several, or `reward & constraint`.
         config: of guidance; None: the defaults.
         **settings: for the call of the pipeline, or of a run (`prompt`, `seed`, `samples_per_prompt`), by the names of
             the command line.
@@ -93,8 +102,11 @@ def save(
         OSError: the file cannot be written.
     """
     values = settings_of(pipe)
-    if reward is not None:
-        values["reward"] = entries_of(reward, values.get("device", "cpu"), values.get("dtype", "float32"))
+    rewarding, constraint = parted(reward)
+    if rewarding is not None:
+        values["reward"] = entries_of(rewarding, values.get("device", "cpu"), values.get("dtype", "float32"))
+    if constraint is not None:
+        values["constraints"] = constraints.constraints_of(constraint)
     values |= plain_config(GuidanceConfig() if config is None else config)
     groups = ("call", "run", "report")
     known = [name for name, option in OPTIONS.items() if option.group in groups]
@@ -121,6 +133,10 @@ def read_options(file: str | os.PathLike[str]) -> Options:
         place = lambda *path: document.place("reward", *path)  # noqa: E731
         entries = read_entries(options.get("reward"), place, in_file=True)
         options = Options({**options.values, "reward": entries}, options.places)
+    if "constraints" in options:
+        at = lambda *path: document.place("constraints", *path)  # noqa: E731
+        found = constraints.read_entries(options.get("constraints"), at)
+        options = Options({**options.values, "constraints": found}, options.places)
     return options
 
 
@@ -128,16 +144,22 @@ def assemble(options: Options, consent: bool) -> Setup:
     """Load what settings name.
 
     Args:
-        options: checked; `reward` is a list of `Entry`.
+        options: checked; `reward` and `constraints` are lists of `Entry`.
         consent: whether the caller agrees that code of checkpoints runs, for those that ask for it.
 
     Raises:
         ValueError, OSError: as of `load`.
     """
     config = config_of(options)
+    check_forms(options)
     with _called(options.spell("model")):
         kind = pipeline_class(options)
     images = makes_images(kind)
+    constraint, forms = None, list[constraints.Entry]()
+    if forms_given(options):  # before anything is loaded
+        check_kind(options, images)
+        forms = constraints_said(options)
+        constraint = constraints.make(forms)
     with _called(options.spell("model")):
         pipe = load_pipe(options, kind, consent)
     settings = call_settings(pipe, options)
@@ -152,7 +174,9 @@ def assemble(options: Options, consent: bool) -> Setup:
         if scale is not None and "scale" not in options:
             config = replace(config, scale=scale)
     run = options.of("run", "report")
-    resolved = _resolved(options, entries, config)
+    resolved = _resolved(options, entries, forms, config)
+    if constraint is not None:
+        return Setup(pipe, constraint if reward is None else reward & constraint, config, settings, run, resolved)
     return Setup(pipe, reward, config, settings, run, resolved)
 
 
@@ -216,11 +240,15 @@ def write_file(file: str | os.PathLike[str], text: str) -> None:
         raise type(error)(f"{place} cannot be written: {error.strerror or error}.") from error
 
 
-def _resolved(options: Options, entries: list[Entry], config: GuidanceConfig) -> dict[str, Any]:
-    """All that was given, rewards by their names, nothing at its default."""
+def _resolved(
+    options: Options, entries: list[Entry], forms: list[constraints.Entry], config: GuidanceConfig
+) -> dict[str, Any]:
+    """All that was given, rewards and constraints by their names, nothing at its default."""
     values = dict(options.of("model"))
     if entries:
         values["reward"] = [_plain_entry(entry) for entry in entries]
+    if forms:
+        values["constraints"] = [entry.to_dict() for entry in forms]
     values |= plain_config(config) | options.of("call", "run", "report")
     return values
 

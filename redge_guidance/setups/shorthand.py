@@ -1,24 +1,28 @@
-"""What `label`, `want`, `max_words` and the name of a classifier stand for: ready-made rewards with their weights."""
+"""What `label`, `max_words --soft` and the name of a classifier stand for: ready-made rewards with their weights."""
 
+from dataclasses import replace
 from typing import Any
 
 from redge_guidance.hub import loading, resolve
+from redge_guidance.recipe import own_arguments
+from redge_guidance.setups.forms import SOFTENED, place_of, soft_ones
 from redge_guidance.setups.models import DEFAULT_MODEL
 from redge_guidance.setups.options import Options
-from redge_guidance.setups.rewards import Entry
+from redge_guidance.setups.rewards import READY_MADE, Entry
 from redge_guidance.setups.schema import (
     CLASSIFIER_SCALE,
     CLASSIFIER_TEMPERATURE,
     CLIP_SCALE,
+    FORM,
     LENGTH,
     WORD,
+    names_of,
 )
 
 TEXT_REWARD, IMAGE_REWARD = "builtin:sentiment", "builtin:mnist-classifier"
-_WORDS = ("want", "ban", "min_words", "max_words")
-TEXT_ONLY = (*_WORDS, "nats")
+TEXT_ONLY = (*names_of("constraint"), "nats")
 IMAGE_ONLY = ("out", "class_labels")
-_NAMES = ("label", "reward_temperature", *_WORDS)
+_NAMES = ("label", "reward_temperature")
 
 
 def check_kind(options: Options, images: bool) -> None:
@@ -30,8 +34,8 @@ def check_kind(options: Options, images: bool) -> None:
 
 
 def goals_given(options: Options, entries: list[Entry]) -> bool:
-    """Whether anything says what to steer toward."""
-    return bool(entries) or any(name in options for name in _NAMES)
+    """Whether anything says what to steer toward, beside constraints."""
+    return bool(entries) or any(name in options for name in _NAMES) or bool(soft_ones(options))
 
 
 def spelled_out(
@@ -54,11 +58,11 @@ def spelled_out(
             f"{options.spell('reward')} must name one checkpoint at most, got {named[0].arguments['name']} and "
             f"{named[1].arguments['name']}; say what the others are, as in 'TextClassifierReward: {{name: ...}}'."
         )
-    _check(options)
+    _check_temperature(options)
     check_kind(options, images)
     if named and not named[0].arguments["name"].strip():
         raise ValueError(f"{options.spell('reward')} must name a checkpoint or a ready-made reward, got ''.")
-    found = _of_words(options)
+    found = _of_form(options)
     asked = bool(named) or "label" in options or "reward_temperature" in options
     scale = None
     if asked or (images and not entries):
@@ -66,42 +70,46 @@ def spelled_out(
         entry, scale = of_model(options, named[0] if named else None, takes_text, consent)
         found.append(entry)
     kinds = [entry for entry in entries if entry.kind is not None]
-    return [*found, *kinds], None if kinds else scale
+    return [_judging(options, entry) for entry in (*found, *kinds)], None if kinds else scale
 
 
 def no_goal(options: Options) -> ValueError:
     """What to raise where nothing says what to steer toward."""
-    names = [options.spell(name) for name in ("label", "want", "ban", "min_words", "max_words", "reward")]
+    names = [options.spell(name) for name in ("label", "reward")]
+    forms = [options.spell(name) for name in (*SOFTENED, "json_schema", "choices")]
     return ValueError(
-        f"{', '.join(names[:-1])} or {names[-1]} must say what to steer toward, got none; the labels of {TEXT_REWARD} "
-        "are positive, negative and neutral."
+        f"{' or '.join(names)} must say what to steer toward, or {', '.join(forms[:-1])} or {forms[-1]} what form "
+        f"texts have, got none; the labels of {TEXT_REWARD} are positive, negative and neutral."
     )
 
 
-def _check(options: Options) -> None:
-    low, high = options.get("min_words"), options.get("max_words")
-    if high is not None and (low or 0) > high:
-        raise ValueError(f"{options.spell('min_words')} must be <= {options.spell('max_words')}, got {low} and {high}.")
+def _check_temperature(options: Options) -> None:
     temperature = options.get("reward_temperature")
     if temperature is not None and not 0 < temperature < float("inf"):
         raise ValueError(f"{options.spell('reward_temperature')} must be a finite number > 0, got {temperature}.")
 
 
-def _of_words(options: Options) -> list[Entry]:
-    found = []
-    if "want" in options or "ban" in options:
+def _of_form(options: Options) -> list[Entry]:
+    """The rewards that `soft` makes of words, lengths and a pattern."""
+    found, soft = [], soft_ones(options)
+    if "want" in soft or "ban" in soft:
         words = {"wanted": options.get("want"), "banned": options.get("ban")}
         given = {key: list(value) for key, value in words.items() if value}
-        found.append(Entry("LexicalReward", given, WORD, place=_place(options, "want", "ban")))
-    if "min_words" in options or "max_words" in options:
+        found.append(Entry("LexicalReward", given, WORD, place=place_of(options, "want", "ban")))
+    if "min_words" in soft or "max_words" in soft:
         limits = {"minimum": options.get("min_words"), "maximum": options.get("max_words")}
         given = {key: value for key, value in limits.items() if value is not None}
-        found.append(Entry("LengthReward", given, LENGTH, place=_place(options, "min_words", "max_words")))
+        found.append(Entry("LengthReward", given, LENGTH, place=place_of(options, "min_words", "max_words")))
+    if "regex" in soft:
+        found.append(Entry("RegexReward", {"pattern": options.get("regex")}, FORM, place=place_of(options, "regex")))
     return found
 
 
-def _place(options: Options, *names: str) -> str:
-    return next((options.places[name] for name in names if name in options.places), "")
+def _judging(options: Options, entry: Entry) -> Entry:
+    """The entry, which judges what `answer_only` says unless it says so itself."""
+    if "answer_only" not in options or "answer_only" not in own_arguments(READY_MADE[entry.kind or ""]):
+        return entry
+    return replace(entry, arguments={"answer_only": options.get("answer_only"), **entry.arguments})
 
 
 def _of_texts(options: Options, named: Entry | None, takes_text: bool, consent: bool) -> tuple[Entry, float | None]:

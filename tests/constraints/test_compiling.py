@@ -5,7 +5,6 @@ import re
 
 import numpy as np
 import pytest
-from transformers import AutoTokenizer
 
 from redge_guidance.constraints.compiling import compile_tokens
 from redge_guidance.constraints.expression import machine_of
@@ -13,8 +12,6 @@ from redge_guidance.constraints.machine import TooManyStatesError
 from redge_guidance.constraints.token_automaton import token_intersection, token_length
 from redge_guidance.text import end_token_id, special_token_ids
 from tests.helpers.tokenizers import tokenizer, with_holes
-
-EMBEDDED = "checkpoints/tatoeba-masked/tokenizer"
 
 
 @pytest.fixture(autouse=True)
@@ -81,7 +78,7 @@ def test_a_tokenizer_of_words_and_ids_without_a_token():
 
 
 def test_every_text_that_the_embedded_tokenizer_writes_is_accepted_by_anything():
-    tok = AutoTokenizer.from_pretrained(EMBEDDED)
+    tok = tokenizer("embedded")
     automaton = compile_tokens(machine_of(r"(?s:.*)"), tok, len(tok), [tok.eos_token_id])
     rng = np.random.default_rng(0)
     signs = [*"abc THE 'é,.12\n  ", "ß", "e\u0301", "日", "本", "😀", "\u2028", "ж", "\x85", "\U0010ffff"]
@@ -99,7 +96,7 @@ WALKED = [r"\d{4}-\d{2}-\d{2}", r"[^é日]*[日é😀][^é日]*", r"\w+( \w+){2}
 @pytest.mark.parametrize("pattern", WALKED)
 def test_random_rows_of_the_embedded_tokenizer(pattern):
     """Walks through the automaton end in texts that match, and every state has a way to the end."""
-    tok = AutoTokenizer.from_pretrained(EMBEDDED)
+    tok = tokenizer("embedded")
     end = tok.eos_token_id
     automaton = compile_tokens(machine_of(pattern), tok, len(tok), [end])
     rng, distance = np.random.default_rng(0), automaton.distances()

@@ -4,7 +4,7 @@ import functools
 import json
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 TEXTS = [
     "The old doctor lived in a small house near the river.",
@@ -17,7 +17,12 @@ TEXTS = [
 
 @functools.cache
 def tokenizer(kind: str) -> PreTrainedTokenizerFast:
-    """`"byte"`: byte-level BPE; `"wordpiece"`: of lower case, no accents; `"unigram"`; `"fallback"`: BPE with bytes."""
+    """`"byte"`: byte-level BPE; `"wordpiece"`: of lower case, no accents; `"unigram"`; `"fallback"`: BPE with bytes.
+
+    `"embedded"` is that of the embedded checkpoint of masked texts, which is not small.
+    """
+    if kind == "embedded":
+        return AutoTokenizer.from_pretrained("checkpoints/tatoeba-masked/tokenizer")
     made = {"byte": _byte_level, "wordpiece": _wordpiece, "unigram": _unigram, "fallback": _byte_fallback}[kind]()
     made.padding_side = "right"
     return made

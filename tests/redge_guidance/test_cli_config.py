@@ -54,19 +54,20 @@ def test_help_answers_at_once(arguments):
     assert seconds < 5  # 0.3 alone on a machine; this one may be busy
 
 
-def test_what_was_saved_is_run_again(tmp_path, capsys):
+HARD = {"constraints": [{"kind": "words", "wanted": ["music"]}, {"kind": "length", "maximum": 6}]}
+SOFT = [{"LexicalReward": {"wanted": ["music"], "weight": 15.0}}, {"LengthReward": {"maximum": 6, "weight": 8.0}}]
+
+
+@pytest.mark.parametrize(("how", "rewards", "rest"), [([], [], HARD), (["--soft"], SOFT, {})])
+def test_what_was_saved_is_run_again(how, rewards, rest, tmp_path, capsys):
     file = tmp_path / "run.yaml"
-    goals = ["--label", "negative", "--want", "music", "--max-words", "6", "--scale", "3"]
+    goals = ["--label", "negative", "--want", "music", "--max-words", "6", "--scale", "3", *how]
     more = ["--estimator", "redge: {num_steps: 2}", "--support", "none", "--temperature", "0.9", "--prompt", "Tom"]
     first = texts(capsys, *FAST, *goals, *more, "--seed", "4", "--save-config", str(file))
     assert texts(capsys, "--config", str(file)) == first
     values = read(file.read_text(), "file").values
-    assert values == {
-        "reward": [
-            {"LexicalReward": {"wanted": ["music"], "weight": 15.0}},
-            {"LengthReward": {"maximum": 6, "weight": 8.0}},
-            {"TextClassifierReward": {"name": "builtin:sentiment", "label": "negative"}},
-        ],
+    assert values == rest | {
+        "reward": [*rewards, {"TextClassifierReward": {"name": "builtin:sentiment", "label": "negative"}}],
         "scale": 3.0,
         "estimator": {"redge": {"num_steps": 2}},
         "support": None,
@@ -93,7 +94,7 @@ def test_what_is_said_on_the_command_line_wins(tmp_path):
 
 
 VALUES = {"text": "a", "texts": "a", "label": "a", "integer": "2", "number": "0.5", "numbers": "0.5", "integers": "1,2"}
-VALUES |= {"value": "{a: 1}", "rewards": "builtin:sentiment"}
+VALUES |= {"value": "{a: 1}", "rewards": "builtin:sentiment", "constraints": "{kind: regex, pattern: a}"}
 
 
 @pytest.mark.parametrize("name", OPTIONS)
@@ -110,7 +111,7 @@ def test_every_setting_has_one_name(name, tmp_path):
     file = tmp_path / "run.yaml"
     file.write_text(f"{name}: {f'[{text}]' if option.kind in ('integers', 'texts') else text}\n")
     found = settings(*rest, "--config", str(file)).get(name)
-    if name == "reward":
+    if name in ("reward", "constraints"):
         told, found = ([(entry.kind, entry.arguments) for entry in one] for one in (told, found))
     assert found == told
     assert told is not None

@@ -26,6 +26,7 @@ from redge_guidance.rewards import (
     ImagePreferenceReward,
     LengthReward,
     LexicalReward,
+    RegexReward,
     SentenceSimilarityReward,
     TextClassifierReward,
     TextPreferenceReward,
@@ -75,6 +76,7 @@ REWARDS = {
     "ImagePreferenceReward": lambda at: ImagePreferenceReward.from_pretrained(at / "clip", prompt="a"),
     "LengthReward": lambda at: LengthReward(2, 4, unit="characters"),
     "LexicalReward": lambda at: LexicalReward({"music": 2.5}, banned=("no", "2e-3"), case_sensitive=True),
+    "RegexReward": lambda at: RegexReward("tom.*", 2, answer_only=True),
     "SentenceSimilarityReward": lambda at: SentenceSimilarityReward.from_pretrained(
         at / "encoder", "a b", pooling="cls"
     ),

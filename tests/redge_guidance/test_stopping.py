@@ -7,9 +7,10 @@ import torch
 
 from redge_guidance import GuidanceConfig, guide
 from redge_guidance.guidance import Guidance
-from redge_guidance.reward import Reward, asks_for_whole_batch
+from redge_guidance.reward import Reward
 from redge_guidance.step import DenoisingStep
 from redge_guidance.stopping import Settled
+from redge_guidance.terms import asks_for_whole_batch
 from redge_guidance.trace import SequenceFigures
 from tests.helpers.hosts import ALL, JUMP, ONE_OF_EACH, any_reward, brightness, count_of_a, seeded
 from tests.helpers.image_rewards import clip

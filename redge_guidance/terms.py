@@ -1,0 +1,30 @@
+"""The terms of a reward, and what each says of itself."""
+
+from redge_guidance.evaluation import name_of
+from redge_guidance.reward import AnyReward, RewardSum, Term
+
+
+def terms_of(reward: AnyReward) -> list[Term]:
+    """Those of a sum, or the reward itself."""
+    return reward.terms if isinstance(reward, RewardSum) else [Term(1.0, reward, name_of(reward))]
+
+
+def split(reward: AnyReward) -> tuple[AnyReward | None, AnyReward | None]:
+    """What has a gradient and what has none: `reward = differentiable + black box`, None where there is no such part.
+
+    >>> split(abs) == (abs, None)
+    True
+    """
+    if not isinstance(reward, RewardSum):
+        return (reward, None) if getattr(reward, "differentiable", True) else (None, reward)
+    kinds: tuple[list[Term], list[Term]] = ([], [])
+    for term in reward.terms:
+        kinds[not getattr(term.reward, "differentiable", True)].append(term)
+    smooth, black_box = (RewardSum(terms) if terms else None for terms in kinds)
+    return smooth, black_box
+
+
+def asks_for_whole_batch(reward: AnyReward) -> bool:
+    """Whether a reward, or a term of a sum, says that it knows sequences by their place in the batch."""
+    terms = reward.terms if isinstance(reward, RewardSum) else [Term(1.0, reward, "")]
+    return any(getattr(term.reward, "whole_batch", False) for term in terms)
