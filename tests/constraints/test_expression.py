@@ -213,4 +213,4 @@ def test_large_expressions_are_quick() -> None:
     for pattern in (record, "long" * 500, r"\w{1,200}", r"(?s).{0,2000}", r"(?:\w{1,99} )+"):
         begin = time.process_time()
         machine_of(pattern)
-        assert time.process_time() - begin < 1.5, pattern
+        assert time.process_time() - begin < 5, pattern  # 0.3

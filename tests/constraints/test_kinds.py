@@ -20,6 +20,7 @@ from redge_guidance.constraints import (
     SuffixConstraint,
     WordConstraint,
 )
+from redge_guidance.recipe import recipe_of
 from redge_guidance.rewards import LexicalReward
 from tests.helpers.tokenizers import tokenizer
 from tests.helpers.walks import text_of, walked
@@ -174,8 +175,8 @@ def test_beginnings_and_ends(text):
 def test_words(word):
     texts = [f"the {word} is", word.upper(), f"{word}, {word}"]
     others = ["", "a house", "x" + word + "x" if word.isascii() else "old"]
-    check(WordConstraint(word), lambda text: LexicalReward(word).reached([text])[0], texts, others)
-    banned = LexicalReward(banned=word)
+    wanted, banned = LexicalReward(word), LexicalReward(banned=word)
+    check(WordConstraint(word), lambda text: wanted.reached([text])[0], texts, others)
     check(WordConstraint(banned=word), lambda text: banned.reached([text])[0], others, texts)
 
 
@@ -231,3 +232,25 @@ def test_lengths_in_tokens(low, high):
         for n in range(6):
             ids = tok("a b c d e f", add_special_tokens=False).input_ids[:n]
             assert automaton.accepts([*ids, *ends]) == within(n, low, high)
+
+
+@pytest.mark.parametrize(
+    "constraint",
+    [
+        RegexConstraint("a+", re.I, answer_only=True),
+        JsonSchemaConstraint(SCHEMAS[0][0], whitespace="compact", depth=2),
+        ChoiceConstraint(["a", "b"], most_states=9),
+        WordConstraint(["a"], "b", at_most=3),
+        LengthConstraint(1, 3, "characters"),
+        PrefixConstraint("a"),
+        SuffixConstraint("b", answer_only=False),
+    ],
+)
+def test_it_knows_how_it_was_made(constraint):
+    """Plain values, of which another one is made that accepts the same."""
+    recipe = recipe_of(constraint)
+    assert recipe.kind == type(constraint).__name__
+    again = type(constraint)(**json.loads(json.dumps(recipe.arguments)))
+    assert again.machine.equivalent(constraint.machine)
+    assert again.answer_only is constraint.answer_only
+    assert again.most_states == constraint.most_states
