@@ -134,7 +134,7 @@ def grown(draw: random.Random, depth: int) -> str:
 @pytest.mark.parametrize("seed", range(6))
 def test_random_expressions(seed: int) -> None:
     draw, candidates = random.Random(seed), texts("ab\n1 ", 4)
-    for _ in range(50):
+    for _ in range(30):
         judged(grown(draw, 4), candidates, draw.choice((0, 0, re.I, re.M, re.S, re.A)))
 
 
