@@ -12,6 +12,7 @@ from redge_guidance.arguments import Images, hidden_id, read_images
 from redge_guidance.config import GuidanceConfig
 from redge_guidance.guidance import Guidance
 from redge_guidance.hosts.attachment import Attachment
+from redge_guidance.hosts.base import Drawn
 from redge_guidance.hosts.calls import ForwardSettings
 from redge_guidance.hosts.forward import ForwardAttachment
 from redge_guidance.hosts.registry import supports
@@ -226,9 +227,17 @@ def _guide_pipeline(pipe: Any, guidance: Guidance, chunk_size: int | None, for_m
             step = replace(step, images=replace(step.images, chunk_size=chunk_size))
         return guidance(step)
 
+    def settle(step: DenoisingStep, drawn: Drawn) -> Tensor | None:
+        return guidance.settle(step, drawn.tokens, drawn.positions)
+
     off = guidance.config.scale == 0 and not guidance.is_hard
     attachment = Attachment(
-        pipe, begin=guidance.begin, move=None if off else move, end=guidance.end, foresee=guidance.foresee
+        pipe,
+        begin=guidance.begin,
+        move=None if off else move,
+        end=guidance.end,
+        foresee=guidance.foresee,
+        settle=settle,
     )
     if for_models:
         attachment.remove()

@@ -11,6 +11,8 @@ from redge_guidance.config import GuidanceConfig
 from redge_guidance.constraints.arithmetic import Array
 from redge_guidance.constraints.feasibility import explained, without_impossible_hold
 from redge_guidance.constraints.messages import Messages
+from redge_guidance.constraints.refinement import DEAD
+from redge_guidance.constraints.settling import Committed, settled
 from redge_guidance.draws import Noise
 from redge_guidance.form import Form
 from redge_guidance.prediction import HostLogits
@@ -51,6 +53,7 @@ class FormOfStep:
         self._conditioning = form.conditioning(step)
         self._reading = without_impossible_hold(self._conditioning, form.reading(step))
         self.is_hard = form.is_hard
+        self._drawn_from: tuple[Messages, Tensor, Tensor] | None = None
 
     def condition(
         self, logits: Tensor, noise: Noise, scale: float, kl_budget: float | None = None
@@ -78,13 +81,49 @@ class FormOfStep:
         values = self._conditioning.automaton.values.T @ ends
         entropy = np.where(self._reading.free.cpu().numpy().T, messages.entropy(), 0.0).sum(axis=0)
         figures = Figures(plain.log_z, self._form.weights @ values, cost, entropy, notes)
+        if self._step.settles:
+            self._drawn_from, self._noise = (messages, masses, logits), noise
+            return self._conditioning.posterior(self._reading, messages, logits), figures
         if self._step.greedy:
             best = self._messages(self._conditioning.classes.highest(logits), worth, best=True)
             states = best.draw(np.zeros((1, self._reading.ids.shape[1], len(self._reading))))
         else:
             states = messages.draw(self._uniform(noise, 1))
         guided = self._conditioning.given_states(self._reading, states[0], logits, out=logits)
-        return (_decided(guided, noise, self._step.free.sum(-1).tolist()) if self._step.decisive else guided), figures
+        if self._step.decisive:
+            token = _drawn(guided, self._step.free.nonzero()[:, 0], noise)
+            guided = torch.full_like(guided, -torch.inf).scatter_(1, token[:, None], 0.0)
+        return guided, figures
+
+    def settle(self, tokens: Tensor, positions: Tensor) -> Tensor | None:
+        """What the host has drawn, made a joint draw where it was several tokens of a text; None: it is one.
+
+        Args:
+            tokens, positions: `(batch, length)` int64 and bool, what was drawn and where.
+        """
+        if self._drawn_from is None or not (positions.sum(-1) > 1).any():
+            return None
+        messages, masses, logits = self._drawn_from
+        free = self._reading.free.cpu().numpy()
+        by_position = np.full((*free.shape, masses.shape[1]), -np.inf)
+        by_position[free] = masses.double().cpu().numpy()
+        pad = (0, free.shape[1] - tokens.shape[1])
+        here = torch.nn.functional.pad(positions, pad).cpu().numpy() & free
+        labels = self._conditioning.labels(torch.nn.functional.pad(tokens, pad).cpu().numpy())
+        uniform = self._uniform(self._noise, 2)
+        drawn = Committed(labels.T, (here & (labels != DEAD)).T, uniform, self._step.greedy)
+        anew = settled(messages, np.ascontiguousarray(by_position.transpose(1, 2, 0)), drawn).T
+        changed = (anew != DEAD) & free
+        if not changed.any():
+            return None
+        row = torch.from_numpy(np.flatnonzero(changed[free])).to(logits.device)
+        label = torch.from_numpy(anew[changed]).to(logits.device)
+        within = self._conditioning.classes.within(logits[row], label)
+        sequence = torch.from_numpy(np.nonzero(changed)[0]).to(logits.device)
+        found = within.argmax(-1) if self._step.greedy else _drawn(within, sequence, self._noise)
+        result = torch.nn.functional.pad(tokens, pad)
+        result[torch.from_numpy(changed).to(result.device)] = found.to(result.device)
+        return result[:, : tokens.shape[1]]
 
     def marginals(self, logits: Tensor, scale: float) -> Tensor:
         """Logits of the posterior of each free position, like `logits`."""
@@ -171,16 +210,18 @@ class FormOfStep:
             raise ValueError(explained(self._conditioning, self._reading, int(impossible[0]), self._step.tokenizer))
 
 
-def _decided(logits: Tensor, noise: Noise, counts: Sequence[int]) -> Tensor:
-    """The same with one token of each position, drawn from it; `counts` says how many positions each sequence has."""
-    parts = [logits] if isinstance(noise, torch.Generator) else logits.split(list(counts))
-    sources = [noise] if isinstance(noise, torch.Generator) else noise
-    drawn = [
-        torch.multinomial(part.softmax(-1), 1, generator=source)
-        for part, source in zip(parts, sources, strict=True)
-        if len(part)
-    ]
-    return torch.full_like(logits, -torch.inf).scatter_(1, torch.cat(drawn), 0.0)
+def _drawn(logits: Tensor, sequence: Tensor, noise: Noise) -> Tensor:
+    """`(rows,)`, a token of each row; `sequence` `(rows,)`, ascending, says which text a row is of."""
+    if isinstance(noise, torch.Generator):
+        return torch.multinomial(logits.softmax(-1), 1, generator=noise)[:, 0]
+    counts = torch.bincount(sequence, minlength=len(noise)).tolist()
+    return torch.cat(
+        [
+            torch.multinomial(part.softmax(-1), 1, generator=source)[:, 0]
+            for part, source in zip(logits.split(counts), noise, strict=True)
+            if len(part)
+        ]
+    )
 
 
 def formed_logits(
@@ -218,7 +259,7 @@ def formed_logits(
 
 def constrained_logits(
     step: DenoisingStep, form: Form, noise: Noise, guided: Tensor, logits: Tensor | None, config: GuidanceConfig
-) -> tuple[Tensor, StepTrace]:
+) -> tuple[Tensor, StepTrace, FormOfStep]:
     """Logits of a step in which the sequences that are not `guided` `(batch,)` by a reward keep to the constraint.
 
     `logits` are those of the guided ones among all, None where there are none.
@@ -227,12 +268,13 @@ def constrained_logits(
     with torch.no_grad():
         part = step if len(alone) == len(guided) else rows_of(step, alone)
         mine = [noise[k] for k in alone.tolist()] if isinstance(noise, Sequence) else noise
-        found, trace = formed_logits(part, FormOfStep(form, part), HostLogits(part).logits(), mine, config, scale=0.0)
+        formed = FormOfStep(form, part)
+        found, trace = formed_logits(part, formed, HostLogits(part).logits(), mine, config, scale=0.0)
     if logits is None:
-        return found, trace
+        return found, trace, formed
     block = step.free[:, -step.logits.shape[1] :]
     logits[torch.isin(block.nonzero()[:, 0], alone)] = found.to(logits.dtype)
-    return logits, trace
+    return logits, trace, formed
 
 
 def together(tilted: StepTrace, formed: StepTrace) -> StepTrace:

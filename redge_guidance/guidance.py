@@ -12,7 +12,7 @@ from redge_guidance.config import GuidanceConfig
 from redge_guidance.constraints.constraint import Constrained, Constraint, parted
 from redge_guidance.draws import Draws, Noise
 from redge_guidance.evaluation import WrongKind
-from redge_guidance.form import Form, formed
+from redge_guidance.form import formed
 from redge_guidance.formed import FormOfStep, constrained_logits, formed_logits, together
 from redge_guidance.goals import Goals, exchanged
 from redge_guidance.gradients import RewardGradients, routes
@@ -72,6 +72,7 @@ class Guidance:
         self.trace = Trace()
         self._reward, self._seed, self._index = wanted, check_seed(seed), 0
         self._goals, self._told = Goals(wanted), set[str]()
+        self._formed: FormOfStep | None = None  # of the step that the host is taking
         self._stopping = Stopping(stop_when)
 
     def alike(self) -> "Guidance":
@@ -84,6 +85,15 @@ class Guidance:
         """A call of the sampler begins: its steps are counted from 0."""
         self._index, self._goals = 0, Goals(self._reward)
         self._stopping = Stopping(self._stopping.rule)
+
+    def settle(self, step: DenoisingStep, tokens: Tensor, positions: Tensor) -> Tensor | None:
+        """Told what the host has drawn from the logits of a step that can be settled, `(batch, length)` both.
+
+        Returns:
+            What it is to have drawn, `(batch, length)`; None: that.
+        """
+        formed, self._formed = self._formed, None
+        return None if formed is None else formed.settle(tokens, positions)
 
     def foresee(self, step: DenoisingStep) -> None:
         """Told of the step to come, without logits, before the model is called.
@@ -116,13 +126,17 @@ class Guidance:
             while True:
                 noise = noise_of(step, self._seed, index)
                 try:
-                    return guided_logits(step, self._reward, config, noise, self._goals, self._form)
+                    self._formed = None if self._form is None else FormOfStep(self._form, step)
+                    return guided_logits(step, self._reward, config, noise, self._goals, self._formed)
                 except WrongKind as error:
                     self._reward = exchanged(self._reward, error.reward, as_strings(error))
                     self._goals = Goals(self._reward)
 
         with gradients_allowed():
             here, logits, figures = outside_inference_mode(step), None, None
+            if here.settles and self._stopping.rule is not None:  # some may be guided by themselves
+                here = replace(here, settles=False)
+            self._formed = None
             going = torch.zeros(len(step.ids), dtype=torch.bool, device=step.ids.device)
             if self._acts(step):
                 whole = self._reward is not None and asks_for_whole_batch(self._reward)
@@ -130,7 +144,7 @@ class Guidance:
                 going |= torch.tensor(self._stopping.going(len(step.ids)), device=going.device)
             if self._form is not None and self.is_hard and (here.free.any(-1) & ~going).any():
                 noise = noise_of(here, self._seed, index)
-                logits, others = constrained_logits(here, self._form, noise, going, logits, config)
+                logits, others, self._formed = constrained_logits(here, self._form, noise, going, logits, config)
                 figures = others if figures is None else figures
         if figures is not None:
             self.trace.append(replace(figures, seconds=time.perf_counter() - started, step=index))
@@ -156,7 +170,7 @@ def guided_logits(
     config: GuidanceConfig,
     noise: Noise,
     goals: Goals | None = None,
-    form: Form | None = None,
+    form: FormOfStep | None = None,
 ) -> tuple[Tensor, StepTrace]:
     """Logits of the free positions, moved toward the reward, and the figures of the step.
 
@@ -176,12 +190,11 @@ def guided_logits(
     """
     ambient = Autocast.here(step.logits.device)
     with torch.no_grad(), Autocast.off(step.logits.device):
-        now = None if form is None else FormOfStep(form, step)
         if reward is None:
-            assert now is not None
-            return formed_logits(step, now, HostLogits(step).logits(), noise, config)
+            assert form is not None
+            return formed_logits(step, form, HostLogits(step).logits(), noise, config)
         named = [] if config.support is None else named_tokens(reward, step.tokenizer)
-        whole = None if now is None else now.marginals(HostLogits(step).logits(), config.scale)
+        whole = None if form is None else form.marginals(HostLogits(step).logits(), config.scale)
         model = Prediction(step, config.support, named, None if whole is None else lambda rows, _: whole[rows])
         log_p: LogProbs = model
         log_z, support = model.log_z, model.support
@@ -199,16 +212,16 @@ def guided_logits(
             return project_to_budget(log_q, log_p, budget, draws.sequence, mass)
 
         def along(log_q: Tensor, count: int) -> Tensor:
-            assert now is not None
-            return now.draws_along(log_q, support, count, noise)
+            assert form is not None
+            return form.draws_along(log_q, support, count, noise)
 
         told = Goals(reward) if goals is None else goals
-        ascent = RewardGradients(reward, config, draws, figures, told, ambient, None if now is None else along)
+        ascent = RewardGradients(reward, config, draws, figures, told, ambient, None if form is None else along)
         log_q = config.update(log_p, ascent, project)
         trace = figures.step(step.progress, *distances(log_q, log_p, mass))
         logits = log_q.add_(log_z) if support is None else model.logits().scatter_(-1, support, log_q + log_z)
-        if now is not None:
-            logits, formed_trace = formed_logits(step, now, logits, noise, config)
+        if form is not None:
+            logits, formed_trace = formed_logits(step, form, logits, noise, config)
             return logits, together(trace, formed_trace)
         if step.temperature != 1:
             logits *= step.temperature

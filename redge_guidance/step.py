@@ -45,6 +45,8 @@ class DenoisingStep:
         held: `(batch, length)` bool, free positions whose token stays unless the host exchanges it (LLaDA2's editing,
             corrector sweeps); None: none.
         greedy: whether the host takes the likeliest tokens.
+        settles: whether what the host has drawn can be exchanged afterwards, so that it may be given the marginals of
+            texts of a form and choose its positions by these.
         decisive: whether the host, in this last step, keeps tokens only where it is sure of them, and noise elsewhere.
     """
 
@@ -69,3 +71,4 @@ class DenoisingStep:
     held: Tensor | None = None
     greedy: bool = False
     decisive: bool = False
+    settles: bool = False

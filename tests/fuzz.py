@@ -54,6 +54,12 @@ VALUES = {
     "--ban": ["a", "", "[EOS]", "\ud800"],
     "--min-words": ["0", "1", "9", "1000000", "99999999999999999999", "x"],
     "--max-words": ["0", "1", "9", "1000000"],
+    "--regex": ["a( [b-e])*", "", "(", r"(a)\\1", "a{99}", "[MASK]", ".*", "(?=a)", "\udcff", "\n", "x{999999}"],
+    "--choices": ["a b", "", "zzz", "\ud800", "a\0b"],
+    "--json-schema": ["FILE", ".", "no/such", "", "/dev/null"],
+    "--prefix": ["a", "", "zzz"],
+    "--constraint": ["{kind: length, maximum: 3, unit: tokens}", "{kind: x}", "{", "a", "{kind: regex, pattern: 3}"],
+    "--most-states": ["0", "1", "50", "x"],
     "--prompt": ["a b", "", "[MASK]", "a [MASK] b", "[PAD]", "a " * 500, "\udcff", "é", "a\0b", "\n"],
     "--class-label": ["0", "2", "3", "-1", "99999999999999999999", "x"],
     "--samples-per-prompt": ["1", "2", "0", "-1", "1e3", "9" * 30],
@@ -82,7 +88,7 @@ LOADED = {
     "image-classifier": [(ImageClassifierReward, {"label": "cat"})],
     "clip": [(CLIPReward, {"target": "a"}), (ImagePreferenceReward, {"prompt": "a"})],
 }
-FLAGS = ["--baseline", "--trust-remote-code"]
+FLAGS = ["--baseline", "--trust-remote-code", "--soft", "--answer-only"]
 
 
 def build(root: Path) -> None:

@@ -68,7 +68,7 @@ class Conditioning:
         if masses is None:
             unknown = unknown | (free & ~held)
         fixed = held | ~(free | skipped | unknown)
-        labels = self._labels(reading.ids.cpu().numpy().T)
+        labels = self.labels(reading.ids.cpu().numpy().T)
         table = np.full((positions, batch, self.classes.count), -np.inf)
         table[skipped | unknown] = 0.0
         if masses is not None:
@@ -82,7 +82,8 @@ class Conditioning:
         by_position = np.ascontiguousarray(table.transpose(0, 2, 1))
         return Messages(self.transitions, by_position, skipped, unknown, end, best)
 
-    def _labels(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+    def labels(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The class of each token, `DEAD` for one that leads nowhere."""
         known = ids < len(self._live)
         labels: NDArray[np.int64] = np.where(known, self._live[np.where(known, ids, 0)], DEAD)
         return labels

@@ -94,6 +94,10 @@ class TokenClasses:
             torch.add(logits[rows], weights[rows].index_select(1, self._of_token), out=result[rows])
         return result
 
+    def within(self, logits: Tensor, label: Tensor) -> Tensor:
+        """Logits `(rows, vocabulary)` of the tokens of the class `label` `(rows,)` of each row; -inf for others."""
+        return logits.masked_fill(self._of_token != label[:, None], -torch.inf)
+
     def along(
         self,
         logits: Tensor,

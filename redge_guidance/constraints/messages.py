@@ -33,7 +33,7 @@ class Transitions:
         source, target: `(pairs,)`, the states of each pair.
         by_target, by_source: the pairs, by state.
         by_pair, by_class: the entries, by pair and by class.
-        pair_of, class_of: `(entries,)`, the pair and the class of each entry.
+        pair_of, class_of, entry_source, entry_target: `(entries,)`, the pair, the class and the states of each entry.
     """
 
     def __init__(self, automaton: TokenAutomaton):
@@ -41,7 +41,8 @@ class Transitions:
         self.states, self.classes = automaton.table.shape
         state, self.class_of = np.nonzero(automaton.table != DEAD)
         after = automaton.table[state, self.class_of].astype(np.int64)
-        pairs, self.pair_of = np.unique(state.astype(np.int64) * self.states + after, return_inverse=True)
+        self.entry_source, self.entry_target = state.astype(np.int64), after
+        pairs, self.pair_of = np.unique(self.entry_source * self.states + after, return_inverse=True)
         self.source, self.target = np.divmod(pairs, max(self.states, 1))
         self.by_target = Segments.of(self.target, self.states)
         self.by_source = Segments.of(self.source, self.states)  # in the order in which they are
@@ -105,7 +106,7 @@ class Messages:
         end: Array,
         best: bool = False,
     ):
-        self._transitions, self._log_masses = transitions, masses
+        self.transitions, self._log_masses = transitions, masses
         self._skipped, self._unknown, self._end = skipped, unknown, end
         top = masses.max(axis=1, keepdims=True) if masses.shape[1] else np.full((len(masses), 1, end.shape[1]), -np.inf)
         self._top = np.where(np.isneginf(top), 0.0, top)
@@ -121,7 +122,7 @@ class Messages:
             self._run(relative)
 
     def _run(self, relative: Array) -> None:
-        ar, tr = self._arithmetic, self._transitions
+        ar, tr = self._arithmetic, self.transitions
         positions, _, batch = relative.shape
         flat = np.ascontiguousarray(ar.from_log(relative).transpose(1, 0, 2)).reshape(-1, positions * batch)
         pairs = tr.masses_of_pairs(flat, ar).reshape(-1, positions, batch)
@@ -171,7 +172,7 @@ class Messages:
 
     def log_weights(self) -> Array:
         """`(positions, classes, batch)`: `log w - log Z`, by which the posterior differs from the log-probabilities."""
-        ar, tr = self._arithmetic, self._transitions
+        ar, tr = self._arithmetic, self.transitions
         positions, _, batch = self._log_masses.shape
         pairs = ar.times(
             self._forward[:-1].transpose(1, 0, 2)[tr.source], self._backward[1:].transpose(1, 0, 2)[tr.target]
@@ -199,7 +200,7 @@ class Messages:
         Args:
             uniform: `(draws, positions, batch)`, numbers in [0, 1).
         """
-        ar, tr = self._arithmetic, self._transitions
+        ar, tr = self._arithmetic, self.transitions
         draws, positions, batch = uniform.shape
         column = np.tile(np.arange(batch), draws)
         states = np.zeros((positions + 1, draws * batch), dtype=np.int64)
@@ -217,6 +218,21 @@ class Messages:
             chosen = _chosen(ar, score, counts[moving], numbers)
             states[t + 1][moving] = tr.target[pair[chosen]]
         return states.reshape(positions + 1, draws, batch).transpose(1, 0, 2)
+
+    def log_backward(self, t: int) -> Array:
+        """`(states, batch)`: log b_t, up to a number for each canvas."""
+        return self._arithmetic.to_log(self._backward[t])
+
+    def log_moved(self, t: int, states: Array, rows: NDArray[np.int64]) -> Array:
+        """Logarithms of weights of states `(states, len(rows))` of some canvases, moved on by position t."""
+        transitions = self.transitions
+        masses = self._arithmetic.to_log(self._pairs[t][:, rows])
+        carried = states[transitions.source_by_target]
+        moved = Log.sums(carried + masses[transitions.by_target.order], transitions.by_target)
+        if self._unknown[t, rows].any():
+            moved = np.where(self._unknown[t, rows], largest(carried, transitions.by_target, -np.inf), moved)
+        result: Array = np.where(self._skipped[t, rows], states, moved)
+        return result
 
     def possible_ends(self) -> NDArray[np.bool_]:
         """`(states, batch)`: where an accepted canvas may end."""

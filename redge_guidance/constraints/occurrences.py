@@ -138,7 +138,8 @@ class _Reader:
         for point, spelled in apart.items():
             word = tuple((int(which[ord(sign)]), sign if sign in letters else "") for sign in spelled)
             labels[point] = symbols.setdefault(self._shortened(word), len(symbols))
-        used, labels = np.unique(labels, return_inverse=True)  # every class has a code point
+        used = np.flatnonzero(np.bincount(labels))  # every class has a code point
+        labels = np.searchsorted(used, np.arange(len(symbols)))[labels]
         words = list(symbols)
         self.words = [words[k] for k in used.tolist()]
         starts = np.flatnonzero(np.diff(labels, prepend=-1))

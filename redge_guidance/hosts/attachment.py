@@ -36,6 +36,7 @@ class Attachment:
         move: from a step to guided logits `(free positions, vocabulary)`, or None to leave it; None: never.
         end: called when a call of the pipeline has come to its end.
         foresee: told, before the model is first called, of the step to come, without logits, where the host knows it.
+        settle: told what was drawn in a step that can be settled; may return other tokens, `(batch, length)`.
         follow: told what was drawn; may return `(batch,)` indices, the sequences to go on with. None: nobody asks.
 
     Raises:
@@ -51,13 +52,14 @@ class Attachment:
         follow: Follow | None = None,
         end: Callable[[], None] | None = None,
         foresee: Callable[[DenoisingStep], None] | None = None,
+        settle: Follow | None = None,
     ):
         kind, host = type(pipe), find_host(pipe)
         if _attachment_of(pipe) is not None:
             raise ValueError("`pipe` is guided already; call `remove()` on the first handle, or add up the rewards.")
         host.check(pipe)
         self.pipe, self._kind = pipe, kind
-        self.move, self.follow, self.foresee = move, follow, foresee
+        self.move, self.follow, self.foresee, self.settle = move, follow, foresee, settle
         self.started, self.ended = begin or (lambda: None), end or (lambda: None)
         self._busy = threading.Lock()
         self._call: _Call | None = None
@@ -92,7 +94,7 @@ class Attachment:
 
     def remove(self) -> None:
         """Give the pipeline its own class back. Does nothing the second time; a call in progress goes on unguided."""
-        self.move = self.follow = None
+        self.move = self.follow = self.settle = None
         was_open = self._everywhere and self.uses_scheduler
         if self._everywhere:
             self._close()
@@ -208,6 +210,12 @@ class _Call:
         if logits is not None:
             host.write(bound.arguments, step, logits)
         output = below(*bound.args, **bound.kwargs)
+        if attachment.settle is not None and step.settles:
+            drawn = host.after(name, step, output)
+            with drawing(None):
+                tokens = attachment.settle(step, drawn)
+            if tokens is not None:
+                output = host.settle(step, output, drawn.positions, tokens)
         if attachment.follow is None:
             return output
         with drawing(None):

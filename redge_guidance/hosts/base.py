@@ -118,6 +118,29 @@ class Host(ABC):
         changed = step.free & (ids != step.ids)
         return Drawn(ids.where(changed, step.ids), changed)
 
+    def settle(self, step: DenoisingStep, output: Any, positions: Tensor, tokens: Tensor) -> Any:
+        """Have other tokens drawn than the scheduler's method has.
+
+        Here, for schedulers that say what they have drawn in tensors of tokens alone.
+
+        Args:
+            step: the step that was taken, whose host `settles`.
+            output: what the scheduler's method returned.
+            positions, tokens: `(batch, length)` bool and int64, where and what.
+
+        Returns:
+            What the pipeline is to be given instead of `output`.
+        """
+        block = field_of(output, "prev_sample").shape[-1]
+        return _mapped(
+            output,
+            lambda part: (
+                tokens[:, -block:].where(positions[:, -block:], part)
+                if part.dtype == torch.long and part.shape == (len(tokens), block)
+                else part
+            ),
+        )
+
     def reorder(self, step: DenoisingStep, output: Any, rows: Tensor) -> Any:
         """Let sequence i go on as a copy of sequence `rows[i]`, of the same prompt.
 
@@ -134,7 +157,7 @@ class Host(ABC):
             RuntimeError: the pipeline keeps something of a sequence where it cannot be exchanged.
         """
         self._check_rows(step, rows)
-        return _reordered(output, rows)
+        return _mapped(output, lambda part: part[rows] if part.ndim and len(part) == len(rows) else part)
 
     def close(self) -> None:
         """The call ends: leave nothing behind in the pipeline."""
@@ -218,10 +241,10 @@ def field_of(output: Any, name: str, index: int = 0) -> Tensor:
     return found
 
 
-def _reordered(output: Any, rows: Tensor) -> Any:
-    """`output` with every tensor of a batch taken at `rows`."""
+def _mapped(output: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """`output`, an output object, a tuple or a sample alone, with `change` of every tensor."""
     if isinstance(output, Tensor):
-        return output[rows] if output.ndim and len(output) == len(rows) else output
+        return change(output)
     if isinstance(output, tuple):
-        return tuple(_reordered(part, rows) for part in output)
-    return type(output)(**{name: _reordered(part, rows) for name, part in output.items()})
+        return tuple(_mapped(part, change) for part in output)
+    return type(output)(**{name: _mapped(part, change) for name, part in output.items()})

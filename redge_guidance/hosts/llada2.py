@@ -103,6 +103,7 @@ class LLaDA2Host(Host):
             coming=max(0, self._prompt_length + self._arguments["gen_length"] - length),
             held=free & (ids != arguments["mask_token_id"]),
             greedy=greedy,
+            settles=True,
         )
 
     def reorder(self, step: DenoisingStep, output: Any, rows: Tensor) -> Any:

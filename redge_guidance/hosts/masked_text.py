@@ -12,6 +12,8 @@ from redge_guidance.step import DenoisingStep
 from redge_guidance.text import before_text, end_token_ids, fixed_before, is_in, special_token_ids
 
 _NOTHING = object()
+# Orders in which where a token becomes visible does not depend on the logits: given a joint draw they are exact.
+_INDEPENDENT = ("ancestral", "random", "left_to_right", "remasking", "halton")
 
 
 def step_ahead(pipe: Any) -> DenoisingStep:
@@ -91,4 +93,5 @@ class MaskedTextHost(Host):
             unending=before_text(free, self._written if drawing is None else drawing.canvas.prompt),
             later=hidden & ~free & text,
             greedy=arguments.get("temperature") == 0,
+            settles=self.pipe.scheduler.config.get("unmasking_order") not in _INDEPENDENT,
         )

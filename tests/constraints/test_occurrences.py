@@ -39,8 +39,10 @@ def count(word, text, case_sensitive=False):
     return int(LexicalReward(word, count=True, case_sensitive=case_sensitive).score([text]).item())
 
 
-@pytest.mark.parametrize("case_sensitive", [False, True])
-@pytest.mark.parametrize("word", SCRIPTS + SIGNS)
+@pytest.mark.parametrize(
+    ("word", "case_sensitive"),
+    [*((word, False) for word in SCRIPTS + SIGNS), *((word, True) for word in [*SCRIPTS[::3], *SIGNS[::3]])],
+)
 def test_what_is_found_is_what_the_reward_finds(word, case_sensitive):
     """Exactly, in texts without marks that are in an order of their own or belong to no letter."""
     wanted = occurrences({word: (1, None)}, case_sensitive=case_sensitive)
@@ -65,7 +67,7 @@ def test_never_wrong_on_the_safe_side(word):
     bounds = [(1, None), (0, 0), (2, 2), (0, 1)]
     machines = [occurrences({word: bound}) for bound in bounds]
     reward = LexicalReward(word, count=True)
-    texts = nasty_texts(word, 200, [*NASTY, "\u094d"], seed=2)
+    texts = nasty_texts(word, 130, [*NASTY, "\u094d"], seed=2)
     refused = right = 0
     for text, number in zip(texts, reward.score(texts).tolist(), strict=True):
         for machine, (low, high) in zip(machines, bounds, strict=True):
@@ -81,8 +83,9 @@ def test_several_words_are_worth_their_weights(case_sensitive):
     weights = {"a b": 1.0, "é": -2.0, "b": 0.5}
     machine = worth_of_words(weights, count=2, case_sensitive=case_sensitive)
     assert machine.accepting.all()
+    rewards = [LexicalReward(word, count=True, case_sensitive=case_sensitive) for word in weights]
     for text in nasty_texts("A b", 100, ["é", "e\u0301", "e", "B", "b ", " ", "'"], seed=3):
-        counts = [min(count(word, text, case_sensitive), 2) for word in weights]
+        counts = [min(reward.score([text]).item(), 2) for reward in rewards]
         expected = sum(n * weight for n, weight in zip(counts, weights.values(), strict=True))
         assert machine.values[machine.after(text)].item() == expected, ascii(text)
 
@@ -128,9 +131,9 @@ def test_overlapping_phrases_count():
 def test_few_states_soon():
     words = ["music", "xylophone", "in front of"]
     occurrences({"a": (1, None)})  # tables of Unicode, made once
-    start = time.perf_counter()
+    start = time.process_time()
     machine = occurrences(dict.fromkeys(words, (1, None)))
-    assert time.perf_counter() - start < 5  # 1.1 where nothing else runs
+    assert time.process_time() - start < 5  # 0.8
     assert len(machine.table) <= 8 * sum(map(len, words)) * 2
     assert len(occurrences({"encyclopedia": (1, None)}).table) <= 3 * len("encyclopedia")
     assert occurrences({"a": (0, None)}).table.shape == (1, 1)

@@ -14,7 +14,7 @@ from redge_guidance.rewards import LexicalReward
 from tests.helpers.tokenizers import tokenizer
 from tests.helpers.walks import text_of, walked
 
-WORDS = ["café", "naïve", "Straße", "東京", "ภาษา", "ไทย", "हिन्दी", "नमस्ते", "서울", "😀", "क्षत्रिय", "tiếng Việt"]
+WORDS = ["café", "Straße", "東京", "ภาษา", "हिन्दी", "서울", "😀", "क्षत्रिय", "tiếng Việt"]
 CUT = [r"\w+(?: \w+){2}", r"(?i)\W*café\W*", r".*\bहिन्दी\b.*", r"\w{2,9}[東ท]\w*", r"[\wé]+é\b.?", r"(?:\w\W){1,4}"]
 
 
@@ -51,7 +51,7 @@ def test_what_is_accepted_matches(kind, pattern, room):
     room(10**6)
     exact = automaton_of(machine, tok)
     assert len(automaton.table) < len(exact.table)
-    for _ in range(40):
+    for _ in range(25):
         ids = walked(automaton, rng)
         text = text_of(tok, ids, [end_of(tok)])
         assert re.fullmatch(pattern, text), ascii(text)

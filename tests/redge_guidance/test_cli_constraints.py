@@ -213,7 +213,7 @@ def test_what_was_not_accepted_is_said(capsys, monkeypatch, tmp_path):
 
 def test_what_was_saved_is_run_again(schema, tmp_path, capsys):
     file, again = tmp_path / "run.yaml", tmp_path / "again.yaml"
-    first = records(tmp_path, "--json-schema", schema, "--label", "positive", "--save-config", str(file))
+    first = records(tmp_path, "--json-schema", schema, "--save-config", str(file))
     values = read(file.read_text(), "file").values
     assert values["constraints"] == [{"kind": "json_schema", "schema": PERSON}]
     (tmp_path / "schema.json").unlink()  # which is in the file
