@@ -155,7 +155,7 @@ def test_reading_does_not_hold_the_file(tmp_path):
     [
         ("a.txt", "Tom\n".encode("utf-16"), "must be text in UTF-8, got UTF-16"),
         ("a.csv", "prompt\nTom\n".encode("utf-16"), "must be text in UTF-8, got UTF-16"),
-        ("a.jsonl", gzip.compress(b'{"prompt": "a"}\n'), "got gzip"),
+        ("a.jsonl", gzip.compress(b'{"prompt": "a"}\n', mtime=0), "got gzip"),
         ("a.jsonl", b"PAR1....", "got Parquet"),
         ("a.csv", b'"prompt,x\na,b\n', "no header of CSV"),
         ("a.csv", b"prompt," + b"x" * 200_000 + b"\na,b\n", "no header of CSV"),
