@@ -15,10 +15,12 @@ of the text counts as a token), with 95 % intervals from a bootstrap over texts.
 """
 
 import argparse
+import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -184,6 +186,7 @@ def main() -> None:
     parser.add_argument("--most-draws", type=int, default=512)
     parser.add_argument("--num-corruptions", type=int, default=8)
     parser.add_argument("--jobs", type=int, default=1, help="processes of one thread each")
+    parser.add_argument("--orders", nargs="+", help="these alone, left_to_right among them; other rows of the file stay")
     parser.add_argument("--output", default="benchmarks/results/constraints.json")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -191,9 +194,13 @@ def main() -> None:
     seeds = {"constrained, masking": "number of the text, by batches", "rejection": "1000000 + number of the text"}
     settings = how | {"model": "builtin:tatoeba-masked", "patterns": PATTERNS, "jobs": args.jobs, "batch": BATCH}
     about, rows = environment("transformers") | {"settings": settings | {"seeds": seeds}}, []
+    chosen = [setting for setting in SETTINGS if args.orders is None or setting[0] in args.orders]
+    if args.orders is not None:
+        rows = [row for row in json.loads(Path(args.output).read_text())["rows"] if row["order"] not in args.orders]
+        about["earlier rows"] = json.loads(Path(args.output).read_text())["commit"]
     with get_context("spawn").Pool(args.jobs) as pool:
         masking: dict[str, Any] = {}
-        for one in pool.imap(task, [(*setting, how) for setting in SETTINGS]):
+        for one in pool.imap(task, [(*setting, how) for setting in chosen]):
             masking = one.get("masking", masking)
             rows.append(row_of(one, masking))
             save(args.output, about | {"rows": rows})
