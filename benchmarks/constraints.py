@@ -186,7 +186,7 @@ def main() -> None:
     parser.add_argument("--most-draws", type=int, default=512)
     parser.add_argument("--num-corruptions", type=int, default=8)
     parser.add_argument("--jobs", type=int, default=1, help="processes of one thread each")
-    parser.add_argument("--orders", nargs="+", help="these alone, left_to_right among them; other rows of the file stay")
+    parser.add_argument("--orders", nargs="+", help="these alone, left_to_right among them; other rows stay")
     parser.add_argument("--output", default="benchmarks/results/constraints.json")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -196,8 +196,9 @@ def main() -> None:
     about, rows = environment("transformers") | {"settings": settings | {"seeds": seeds}}, []
     chosen = [setting for setting in SETTINGS if args.orders is None or setting[0] in args.orders]
     if args.orders is not None:
-        rows = [row for row in json.loads(Path(args.output).read_text())["rows"] if row["order"] not in args.orders]
-        about["earlier rows"] = json.loads(Path(args.output).read_text())["commit"]
+        before = json.loads(Path(args.output).read_text())
+        rows = [row for row in before["rows"] if row["order"] not in args.orders]
+        about["earlier rows"] = before["commit"]
     with get_context("spawn").Pool(args.jobs) as pool:
         masking: dict[str, Any] = {}
         for one in pool.imap(task, [(*setting, how) for setting in chosen]):
