@@ -34,6 +34,10 @@ class _Worth(Constraint):
     def build(self) -> Machine:
         return self._machine
 
+    @property
+    def name(self) -> str:
+        return "the rewards that are automata"
+
 
 class Form:
     """A constraint and rewards that are automata, as one automaton.
