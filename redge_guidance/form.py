@@ -56,6 +56,7 @@ class Form:
     ):
         self.constraint, self._valued, self._answer_only = constraint, list(valued), answer_only
         self._key: tuple[object, ...] | None = None
+        self._tokenizer: object = None  # itself, not its id, which another may have once this one is gone
         self._conditioning: Conditioning | None = None
         self._hopeless: set[str] = set()
         self.weights = np.array([w * one for w, v in self._valued for one in v.weights], dtype=np.float64)
@@ -80,13 +81,14 @@ class Form:
     def compiled(self, tokenizer: object, vocabulary: int, ends: Sequence[int], device: torch.device) -> Conditioning:
         if tokenizer is None:
             raise ValueError("`constraint` needs a tokenizer, got a pipeline of images, or one without; leave it out.")
-        key = (id(tokenizer), vocabulary, tuple(ends), device)
-        if self._conditioning is None or key != self._key:
+        key = (vocabulary, tuple(ends), device)
+        if self._conditioning is None or tokenizer is not self._tokenizer or key != self._key:
             parts = [] if self.constraint is None else parts_of(self.constraint)
             whole = [*parts, *(_Worth(valued.machine) for _, valued in self._valued)]
             together = whole[0] if len(whole) == 1 else _together(whole)
             automaton = together.compiled(tokenizer, vocabulary, ends)
-            self._conditioning, self._key = Conditioning(Transitions(automaton), device), key
+            self._conditioning = Conditioning(Transitions(automaton), device)
+            self._key, self._tokenizer = key, tokenizer
         return self._conditioning
 
     def reading(self, step: DenoisingStep) -> Reading:

@@ -70,7 +70,7 @@ class FormOfStep:
         """
         masses = self._conditioning.classes.log_probs(logits)
         messages = plain = self._messages(masses)
-        self._check(plain)
+        self._check(plain, logits)
         worth, notes = self._worth(plain, scale)
         if worth is not None:
             if kl_budget is not None:
@@ -129,7 +129,7 @@ class FormOfStep:
         """Logits of the posterior of each free position, like `logits`."""
         masses = self._conditioning.classes.log_probs(logits)
         messages = self._messages(masses)
-        self._check(messages)
+        self._check(messages, logits)
         self._now, _ = self._worth(messages, scale)
         if self._now is not None:
             messages = self._messages(masses, self._now)
@@ -203,10 +203,12 @@ class FormOfStep:
             result[:, read[k], k] = numbers.double().cpu().numpy().T
         return result
 
-    def _check(self, messages: Messages) -> None:
-        """A ValueError where a text cannot be completed."""
+    def _check(self, messages: Messages, logits: Tensor) -> None:
+        """A ValueError where a text cannot be completed, or the model has said nothing."""
         impossible = np.flatnonzero(~np.isfinite(messages.log_z) & self._step.free.any(-1).cpu().numpy())
         if len(impossible):
+            if bool((logits.isnan() | logits.isposinf()).any()):
+                raise ValueError("`logits` must be finite or -inf, got NaN or inf from the model; try another `dtype`.")
             raise ValueError(explained(self._conditioning, self._reading, int(impossible[0]), self._step.tokenizer))
 
 

@@ -285,6 +285,11 @@ def _terms(reward: Any) -> list[Term]:
     if isinstance(reward, RewardSum):
         return reward.terms
     if not callable(reward) and not hasattr(reward, "score"):
-        raise TypeError(f"a reward can be added to a callable, got {type(reward).__name__}.")
+        hint = (
+            "; constraints come last, as `(reward + other) & constraint`"
+            if isinstance(reward, Constraint | Constrained)
+            else ""
+        )
+        raise TypeError(f"a reward can be added to a callable, got {type(reward).__name__}{hint}.")
     found = as_reward(reward)
     return [Term(1.0, found, name_of(found))]

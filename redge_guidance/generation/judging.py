@@ -54,11 +54,16 @@ class Judge:
         return judged
 
     def _accepted(self, requests: Sequence[Request], drawn: Sequence[Drawn]) -> Sequence[bool | None]:
-        """Of the texts as they are, whatever an automaton says."""
+        """Of the texts as they are, whatever an automaton says; None where what it judges is more than the text."""
         constraint, unknown = self._constraint, [None] * len(drawn)
         if constraint is None or drawn[0].text is None:
             return unknown
-        return constraint.accepts(self._samples(constraint, requests, drawn)) or unknown
+        found = constraint.accepts(self._samples(constraint, requests, drawn))
+        if found is None:
+            return unknown
+        answers = self._of_answers(constraint, requests)
+        known = [one.whole or answer for one, answer in zip(drawn, answers, strict=True)]
+        return [one if told else None for one, told in zip(found, known, strict=True)]
 
     def _values(
         self, term: Term, requests: Sequence[Request], drawn: Sequence[Drawn], prompts: list[Any]
@@ -89,11 +94,15 @@ class Judge:
                     known.append([yes == (term.weight > 0) for yes in found])
         return [all(answers) for answers in zip(*known, strict=True)] if known else None
 
+    def _of_answers(self, judge: Any, requests: Sequence[Request]) -> list[bool]:
+        """Whether a reward or a constraint judges the answer alone, by request."""
+        asked = getattr(judge, "answer_only", None)  # None: in a chat
+        return [(self._chat or is_conversation(r.line.prompt)) if asked is None else asked for r in requests]
+
     def _samples(self, reward: Any, requests: Sequence[Request], drawn: Sequence[Drawn]) -> Any:
         if drawn[0].pixels is not None:
             return torch.stack([one.pixels for one in drawn if one.pixels is not None])
-        asked = getattr(reward, "answer_only", None)  # None: in a chat
-        answers = [(self._chat or is_conversation(r.line.prompt)) if asked is None else asked for r in requests]
+        answers = self._of_answers(reward, requests)
         return [one.answer if answer else one.text for one, answer in zip(drawn, answers, strict=True)]
 
 

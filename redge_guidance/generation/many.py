@@ -114,7 +114,7 @@ class Run:
             self._steered = constraint if self._reward is None else Constrained(self._reward, constraint)
         self.config = GuidanceConfig() if config is None else config
         self._sampler = Sampler(pipe, settings)
-        self._judge = Judge(self._reward, bool(settings.get("use_chat_template")), constraint)
+        self._judge = Judge(self._reward, self._sampler.is_chat, constraint)
         self._halving = Halving(self.batch_size if self._sampler.together else 1)
         self._first, self._seen = True, dict[int, tuple[str | None, int]]()
         self._handle: GuidanceHandle | None = None

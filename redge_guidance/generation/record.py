@@ -29,7 +29,8 @@ class Record:
         rewards: the terms by name, without their weights; a term that cannot judge finished samples is None.
         reached: whether the sample is as the rewards want it; None where there is no yes or no to it.
         accepted: whether the sample is as a constraint wants it, judged by its text alone; None without a constraint,
-            and for one of lengths in tokens, of which a text does not tell.
+            and where the text does not tell: of lengths in tokens, and of a whole text whose prompt the pipeline
+            leaves out.
         nats: the model's own upper bound on `-log p(text)` of the whole text, in a chat on `-log p(answer | prompt)`;
             None where it has none.
         scale: nats a unit of reward was worth; 0: not guided by a reward.

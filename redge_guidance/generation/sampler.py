@@ -17,11 +17,16 @@ _TAKEN = ("prompt", "class_labels", "messages", "generator", "num_images_per_pro
 
 @dataclass(frozen=True)
 class Drawn:
-    """What a pipeline made of one request: a text and its answer, or pixels `(3, height, width)` in [0, 1]."""
+    """What a pipeline made of one request: a text and its answer, or pixels `(3, height, width)` in [0, 1].
+
+    Attributes:
+        whole: whether the text has the prompt, if there was one; some pipelines give the answer alone.
+    """
 
     text: str | None = None
     answer: str | None = None
     pixels: Tensor | None = None
+    whole: bool = True
 
 
 class Sampler:
@@ -65,6 +70,18 @@ class Sampler:
             return "prompt" in self._parameters
         return getattr(self.pipe, "tokenizer", None) is not None
 
+    @property
+    def is_chat(self) -> bool:
+        """Whether prompts that are strings are put into the chat template."""
+        asked = self._parameters.get("use_chat_template")
+        usual = "messages" in self._parameters if asked is None else asked.default
+        told = bool(self.settings.get("use_chat_template", usual))
+        if "messages" not in self._parameters:
+            return told
+        # diffusers' pipelines: by default, where there is a template
+        parts = (getattr(self.pipe, name, None) for name in ("tokenizer", "processor"))
+        return told and any(getattr(part, "chat_template", None) for part in parts)
+
     def kind(self, line: Line) -> int:
         """Entries of one kind can be drawn by one call: images of any class, or texts that take as many steps.
 
@@ -101,7 +118,11 @@ class Sampler:
         images, texts = getattr(output, "images", None), getattr(output, "texts", None)
         if texts is not None:
             answers = getattr(output, "answers", None)
-            return [Drawn(text, text if answers is None else answers[i]) for i, text in enumerate(texts)]
+            if answers is None:
+                return [
+                    Drawn(text, text, whole=prompt in (None, "")) for text, prompt in zip(texts, prompts, strict=True)
+                ]
+            return [Drawn(text, answer) for text, answer in zip(texts, answers, strict=True)]
         if images is None:
             raise ValueError(f"`pipe` must give `texts` or `images`, got {type(output).__name__}.")
         return [Drawn(pixels=pixels.float().cpu()) for pixels in images]

@@ -1,15 +1,18 @@
 """Every host of texts, in every order and with any number of tokens a step: whatever is finished is accepted."""
 
+import gc
 import re
+import weakref
 
 import pytest
 import torch
 
 from redge_guidance import GuidanceConfig, LogitsGuidance, guide
 from redge_guidance.constraints import LengthConstraint, RegexConstraint, WordConstraint
-from redge_guidance.rewards import BlackBoxReward
+from redge_guidance.form import Form
+from redge_guidance.rewards import BlackBoxReward, LexicalReward
 from tests.helpers.hosts import EOS, MASK, TEXTS, masked, seeded, uniform
-from tests.helpers.tiny import tiny_pipeline, tiny_reward, word_tokenizer
+from tests.helpers.tiny import WORDS, tiny_pipeline, tiny_reward, word_tokenizer
 
 PATTERNS = [r"[ab]( c)*( d)?", r"(a|b) .* e", r"e( [a-d]){2,3}", r"(a b ?)+"]
 ORDERS = ["ancestral", "random", "left_to_right", "confidence", "entropy", "topk_margin", "remasking"]
@@ -182,3 +185,27 @@ def test_tokens_that_the_pipeline_forbids_are_named_as_the_cause():
     pipe, _ = masked(pipe=tiny_pipeline(length=8))
     with guide(pipe, RegexConstraint(r"c+")), pytest.raises(ValueError, match="suppress_tokens"):
         pipe([""], suppress_tokens=[pipe.tokenizer.convert_tokens_to_ids("c")])
+
+
+def test_logits_that_are_no_numbers_are_named_as_the_cause():
+    pipe, _ = masked(pipe=tiny_pipeline(length=8))
+    pipe.model.decoder.bias.data.fill_(torch.nan)
+    with guide(pipe, RegexConstraint(r"c+")), pytest.raises(ValueError, match="NaN or inf from the model"):
+        pipe([""])
+
+
+def test_a_tokenizer_is_known_by_itself_and_not_by_where_it_lies():
+    """It is kept as long as its automaton: another one cannot lie at its address, and be taken for it."""
+    form, tokenizer = Form(RegexConstraint("a( [bc])+")), word_tokenizer()
+    form.compiled(tokenizer, len(WORDS), (EOS,), torch.device("cpu"))
+    known = weakref.ref(tokenizer)
+    del tokenizer
+    gc.collect()
+    assert known() is not None
+
+
+def test_constraints_are_no_terms_of_a_sum():
+    constraint = RegexConstraint("a")
+    for add in (lambda r: r + constraint, lambda r: constraint + r, lambda r: (r & constraint) + r):
+        with pytest.raises(TypeError, match=r"constraints come last, as `\(reward \+ other\) & constraint`"):
+            add(LexicalReward("a"))

@@ -15,7 +15,7 @@ from redge_guidance.generation import generate, generate_to
 from redge_guidance.generation.differences import differences
 from redge_guidance.rewards import LexicalReward
 from tests.helpers.images import tiny_image_pipeline
-from tests.helpers.tiny import CHAT_TEMPLATE, tiny_pipeline, tiny_reward, tiny_uniform
+from tests.helpers.tiny import CHAT_TEMPLATE, tiny_llada2, tiny_pipeline, tiny_reward, tiny_uniform
 
 FORM = RegexConstraint("a( [bc]){1,4}")
 PROMPTS = ["", "a", "a b", "a [MASK] c"]
@@ -207,3 +207,17 @@ def test_nothing_is_left_of_a_run_that_could_not_begin(name, tmp_path):
 def test_lines_to_standard_output(capfdbinary):
     assert write("-").rejected == 0
     assert [json.loads(line)["accepted"] for line in capfdbinary.readouterr().out.splitlines()] == [True] * 4
+
+
+def test_of_pipelines_that_leave_the_prompt_out_it_is_said_where_it_is_known():
+    """LLaDA2Pipeline gives the answer alone, and outside a chat a constraint judges the prompt too."""
+    pipe, alone = tiny_llada2(), RegexConstraint("([bc] ?)+", answer_only=True)
+    given = {"pipe": pipe, "gen_length": 4, "block_length": 4}
+    assert [record.accepted for record in drawn(FORM, ["a"], **given)] == [None, None]
+    assert [record.accepted for record in drawn(alone, ["a"], **given)] == [True, True]
+    assert [record.accepted for record in drawn(FORM, ["a"], **given, enforced=False)] == [None, None]
+    pipe.tokenizer.chat_template = CHAT_TEMPLATE
+    assert [record.accepted for record in drawn(FORM, ["d"], **given)] == [True, True]
+    assert [record.accepted for record in drawn(RegexConstraint("d .*", answer_only=False), ["d"], **given)] == [
+        None
+    ] * 2
