@@ -174,7 +174,7 @@ class FormOfStep:
             reached = signed[:, None] == best
             with np.errstate(divide="ignore"):
                 log_p = np.log(np.minimum((ends * reached).sum(axis=0), 1.0))
-            notes[f"log P({form.names[k]})"] = float(np.maximum(log_p, -_NEVER).mean())
+            notes[f"log P({form.names[k]})"] = float(np.where(lost[k], -_NEVER, np.maximum(log_p, -_NEVER)).mean())
             push = _WORTH * scale * abs(weight) * np.exp(np.minimum(-log_p, _NEVER))
             worth += reached * np.minimum(push, _SURE - np.maximum(log_p, -_NEVER))
         form.tell(lost)

@@ -10,6 +10,7 @@ from redge_guidance.constraints.token_automaton import TokenAutomaton
 
 _CHUNK = 2**18  # numbers that are worked on at once, which stay in the cache
 _MOST_ROWS = 2**25  # numbers in the table of what may follow what
+_LEAST = 1e-34  # of a sum of float32, beneath which it is of numbers that have lost digits, or all of them
 
 
 class TokenClasses:
@@ -51,6 +52,7 @@ class TokenClasses:
             probs = torch.sub(part, top, out=buffer[: len(part)]).exp_()
             ordered = probs.index_select(1, self._order).numpy()
             sums = torch.from_numpy(np.add.reduceat(ordered, self._starts, axis=1))
+            sums.masked_fill_(sums < _LEAST, 0.0)
             result[first : first + size, self._groups] = sums.log_().add_(top)
         return self._with_smallest(logits, result)
 

@@ -6,7 +6,7 @@ import sys
 from typing import Any
 
 from redge_guidance.constraints.expression_graph import Graph, TooManyNodesError, UnsupportedError
-from redge_guidance.constraints.expression_states import Subsets
+from redge_guidance.constraints.expression_states import Subsets, TooMuchWorkError
 from redge_guidance.constraints.machine import DEAD, MOST_STATES, Machine, TooManyStatesError
 
 # The tree comes from `re`'s own parser: whoever judges the texts reads the expression in the same way.
@@ -14,6 +14,7 @@ _PARSER: Any = importlib.import_module("re._parser" if sys.version_info >= (3, 1
 
 _SLACK = 8  # a state met on the way may be equal to another one: the smallest automaton is what is limited
 _NODES = 10  # of a graph, for each state of the limit
+_WORK = 1000  # nodes of all states met, for each state of the limit: tens of seconds
 
 _LOOKAROUND = "is not supported: a text is read once from left to right. Describe the whole text instead, or intersect"
 _ATOMIC = (
@@ -69,11 +70,17 @@ def machine_of(pattern: str | re.Pattern[str], flags: int = 0, most: int = MOST_
         raise _too_large(source, most, f"at least {least + 1}")
     try:
         graph = Graph.of_tree(tree, flags, _NODES * max(most, MOST_STATES), _is_code)
-        machine = Subsets(graph).machine(_SLACK * most)
+        machine = Subsets(graph, _WORK * max(most, MOST_STATES)).machine(_SLACK * most)
     except UnsupportedError as error:
         raise ValueError(_unsupported(error.construct, source, flags)) from None
     except (TooManyStatesError, TooManyNodesError):
         raise _too_large(source, most, f"more than {most}") from None
+    except TooMuchWorkError:
+        raise TooManyStatesError(
+            most,
+            f"`pattern` has too many ways to read a text, by counts inside counts: {_shown(source)}. Make it simpler"
+            " (`+` or `*` for a count whose limit does not matter), or raise `most_states`.",
+        ) from None
     if len(machine.table) > most:
         raise _too_large(source, most, str(len(machine.table)))
     return machine
@@ -116,7 +123,7 @@ def _is_code(graph: Graph) -> bool:
         if test is not None:
             graph.link(node, test[1])
     graph.tests = [None] * len(graph.tests)
-    machine = Subsets(graph).machine(MOST_STATES)
+    machine = Subsets(graph, _WORK * MOST_STATES).machine(MOST_STATES)
     return not (machine.table[machine.accepting] != DEAD).any()
 
 

@@ -23,11 +23,19 @@ _Nodes = frozenset[int]
 _State = tuple[_Nodes, int]
 
 
-class Subsets:
-    """The states of a graph."""
+class TooMuchWorkError(ValueError):
+    """The sets of nodes that are met have more nodes together than the limit."""
 
-    def __init__(self, graph: Graph):
-        self._graph = graph
+
+class Subsets:
+    """The states of a graph.
+
+    Args:
+        most_nodes: limit of the nodes of all states together, each as often as it is looked at.
+    """
+
+    def __init__(self, graph: Graph, most_nodes: int):
+        self._graph, self._left = graph, most_nodes
         self._alphabet, has = Alphabet.of_sets(graph.sets)
         self._has = has.tolist()
         self._classes = [row.nonzero()[0].tolist() for row in has]
@@ -42,7 +50,12 @@ class Subsets:
             self._kept[label] = signatures.setdefault(signature, label)
 
     def machine(self, most: int) -> Machine:
-        """The smallest automaton of the texts of the graph; `TooManyStatesError` where more than `most` are met."""
+        """The smallest automaton of the texts of the graph.
+
+        Raises:
+            TooManyStatesError: more than `most` are met.
+            TooMuchWorkError: of more than `most_nodes` nodes.
+        """
         first = self._state(self._closed(0), _BEGIN)
         return Machine.explored(self._alphabet, first, self._step, self._accepts, most=most)
 
@@ -54,6 +67,9 @@ class Subsets:
 
     def _step(self, state: _State) -> list[_State | None]:
         nodes, before = state
+        self._left -= len(nodes) * (1 if before == _ANY else self._size)
+        if self._left < 0:
+            raise TooMuchWorkError
         after: list[list[int]] = [[] for _ in range(self._size)]
         if before == _ANY:
             for node in nodes:

@@ -124,8 +124,8 @@ class Messages:
     def _run(self, relative: Array) -> None:
         ar, tr = self._arithmetic, self.transitions
         positions, _, batch = relative.shape
-        flat = np.ascontiguousarray(ar.from_log(relative).transpose(1, 0, 2)).reshape(-1, positions * batch)
-        pairs = tr.masses_of_pairs(flat, ar).reshape(-1, positions, batch)
+        flat = np.ascontiguousarray(ar.from_log(relative).transpose(1, 0, 2)).reshape(tr.classes, positions * batch)
+        pairs = tr.masses_of_pairs(flat, ar).reshape(len(tr.source), positions, batch)
         self._pairs = np.ascontiguousarray(pairs.transpose(1, 0, 2))
         self._forward = np.full((positions + 1, tr.states, batch), ar.zero)
         self._backward = np.full((positions + 1, tr.states, batch), ar.zero)
@@ -178,7 +178,7 @@ class Messages:
             self._forward[:-1].transpose(1, 0, 2)[tr.source], self._backward[1:].transpose(1, 0, 2)[tr.target]
         )
         found = ar.to_log(tr.weights_of_classes(np.ascontiguousarray(pairs.reshape(len(tr.source), -1)), ar))
-        weights = found.reshape(-1, positions, batch).transpose(1, 0, 2)
+        weights = found.reshape(tr.classes, positions, batch).transpose(1, 0, 2)
         with np.errstate(invalid="ignore"):
             joint = weights + self._log_masses
             highest = joint.max(axis=1, keepdims=True)

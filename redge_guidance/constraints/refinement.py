@@ -10,10 +10,10 @@ NEVER = -1
 
 
 class TooManyStatesError(ValueError):
-    """An automaton would have more states than `most`."""
+    """An automaton would have more states than `most`; `explains` whether the message says of what and what to do."""
 
     def __init__(self, most: int, message: str | None = None):
-        self.most = most
+        self.most, self.explains = most, message is not None
         super().__init__(message or f"the automaton would have more than {most} states.")
 
 

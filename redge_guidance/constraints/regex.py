@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from redge_guidance.checks import whole_number
 from redge_guidance.constraints.constraint import Constraint
 from redge_guidance.constraints.expression import machine_of
-from redge_guidance.constraints.machine import MOST_STATES, Machine
+from redge_guidance.constraints.machine import MOST_STATES, Machine, TooManyStatesError
 
 
 class RegexConstraint(Constraint):
@@ -43,6 +43,9 @@ class RegexConstraint(Constraint):
 
     def build(self) -> Machine:
         return machine_of(self.pattern, self.flags, self.most_states)
+
+    def _too_large(self, error: TooManyStatesError) -> ValueError:
+        return ValueError(str(error)) if error.explains else super()._too_large(error)
 
     def accepts(self, texts: Sequence[str]) -> list[bool]:
         return [re.fullmatch(self.pattern, text, self.flags) is not None for text in texts]

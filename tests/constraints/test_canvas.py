@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from redge_guidance.constraints import RegexConstraint
 from redge_guidance.constraints.canvas import Conditioning, Reading
 from redge_guidance.constraints.classes import TokenClasses
 from redge_guidance.constraints.messages import Transitions
 from redge_guidance.constraints.token_automaton import TokenAutomaton
+from tests.helpers.tokenizers import with_holes
 
 K, T = 5, 5
 
@@ -140,3 +142,23 @@ def test_masses_of_classes_are_sums_over_their_tokens(dtype, sharp):
     assert torch.allclose(
         some, TokenClasses(automaton, logits.device).masses(logits.masked_fill(~inside, -torch.inf))[:, :4], atol=1e-4
     )
+
+
+def test_masses_that_float32_holds_in_part_are_exact_too():
+    """From exp(-87) to exp(-104) its numbers lose digit after digit, until none is left."""
+    automaton = TokenAutomaton(
+        np.zeros((1, 2), np.int32), np.array([0, 1, 1, 1], np.int32), np.ones(1, bool), np.zeros((1, 0))
+    )
+    depth = torch.linspace(60, 120, 241)
+    logits = torch.stack([torch.zeros_like(depth), -depth, -depth - 0.3, -depth - 5], 1)
+    found = TokenClasses(automaton, logits.device).masses(logits)[:, 1]
+    torch.testing.assert_close(found, logits[:, 1:].logsumexp(1), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 10), (2, 0, 10)])
+def test_no_text_and_no_position_have_a_probability_too(shape):
+    log_probs = torch.zeros(shape, requires_grad=True)
+    found = RegexConstraint("a?").log_probability(log_probs, with_holes(), ends=[1])
+    assert found.tolist() == [0.0] * shape[0]
+    found.sum().backward()
+    assert log_probs.grad.shape == shape

@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from redge_guidance.constraints import RegexConstraint, expression
 from redge_guidance.constraints.expression import machine_of
 from redge_guidance.constraints.expression_sets import points_of
 from redge_guidance.constraints.machine import DEAD, Machine, TooManyStatesError
@@ -214,3 +215,14 @@ def test_large_expressions_are_quick() -> None:
         begin = time.process_time()
         machine_of(pattern)
         assert time.process_time() - begin < 5, pattern  # 0.3
+
+
+def test_work_without_end_is_an_error(monkeypatch):
+    """Of few states, each of a great many nodes: how a text is divided over counts inside counts."""
+    pattern = r"(?:(?:\w{1,9} ?){0,9}\n?){0,9}"
+    monkeypatch.setattr(expression, "_WORK", 1)
+    with pytest.raises(ValueError, match="counts inside counts.*raise `most_states`"):
+        RegexConstraint(pattern)
+    with pytest.raises(ValueError, match="counts inside counts"):
+        machine_of(rf"\b{pattern}")
+    machine_of(r"[\w.]{1,99}@\w+(\.\w{1,20}){1,3}")

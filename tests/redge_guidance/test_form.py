@@ -148,10 +148,11 @@ def test_long_lists_of_words_stay_with_gradients():
 def test_a_word_that_has_no_room_any_more_is_said_once_by_its_name():
     pipe = tiny_pipeline(length=4)
     with (
-        guide(pipe, LexicalReward(["a", "b c d e a"])),
+        guide(pipe, LexicalReward(["a", "b c d e a"])) as handle,
         pytest.warns(UserWarning, match="'b c d e a' cannot be reached"),
     ):
         pipe([""], generator=seeded())
+    assert handle.trace[0].notes["log P('b c d e a')"] < -100  # and not 0, which is certainty
     with guide(pipe, LexicalReward(["a", "b"])), warnings.catch_warnings():
         warnings.simplefilter("error")
         assert {"a", "b"} <= set(pipe([""], generator=seeded()).texts[0].split())
