@@ -6,6 +6,7 @@ r being what the automata are worth: exactly, by messages over the canvas.
 
 import warnings
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,7 +23,15 @@ from redge_guidance.step import DenoisingStep
 from redge_guidance.terms import terms_of
 from redge_guidance.text import end_token_ids, is_in, special_token_ids
 
-_MOST_STATES = 20_000  # of rewards together, beyond which one is pursued by its gradient
+_MOST_STATES = 2_000  # of automata that are followed together; others are followed one after the other
+
+
+class Part(NamedTuple):
+    """A reward that is an automaton, in a form: its weight, and the name of its term."""
+
+    weight: float
+    valued: Valued
+    term: str
 
 
 class _Worth(Constraint):
@@ -44,29 +53,36 @@ class Form:
 
     Args:
         constraint: None: any text.
-        valued: the rewards, each with its weight.
+        parts: the rewards.
         answer_only: what they judge; None: in a chat the answer, elsewhere the whole text.
+        further: forms of rewards that are too large together with these, or judge something else: q is given these
+            first, one after the other, position by position.
     """
 
     def __init__(
         self,
         constraint: Constraint | None,
-        valued: Sequence[tuple[float, Valued]] = (),
+        parts: Sequence[Part] = (),
         answer_only: bool | None = None,
+        further: Sequence["Form"] = (),
     ):
-        self.constraint, self._valued, self._answer_only = constraint, list(valued), answer_only
+        self.constraint, self._parts, self._answer_only = constraint, list(parts), answer_only
+        self.further = list(further)
         self._key: tuple[object, ...] | None = None
         self._tokenizer: object = None  # itself, not its id, which another may have once this one is gone
         self._conditioning: Conditioning | None = None
         self._hopeless: set[str] = set()
-        self.weights = np.array([w * one for w, v in self._valued for one in v.weights], dtype=np.float64)
-        self.linear = np.array([v.linear for _, v in self._valued for _ in v.weights], dtype=bool)
-        self.names = [name for _, v in self._valued for name in v.names]
+        each = [(part, k) for part in self._parts for k in range(len(part.valued.weights))]
+        self.weights = np.array([part.weight * part.valued.weights[k] for part, k in each], dtype=np.float64)
+        self.linear = np.array([part.valued.linear for part, _ in each], dtype=bool)
+        self.names = [part.valued.names[k] for part, k in each]
+        self.terms = [part.term for part, _ in each]
+        self.unweighted = np.array([part.valued.weights[k] for part, k in each], dtype=np.float64)
 
     @property
     def is_rewarding(self) -> bool:
         """Whether there are rewards among it."""
-        return bool(self._valued)
+        return bool(self._parts or self.further)
 
     @property
     def is_hard(self) -> bool:
@@ -84,7 +100,7 @@ class Form:
         key = (vocabulary, tuple(ends), device)
         if self._conditioning is None or tokenizer is not self._tokenizer or key != self._key:
             parts = [] if self.constraint is None else parts_of(self.constraint)
-            whole = [*parts, *(_Worth(valued.machine) for _, valued in self._valued)]
+            whole = [*parts, *(_Worth(part.valued.machine) for part in self._parts)]
             together = whole[0] if len(whole) == 1 else _together(whole)
             automaton = together.compiled(tokenizer, vocabulary, ends)
             self._conditioning = Conditioning(Transitions(automaton), device)
@@ -140,27 +156,41 @@ class Form:
 def formed(reward: AnyReward | None, constraint: Constraint | None) -> tuple[Form | None, AnyReward | None]:
     """What automata can do of a reward and a constraint, and what is left for gradients; None where there is none."""
     judges = None if constraint is None else constraint.answer_only
-    taken: list[tuple[Term, Valued]] = []
+    product = None
+    if constraint is not None and not all(part.over_tokens for part in parts_of(constraint)):
+        product = constraint.machine
+    parts: list[Part] = []
+    further: list[Form] = []
     left: list[Term] = []
-    product: Machine | None = None
     for term in [] if reward is None else terms_of(reward):
-        valued = term.reward.valued() if isinstance(term.reward, Reward) and term.weight != 0 else None
-        if valued is not None and not taken and constraint is None:
-            judges = getattr(term.reward, "answer_only", None)
-        if valued is None or getattr(term.reward, "answer_only", None) != judges:
+        found = term.reward.valued() if isinstance(term.reward, Reward) and term.weight != 0 else []
+        mine = getattr(term.reward, "answer_only", None)
+        if found and not parts and constraint is None:
+            judges = mine
+        for valued in found:
+            part, together = Part(term.weight, valued, term.name), None
+            if mine == judges:
+                together = valued.machine if product is None else _product(product, valued.machine)
+            if together is None:
+                further.append(Form(None, [part], mine))
+            else:
+                product = together
+                parts.append(part)
+        if not found:
             left.append(term)
-            continue
-        try:
-            product = valued.machine if product is None else product.intersection(valued.machine, _MOST_STATES)
-            taken.append((term, valued))
-        except TooManyStatesError:
-            left.append(term)
-    if constraint is None and not taken:
+    if constraint is None and not parts and not further:
         return None, reward
-    form = Form(constraint, [(term.weight, valued) for term, valued in taken], judges)
-    if not left:
-        return form, None
-    return form, (reward if not taken else RewardSum(left))
+    form = Form(constraint, parts, judges, further)
+    whole = not parts and not further
+    return form, reward if whole else RewardSum(left) if left else None
+
+
+def _product(one: Machine, other: Machine) -> Machine | None:
+    """Their intersection, if it is small enough to be followed at every step."""
+    try:
+        return one.intersection(other, max(_MOST_STATES, len(one.table)))
+    except TooManyStatesError:
+        return None
 
 
 def _together(parts: Sequence[Constraint]) -> Intersection:

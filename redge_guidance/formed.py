@@ -1,13 +1,11 @@
-"""A denoising step whose texts have a form, and its figures."""
+"""A form at work on one denoising step."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from redge_guidance.config import GuidanceConfig
 from redge_guidance.constraints.arithmetic import Array
 from redge_guidance.constraints.feasibility import explained, without_impossible_hold
 from redge_guidance.constraints.messages import Messages
@@ -15,10 +13,7 @@ from redge_guidance.constraints.refinement import DEAD
 from redge_guidance.constraints.settling import Committed, settled
 from redge_guidance.draws import Noise
 from redge_guidance.form import Form
-from redge_guidance.prediction import HostLogits
 from redge_guidance.step import DenoisingStep
-from redge_guidance.stopping import rows_of
-from redge_guidance.trace import SequenceFigures, StepTrace
 
 _WORTH = 3.0  # units of other rewards that one of these is pursued as: what is wanted is that a word is there
 _NEVER = 700.0  # nats, a probability of next to nothing
@@ -53,6 +48,7 @@ class FormOfStep:
         self._conditioning = form.conditioning(step)
         self._reading = without_impossible_hold(self._conditioning, form.reading(step))
         self.is_hard = form.is_hard
+        self.notes: dict[str, float] = {}
         self._drawn_from: tuple[Messages, Tensor, Tensor] | None = None
 
     def condition(
@@ -68,10 +64,12 @@ class FormOfStep:
             scale: what one unit of the rewards is worth; 0: the constraint alone counts.
             kl_budget: nats per free token that the rewards, not the constraint, may cost; None: no limit.
         """
+        logits, notes = self._given_further(logits, scale)
         masses = self._conditioning.classes.log_probs(logits)
         messages = plain = self._messages(masses)
         self._check(plain, logits)
-        worth, notes = self._worth(plain, scale)
+        worth, more = self._worth(plain, scale)
+        notes |= more
         if worth is not None:
             if kl_budget is not None:
                 worth = self._within(kl_budget, masses, worth, plain)
@@ -80,6 +78,7 @@ class FormOfStep:
         cost = -messages.log_z if worth is None else (worth * ends).sum(0) - messages.log_z
         values = self._conditioning.automaton.values.T @ ends
         entropy = np.where(self._reading.free.cpu().numpy().T, messages.entropy(), 0.0).sum(axis=0)
+        notes |= self._terms(values)
         figures = Figures(plain.log_z, self._form.weights @ values, cost, entropy, notes)
         if self._step.settles:
             self._drawn_from, self._noise = (messages, masses, logits), noise
@@ -127,12 +126,14 @@ class FormOfStep:
 
     def marginals(self, logits: Tensor, scale: float) -> Tensor:
         """Logits of the posterior of each free position, like `logits`."""
+        logits, _ = self._given_further(logits, scale)
         masses = self._conditioning.classes.log_probs(logits)
         messages = self._messages(masses)
         self._check(messages, logits)
-        self._now, _ = self._worth(messages, scale)
+        self._now, self.notes = self._worth(messages, scale)
         if self._now is not None:
             messages = self._messages(masses, self._now)
+        self.notes |= self._terms(self._conditioning.automaton.values.T @ messages.end_distribution())
         return self._conditioning.posterior(self._reading, messages, logits)
 
     def draws_along(self, log_q: Tensor, support: Tensor | None, count: int, noise: Noise) -> Tensor:
@@ -153,6 +154,22 @@ class FormOfStep:
             drawn.append(torch.where(usable, along, log_q).log_softmax(-1))
         return torch.stack(drawn)
 
+    def _given_further(self, logits: Tensor, scale: float) -> tuple[Tensor, dict[str, float]]:
+        """Logits given the further forms, one after the other, and what these note."""
+        notes: dict[str, float] = {}
+        for further in self._form.further if scale else ():
+            form = FormOfStep(further, self._step)
+            logits = form.marginals(logits, scale)
+            notes |= form.notes
+        return logits, notes
+
+    def _terms(self, values: Array) -> dict[str, float]:
+        """What the terms of the reward expect to be worth, without their weights; `values` is `(columns, batch)`."""
+        notes: dict[str, float] = {}
+        for term, weight, value in zip(self._form.terms, self._form.unweighted, values, strict=True):
+            notes[term] = notes.get(term, 0.0) + float(weight * value.mean())
+        return notes
+
     def _messages(self, masses: Tensor, worth: Array | None = None, best: bool = False) -> Messages:
         return self._conditioning.messages(self._reading, masses, worth, best)
 
@@ -165,10 +182,10 @@ class FormOfStep:
         worth, notes = np.zeros(ends.shape), {}
         lost = np.zeros((len(form.weights), ends.shape[1]), dtype=bool)
         for k, weight in enumerate(form.weights):
+            signed = np.sign(weight) * values[:, k]
             if form.linear[k]:
                 worth += scale * weight * values[:, k, None]
-                continue
-            signed = np.sign(weight) * values[:, k]
+                signed = np.minimum(signed, 1.0)
             best = np.where(possible, signed[:, None], -np.inf).max(axis=0)
             lost[k] = possible.any(axis=0) & (best < signed.max())
             reached = signed[:, None] == best
@@ -223,73 +240,4 @@ def _drawn(logits: Tensor, sequence: Tensor, noise: Noise) -> Tensor:
             for part, source in zip(logits.split(counts), noise, strict=True)
             if len(part)
         ]
-    )
-
-
-def formed_logits(
-    step: DenoisingStep,
-    form: FormOfStep,
-    logits: Tensor,
-    noise: Noise,
-    config: GuidanceConfig,
-    scale: float | None = None,
-) -> tuple[Tensor, StepTrace]:
-    """Logits given the form, as the host takes them, from logits `(free positions, vocabulary)` of q; and figures.
-
-    `logits` are overwritten.
-
-    Args:
-        scale: of the rewards that are automata; None: that of the config.
-    """
-    scale = config.scale if scale is None else scale
-    guided, figures = form.condition(logits, noise, scale, config.kl_budget)
-    free = step.free.sum(-1).tolist()
-    rows = zip(figures.reward.tolist(), figures.kl.tolist(), figures.entropy.tolist(), free, strict=True)
-    sequences = tuple(SequenceFigures(r, kl / max(n, 1), 0.0, h / max(n, 1), n) for r, kl, h, n in rows)
-    trace = StepTrace(
-        progress=step.progress,
-        reward=float(figures.reward.mean()),
-        kl=float(figures.kl.sum()) / max(sum(free), 1),
-        grad_norm=0.0,
-        entropy=float(figures.entropy.sum()) / max(sum(free), 1),
-        seconds=0.0,
-        notes=figures.notes | ({"log_accept": float(figures.log_accept.mean())} if form.is_hard else {}),
-        sequences=sequences,
-    )
-    return guided if step.temperature == 1 else guided.mul_(step.temperature), trace
-
-
-def constrained_logits(
-    step: DenoisingStep, form: Form, noise: Noise, guided: Tensor, logits: Tensor | None, config: GuidanceConfig
-) -> tuple[Tensor, StepTrace, FormOfStep]:
-    """Logits of a step in which the sequences that are not `guided` `(batch,)` by a reward keep to the constraint.
-
-    `logits` are those of the guided ones among all, None where there are none.
-    """
-    alone = (~guided).nonzero()[:, 0]
-    with torch.no_grad():
-        part = step if len(alone) == len(guided) else rows_of(step, alone)
-        mine = [noise[k] for k in alone.tolist()] if isinstance(noise, Sequence) else noise
-        formed = FormOfStep(form, part)
-        found, trace = formed_logits(part, formed, HostLogits(part).logits(), mine, config, scale=0.0)
-    if logits is None:
-        return found, trace, formed
-    block = step.free[:, -step.logits.shape[1] :]
-    logits[torch.isin(block.nonzero()[:, 0], alone)] = found.to(logits.dtype)
-    return logits, trace, formed
-
-
-def together(tilted: StepTrace, formed: StepTrace) -> StepTrace:
-    """The figures of a step that a reward tilts, before it is given its form."""
-    both = zip(tilted.sequences, formed.sequences, strict=True)
-    return replace(
-        tilted,
-        reward=tilted.reward + formed.reward,
-        kl=tilted.kl + formed.kl,
-        entropy=formed.entropy,
-        notes=tilted.notes | formed.notes,
-        sequences=tuple(
-            replace(one, reward=one.reward + other.reward, kl=one.kl + other.kl, entropy=other.entropy)
-            for one, other in both
-        ),
     )

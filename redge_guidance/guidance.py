@@ -13,7 +13,8 @@ from redge_guidance.constraints.constraint import Constrained, Constraint, parte
 from redge_guidance.draws import Draws, Noise
 from redge_guidance.evaluation import WrongKind
 from redge_guidance.form import formed
-from redge_guidance.formed import FormOfStep, constrained_logits, formed_logits, together
+from redge_guidance.formed import FormOfStep
+from redge_guidance.forming import constrained_logits, formed_logits, together
 from redge_guidance.goals import Goals, exchanged
 from redge_guidance.gradients import RewardGradients, routes
 from redge_guidance.inference import gradients_allowed, outside_inference_mode

@@ -97,9 +97,9 @@ class Reward(Noted):
         """Tokens of the generator that guidance has to consider everywhere, however unlikely they are."""
         return []
 
-    def valued(self) -> Valued | None:
-        """The same reward as an automaton, which guidance follows exactly, without a gradient; None: it is none."""
-        return None
+    def valued(self) -> list[Valued]:
+        """The same reward as automata, which guidance follows exactly, without a gradient; none: it is not one."""
+        return []
 
     @property
     def name(self) -> str:

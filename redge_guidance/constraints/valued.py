@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from redge_guidance.constraints.machine import Machine
+from redge_guidance.constraints.machine import Machine, TooManyStatesError
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,10 +18,19 @@ class Valued:
         machine: whose `values` have a column a term.
         weights: of the columns.
         names: what a term is, for the trace and for warnings: a word.
-        linear: whether each unit of a value counts by itself instead, q becoming `p exp(scale * r) / Z`.
+        linear: of values that count: each counts by itself too, q becoming `exp(scale * weight * value)` times as
+            likely; and the best value is then one that is there at all.
     """
 
     machine: Machine
     weights: tuple[float, ...]
     names: tuple[str, ...]
     linear: bool = False
+
+    def with_(self, other: "Valued", most: int) -> "Valued | None":
+        """Both as one, of the columns of both; None where that takes more than `most` states."""
+        try:
+            machine = self.machine.intersection(other.machine, most)
+        except TooManyStatesError:
+            return None
+        return Valued(machine, self.weights + other.weights, self.names + other.names, self.linear)

@@ -84,23 +84,23 @@ class LengthReward(Reward):
         """Which texts have a length in the range."""
         return [value == 0 for value in self.score(samples, prompts).tolist()]
 
-    def valued(self) -> Valued | None:
-        """The distance as an automaton; None for limits that are no whole numbers, and very long texts."""
+    def valued(self) -> list[Valued]:
+        """The distance as an automaton; none for limits that are no whole numbers, and very long texts."""
         return self._valued
 
     @functools.cached_property
-    def _valued(self) -> Valued | None:
+    def _valued(self) -> list[Valued]:
         low, high = int(self.minimum), None if self.maximum in (None, float("inf")) else int(self.maximum)
         if low != self.minimum or (high is not None and high != self.maximum):
-            return None
+            return []
         try:
             machine = distance_to_length(
                 low, high, self.unit, longest=None if high is None else high + _FARTHEST, most=_MOST_STATES
             )
         except TooManyStatesError:
-            return None
+            return []
         limit = f"{low} or more" if high is None else f"{low} to {high}"
-        return Valued(machine, (1.0,), (f"a length of {limit} {self.unit}",))
+        return [Valued(machine, (1.0,), (f"a length of {limit} {self.unit}",))]
 
     def lengths(self, texts: list[str]) -> Tensor:
         """Lengths of finished texts in the unit, `(len(texts),)`."""

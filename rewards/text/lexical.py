@@ -21,7 +21,8 @@ from redge_guidance.rewards.text.spellings import Places, Spellings, all_but_one
 from redge_guidance.samples.tokens import RelaxedTokens
 
 _MOST_NAMED = 512  # tokens that are added to the support of every position
-_MOST_WORDS, _MOST_STATES = 64, 4000  # of an automaton
+_MOST_WORDS = 64  # of which there are automata
+_MOST_STATES, _MOST_TOGETHER = 4000, 500  # states of a word, and of some words together
 _MOST_COUNTED = 8  # occurrences of a word
 
 
@@ -132,25 +133,23 @@ class LexicalReward(Reward):
         self.spellings(tokenizer)
         return self._named
 
-    def valued(self) -> Valued | None:
-        """Found or not, word by word; None of long lists, whose automata would be too large."""
+    def valued(self) -> list[Valued]:
+        """How often each word is there, a few words to an automaton; none of long lists."""
         return self._valued
 
     @functools.cached_property
-    def _valued(self) -> Valued | None:
-        if len(self._words) > _MOST_WORDS:
-            return None
-        machine = None
-        try:
-            for word in self._words:
-                count = _MOST_COUNTED if self.count else 1
+    def _valued(self) -> list[Valued]:
+        found: list[Valued] = []
+        for word in self._words if len(self._words) <= _MOST_WORDS else ():
+            count = _MOST_COUNTED if self.count else 1
+            try:
                 one = worth_of_words({word: 1.0}, count=count, case_sensitive=self.case_sensitive, most=_MOST_STATES)
-                machine = one if machine is None else machine.intersection(one, _MOST_STATES)
-        except TooManyStatesError:
-            return None
-        assert machine is not None
-        weights = tuple(self.weights.values())
-        return Valued(machine, weights, tuple(map(repr, self._words)), self.count)
+            except TooManyStatesError:  # a very long phrase
+                return []
+            alone = Valued(one, (self.weights[word],), (repr(word),), self.count)
+            together = found[-1].with_(alone, _MOST_TOGETHER) if found else None
+            found = [*found, alone] if together is None else [*found[:-1], together]
+        return found
 
     def relaxed(self, sample: RelaxedTokens) -> Tensor:
         """The value of the relaxed weights, `(batch,)`."""

@@ -46,7 +46,7 @@ class RegexReward(Reward):
         """Which texts match."""
         return self._constraint.accepts(to_judge(samples, prompts)[0])
 
-    def valued(self) -> Valued | None:
+    def valued(self) -> list[Valued]:
         shown = self.pattern if isinstance(self.pattern, str) else self.pattern.pattern
         machine = self._constraint.machine.as_value()
-        return Valued(machine, (1.0,), (f"the expression {shown!r:.60}",))
+        return [Valued(machine, (1.0,), (f"the expression {shown!r:.60}",))]

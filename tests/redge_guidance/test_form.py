@@ -79,10 +79,14 @@ def test_texts_of_the_best_value_become_exp_of_three_scale_over_p_times_as_likel
 
 
 def test_counted_occurrences_are_worth_their_weight_each():
-    """`q = p exp(scale * r) / Z`, the optimum of `scale * E_q[r] - KL(q || p)` over all distributions of texts."""
+    """And that there is one, as of a word that is not counted."""
     reward, step = LexicalReward({"c": 0.7}, count=True), step_of(1)
     form, _ = formed(reward, None)
-    weights = [(row, math.exp(log_q + 1.5 * float(reward.score([text])[0]))) for row, text, log_q in texts_of(step)]
+    scored = [(row, float(reward.score([text])[0]), log_q) for row, text, log_q in texts_of(step)]
+    z = sum(math.exp(log_q) for _, _, log_q in scored)
+    p = sum(math.exp(log_q) for _, value, log_q in scored if value > 0) / z
+    push = min(3 * 1.5 * 0.7 / p, 40 - math.log(p))
+    weights = [(row, math.exp(log_q + 1.5 * value + push * (value > 0))) for row, value, log_q in scored]
     found = FormOfStep(form, step).marginals(step.logits[0].index_fill(-1, torch.tensor([0, MASK]), -torch.inf), 1.5)
     torch.testing.assert_close(found.softmax(-1).double(), marginals(weights), atol=1e-5, rtol=1e-4)
 
@@ -135,13 +139,14 @@ def test_a_term_that_is_no_automaton_stays_with_gradients():
 def test_what_judges_the_answer_is_not_mixed_with_what_judges_the_text():
     reward = LexicalReward("a", answer_only=True) + LexicalReward("b")
     form, left = formed(reward, None)
+    assert left is None
     assert form.names == ["'a'"]
-    assert [term.reward.weights for term in left.terms] == [{"b": 1.0}]
+    assert [one.names for one in form.further] == [["'b'"]]
 
 
 def test_long_lists_of_words_stay_with_gradients():
     reward = LexicalReward({f"word{k}": 1.0 for k in range(100)})
-    assert reward.valued() is None
+    assert reward.valued() == []
     assert formed(reward, None) == (None, reward)
 
 
@@ -193,7 +198,9 @@ def test_held_tokens_are_only_exchanged_for_what_does_the_same():
     ids = torch.tensor([[3, 5, 7, 7]])
     everywhere = torch.ones_like(ids, dtype=torch.bool)
     step = step_of(6, held=everywhere)
+    step.logits.scatter_(-1, ids[..., None], -30.0)  # what is held counts, not what the model would rather have
     guided = Guidance(constraint)(DenoisingStep(**{**vars(step), "ids": ids}))
+    assert bool((guided.gather(-1, ids[0, :, None]) > -torch.inf).all())
     for place in range(LENGTH):
         for token in (guided[place] > -torch.inf).nonzero()[:, 0].tolist():
             changed = ids[0].clone()
@@ -233,3 +240,17 @@ def test_no_reward_is_strong_enough_to_break_the_form(support):
         texts = pipe([""] * 6, generator=seeded()).texts
     assert constraint.accepts(texts) == [True] * 6
     assert support or np.mean([text.endswith(" d") for text in texts]) > 0.8  # what is not in the support is not moved
+
+
+def test_more_words_than_one_automaton_takes_are_pursued_one_after_the_other():
+    """Each of eight, in a canvas that just holds them."""
+    words = ["a", "b", "c", "d", "e", "a b", "b c", "d e"]
+    form, left = formed(LexicalReward(words), None)
+    assert left is None
+    assert len(form.names) + sum(len(one.names) for one in form.further) == 8
+    pipe = tiny_pipeline(length=10)
+    with guide(pipe, LexicalReward(words)) as handle:
+        texts = pipe([""] * 6, generator=seeded()).texts
+    assert np.mean(LexicalReward(words).reached(texts)) >= 0.8
+    assert {f"log P({word!r})" for word in words} <= set(handle.trace[0].notes)
+    assert handle.trace[-1].notes["LexicalReward"] > 7

@@ -35,7 +35,7 @@ def test_a_plain_callable_joins_from_either_side(pipe):
         assert [term.weight for term in reward.terms] in (list(signs), list(reversed(signs)))
         with guide(pipe, reward, GuidanceConfig(scale=2.0)) as handle:
             pipe([""] * 4, generator=torch.Generator().manual_seed(0))
-        assert set(handle.trace[0].notes) == {"LexicalReward", "count_a"}
+        assert set(handle.trace[0].notes) == {"LexicalReward", "count_a", "log P('b')"}
         with pytest.raises(ValueError, match="the term count_a has no `score`"):
             reward.score(["a"])
 
