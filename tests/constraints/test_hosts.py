@@ -11,7 +11,7 @@ from redge_guidance import GuidanceConfig, LogitsGuidance, guide
 from redge_guidance.constraints import LengthConstraint, RegexConstraint, WordConstraint
 from redge_guidance.form import Form
 from redge_guidance.rewards import BlackBoxReward, LexicalReward
-from tests.helpers.hosts import EOS, MASK, TEXTS, masked, seeded, uniform
+from tests.helpers.hosts import EOS, MASK, TEXTS, masked, seeded, spied, uniform
 from tests.helpers.tiny import WORDS, tiny_pipeline, tiny_reward, word_tokenizer
 
 PATTERNS = [r"[ab]( c)*( d)?", r"(a|b) .* e", r"e( [a-d]){2,3}", r"(a b ?)+"]
@@ -53,6 +53,26 @@ def test_prompts_holes_and_padding_are_part_of_the_text(settings):
     assert [text for text in output.texts if not re.fullmatch(pattern, text)] == []
     assert output.texts[0].startswith("a b")
     assert output.texts[2].startswith("c ")
+
+
+def test_a_text_may_go_on_in_later_blocks():
+    """Seven words, of which a block holds two."""
+    pipe = tiny_pipeline(length=8)
+    with guide(pipe, LengthConstraint(7, 7)):
+        texts = pipe([""] * 3, block_length=2, num_inference_steps=4, generator=seeded()).texts
+    assert [len(text.split()) for text in texts] == [7] * 3
+
+
+@pytest.mark.parametrize("order", ["confidence", "entropy"])
+def test_orders_by_confidence_are_shown_the_posterior(order):
+    """`a` somewhere: everywhere it is possible, and so are other tokens, where one joint draw had placed it."""
+    pipe = tiny_pipeline(length=6, unmasking_order=order)
+    calls = spied(pipe)
+    with guide(pipe, WordConstraint("a")):
+        pipe([""], num_inference_steps=6, generator=seeded())
+    logits = calls[0][1]["model_output"][0]
+    assert ((logits > -torch.inf).sum(-1) > 1).all()
+    assert (logits[:, 3] > -torch.inf).all()
 
 
 def test_the_answer_alone_is_judged_where_that_is_asked():

@@ -259,7 +259,7 @@ def test_a_file_of_another_form_is_refused(tmp_path, capsys):
             ["--choices", "aa", "b", "--min-words", "2"],
             "--choices and --min-words: `ChoiceConstraint & LengthConstraint` a",
         ),
-        (["--regex", "a{99}", "--most-states", "9"], "more than 9 states; make it simpler, or raise `--most-states`"),
+        (["--regex", "a{99}", "--most-states", "9"], "100 states, and the limit is 9: 'a{99}'. Make it simpler"),
         (["--soft", "--choices", "a"], "`--soft` needs `--want`, `--ban`, `--min-words`, `--max-words` or `--regex`"),
         (
             ["--regex", "a{200}"],

@@ -42,10 +42,17 @@ def test_a_function_that_wants_a_token_outside_the_support(pipe):
     write(pipe, count_of_b, GuidanceConfig(support=None))
 
 
+class Climbed(LexicalReward):
+    """By its gradient, as long lists of words are."""
+
+    def valued(self):
+        return []
+
+
 @pytest.mark.parametrize("reward", [LengthReward(minimum=9), LengthReward(maximum=1), LengthReward(9) + tiny_reward()])
 def test_a_length_that_gaps_leave_as_it_is(reward):
-    """No end may be drawn there, so that the slope of the end moves nothing."""
-    with pytest.warns(UserWarning, match="LengthReward moved nothing in this call: its gradient was 0 .* room"):
+    """No end may be drawn there, so that no text is any longer or shorter."""
+    with pytest.warns(UserWarning, match="a length of .* cannot be reached by 3 of 3 texts: .* room"):
         write(tiny_pipeline(), reward, prompt="a [MASK] [MASK] b")
 
 
@@ -153,7 +160,7 @@ def test_a_call_that_fails_says_nothing_more(pipe):
 @pytest.mark.parametrize(
     ("reward", "verdict"),
     [
-        (LexicalReward(banned="a"), "and it is not reached; "),
+        (Climbed(banned="a"), "and it is not reached; "),
         (BlackBoxReward(lambda text: -float("b" in text)), "where 1 would be a yes; "),  # a penalty that nobody pays
         (-BlackBoxReward(lambda text: 1.0), "where 0 would be a yes; "),
     ],
@@ -174,7 +181,7 @@ def test_images_too():
 
 def test_guidance_is_the_same_whoever_asks_what_moves(pipe):
     """What is looked at in the first update changes nothing of it."""
-    reward = tiny_reward() + 0.5 * LexicalReward("a") + count_of_b
+    reward = tiny_reward() + 0.5 * Climbed("a") + count_of_b
     total = lambda tokens: reward(tokens)  # noqa: E731 - one term, of which nothing is asked apart
     assert write(pipe, reward) == write(tiny_pipeline(), total)
 
