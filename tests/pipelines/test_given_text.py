@@ -29,7 +29,9 @@ def eager(pipe):
     return pipe
 
 
-@pytest.mark.filterwarnings("ignore:.*moved nothing in this call")  # what is wanted may not be drawn
+@pytest.mark.filterwarnings(
+    "ignore:.*moved nothing in this call", "ignore:a length of .* cannot be reached"
+)  # what is wanted may not be drawn
 @pytest.mark.parametrize("make", MAKE.values(), ids=MAKE)
 @pytest.mark.parametrize("reward", [None, linear(ENDS), LengthReward(0, 1)], ids=["unguided", "ends", "short"])
 @pytest.mark.parametrize("settings", [{}, {"temperature": 0.0}, {"top_k": 1}, {"top_p": 0.5}])
@@ -53,6 +55,7 @@ def test_no_text_ends_before_what_was_given(make, reward, settings):
         assert all(word in given_words for word in words if word != "[MASK]"), (prompt, text)
 
 
+@pytest.mark.filterwarnings("ignore:a length of .* cannot be reached")
 def test_an_end_that_was_forbidden_stays_so_in_every_update():
     pipe = eager(tiny_pipeline())
     for support in (None, 3):
@@ -93,7 +96,10 @@ def test_guidance_forbids_ends_in_the_gaps_of_samplers_that_take_a_function():
     assert hook(0, tail, torch.zeros(1, 6, 8))[0, [1, 2], EOS].isfinite().all()
 
 
-@pytest.mark.filterwarnings("ignore:.*moved nothing in this call")  # what is wanted may not be drawn
+@pytest.mark.filterwarnings(
+    "ignore:.*moved nothing in this call", "ignore:a length of .* cannot be reached"
+)  # what is wanted may not be drawn
+@pytest.mark.filterwarnings("ignore:a length of .* cannot be reached")
 def test_an_end_that_was_suppressed_is_never_drawn_nor_ends_anything():
     pipe = eager(tiny_pipeline())
     for reward in (LengthReward(0, 1), linear(ENDS)):

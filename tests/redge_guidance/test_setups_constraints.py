@@ -185,7 +185,10 @@ WRONG = [
         "constraints: {kind: regex, pattern: a, most_states: x}\n",
         "line 1: `most_states` must be an integer >= 1, got 'x'",
     ),
-    ("constraints: {kind: regex, pattern: 'a{99}', most_states: 9}\n", "line 1: .*automaton of more than 9 states"),
+    (
+        "constraints: {kind: regex, pattern: 'a{99}', most_states: 9}\n",
+        "line 1: .*at least 100 states, and the limit is 9",
+    ),
     (
         "constraints: {kind: choices, choices: [a, 3]}\n",
         "line 1: `choices` must be text, at least one character, got 3",
