@@ -132,7 +132,7 @@ def grown(draw: random.Random, depth: int) -> str:
     return f"(?:{inner[0]}){repeat}{''.join(inner[1:])}"
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(3))
 def test_random_expressions(seed: int) -> None:
     draw, candidates = random.Random(seed), texts("ab\n1 ", 4)
     for _ in range(30):
