@@ -138,11 +138,12 @@ class Guidance:
             if here.settles and self._stopping.rule is not None:  # some may be guided by themselves
                 here = replace(here, settles=False)
             self._formed = None
-            going = torch.zeros(len(step.ids), dtype=torch.bool, device=step.ids.device)
+            going = torch.zeros(len(step.ids), dtype=torch.bool, device=step.ids.device)  # guided by rewards
             if self._acts(step):
                 whole = self._reward is not None and asks_for_whole_batch(self._reward)
                 logits, figures = self._stopping.guide(here, guided, whole)
-                going |= torch.tensor(self._stopping.going(len(step.ids)), device=going.device)
+                if figures is not None:
+                    going = torch.tensor([not one.stopped for one in figures.sequences], device=going.device)
             if self._form is not None and self.is_hard and (here.free.any(-1) & ~going).any():
                 noise = noise_of(here, self._seed, index)
                 logits, others, self._formed = constrained_logits(here, self._form, noise, going, logits, config)
@@ -158,10 +159,8 @@ class Guidance:
 
     def _acts(self, step: DenoisingStep) -> bool:
         """Whether rewards count in this step."""
-        config, rewarding = (
-            self.config,
-            self._reward is not None or (self._form is not None and self._form.is_rewarding),
-        )
+        config = self.config
+        rewarding = self._reward is not None or (self._form is not None and self._form.is_rewarding)
         return rewarding and config.scale > 0 and config.start <= step.progress < config.stop
 
 

@@ -80,10 +80,6 @@ class Stopping:
     def rule(self) -> StopRule | None:
         return self._rule
 
-    def going(self, batch: int) -> list[bool]:
-        """Which of the sequences are still guided."""
-        return [not stopped for stopped in self._stopped] if len(self._stopped) == batch else [True] * batch
-
     def guide(
         self, step: DenoisingStep, guided: Guided, whole_batch: bool = False
     ) -> tuple[Tensor | None, StepTrace | None]:

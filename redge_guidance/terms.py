@@ -26,5 +26,4 @@ def split(reward: AnyReward) -> tuple[AnyReward | None, AnyReward | None]:
 
 def asks_for_whole_batch(reward: AnyReward) -> bool:
     """Whether a reward, or a term of a sum, says that it knows sequences by their place in the batch."""
-    terms = reward.terms if isinstance(reward, RewardSum) else [Term(1.0, reward, "")]
-    return any(getattr(term.reward, "whole_batch", False) for term in terms)
+    return any(getattr(term.reward, "whole_batch", False) for term in terms_of(reward))

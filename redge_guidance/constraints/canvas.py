@@ -90,7 +90,7 @@ class Conditioning:
 
     def posterior(self, reading: Reading, messages: Messages, logits: Tensor, support: Tensor | None = None) -> Tensor:
         """Logits of the free positions given acceptance: `log q + log w`; a new tensor like `logits`."""
-        weights = messages.log_weights().transpose(2, 0, 1)[reading.free.cpu().numpy()]
+        weights = messages.log_weights.transpose(2, 0, 1)[reading.free.cpu().numpy()]
         return self.classes.weighted(logits, torch.from_numpy(weights).to(logits), support)
 
     def given_states(

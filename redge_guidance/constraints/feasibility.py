@@ -52,20 +52,9 @@ def explained(conditioning: Conditioning, reading: Reading, k: int, tokenizer: A
                 "accepted can be written; change the prompt, or have the answer alone judged (`answer_only=True`)."
             )
         states = after
-    needed = distances(table, automaton.accepting)
-    missing = min((int(needed[i]) for i in states), default=0)
+    needed = automaton.distances()
+    missing = min((int(needed[i]) for i in states if needed[i] >= 0), default=0)
     return (
         f"`constraint` cannot be met by text {k}, a canvas of {length} tokens: the shortest accepted text that it "
         f"could become takes {length + missing}; make the canvas longer (`gen_length`)."
     )
-
-
-def distances(table: "np.ndarray[Any, Any]", accepting: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
-    """Least number of tokens from each state to acceptance, `(states,)`."""
-    found = np.where(accepting, 0, np.iinfo(np.int64).max)
-    while True:
-        after = np.append(found, np.iinfo(np.int64).max)[table].min(axis=1, initial=np.iinfo(np.int64).max)
-        nearer = np.minimum(found, np.where(after == np.iinfo(np.int64).max, after, after + 1))
-        if (nearer == found).all():
-            return found
-        found = nearer

@@ -170,6 +170,7 @@ class Messages:
         same[1:] |= np.logical_or.accumulate(self._unknown, axis=0)  # behind which sums meet largest ones
         return bool(np.isfinite(self.log_z).all() and same.all())
 
+    @cached_property
     def log_weights(self) -> Array:
         """`(positions, classes, batch)`: `log w - log Z`, by which the posterior differs from the log-probabilities."""
         ar, tr = self._arithmetic, self.transitions
@@ -188,7 +189,7 @@ class Messages:
     def entropy(self) -> Array:
         """`(positions, batch)` nats: of the class of the token at each position, given acceptance."""
         with np.errstate(invalid="ignore"):
-            log_p = self.log_weights() + self._log_masses
+            log_p = self.log_weights + self._log_masses
             entropy: Array = -np.where(np.isneginf(log_p), 0.0, np.exp(log_p) * log_p).sum(axis=1)
         return entropy
 

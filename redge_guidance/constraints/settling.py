@@ -46,7 +46,7 @@ def settled(messages: Messages, masses: Array, drawn: Committed) -> NDArray[np.i
     several = np.flatnonzero(drawn.chosen.sum(axis=0) > 1)
     if not len(several):
         return result
-    transitions, weights = messages.transitions, messages.log_weights()
+    transitions, weights = messages.transitions, messages.log_weights
     state = np.full((transitions.states, len(several)), -np.inf)
     state[0] = 0.0
     for t in range(len(masses)):

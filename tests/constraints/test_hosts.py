@@ -229,3 +229,14 @@ def test_constraints_are_no_terms_of_a_sum():
     for add in (lambda r: r + constraint, lambda r: constraint + r, lambda r: (r & constraint) + r):
         with pytest.raises(TypeError, match=r"constraints come last, as `\(reward \+ other\) & constraint`"):
             add(LexicalReward("a"))
+
+
+def test_a_sequence_is_guided_in_the_step_in_which_its_guidance_stops():
+    """What the rule is asked about has been guided: one step, after which it says stop, is as without a rule."""
+    pipe = tiny_pipeline(length=8)
+    reward = tiny_reward() & RegexConstraint(r"[a-e]( [a-e])+")
+    found = []
+    for rule in (None, lambda figures: True):
+        with guide(pipe, reward, GuidanceConfig(scale=20.0), stop_when=rule):
+            found.append(pipe([""] * 4, num_inference_steps=1, generator=seeded()).texts)
+    assert found[0] == found[1]

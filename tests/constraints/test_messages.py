@@ -77,7 +77,7 @@ def test_z_and_the_posterior_are_sums_over_all_texts(seed, arithmetic):
     np.testing.assert_allclose(found.log_z[0], total, atol=1e-10)
     if np.isneginf(total):
         return
-    change = found.log_weights()[..., 0]
+    change = found.log_weights[..., 0]
     for t in range(L):
         for v in range(K):
             if not skipped[t]:
@@ -119,7 +119,7 @@ def test_both_arithmetics_agree_where_logarithms_are_needed():
     masses = np.tile(np.array([0.0, -1000.0])[None, :, None], (3, 1, 1))
     found = Messages(Transitions(automaton), masses, np.zeros((3, 1), bool), np.zeros((3, 1), bool), end_of(automaton))
     assert found.log_z[0] == pytest.approx(-3000)
-    assert np.exp(masses + found.log_weights())[..., 0] == pytest.approx(np.array([[0, 1]] * 3))
+    assert np.exp(masses + found.log_weights)[..., 0] == pytest.approx(np.array([[0, 1]] * 3))
 
 
 def test_small_numbers_that_only_the_end_shows_are_found():
@@ -136,7 +136,7 @@ def test_small_numbers_that_only_the_end_shows_are_found():
     masses = np.tile(np.array([0.0, -500.0])[None, :, None], (5, 1, 1))
     found = Messages(Transitions(automaton), masses, np.zeros((5, 1), bool), np.zeros((5, 1), bool), end_of(automaton))
     assert found.log_z[0] == pytest.approx(-2500)
-    assert np.isfinite(found.log_weights()[:, 1]).all()
+    assert np.isfinite(found.log_weights[:, 1]).all()
 
 
 def test_of_what_is_not_known_only_the_possibility_counts(arithmetic):

@@ -56,7 +56,7 @@ def drawn_and_settled(automaton, log_q, chosen, greedy=False):
     end = np.tile(np.where(automaton.accepting, 0.0, -np.inf)[:, None], (1, COUNT))
     none = np.zeros((LENGTH, COUNT), bool)
     messages = Messages(Transitions(automaton), masses, none, none, end)
-    marginals = np.exp(masses + messages.log_weights())[..., 0]
+    marginals = np.exp(masses + messages.log_weights)[..., 0]
     labels = np.stack([random.choice(CLASSES, COUNT, p=row / row.sum()) for row in marginals])
     where = np.tile(np.array(chosen)[:, None], (1, COUNT))
     anew = settled(messages, masses, Committed(labels, where, random.random((2, LENGTH, COUNT)), greedy))
