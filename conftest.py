@@ -1,10 +1,18 @@
 """For tests and doctests alike: no hub, and this checkout's own code."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 # On tiny models a second thread waits more than it works; beside other work it took three times the time of one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# What is kept on the disk was built by this code, not by that of another day; workers share it.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ["REDGE_GUIDANCE_CACHE"] = tempfile.mkdtemp(prefix="redge-guidance-")
+    atexit.register(shutil.rmtree, os.environ["REDGE_GUIDANCE_CACHE"], ignore_errors=True)
 
 from pathlib import Path
 

@@ -1,8 +1,8 @@
 """Training-free reward guidance for pretrained discrete diffusion models."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from redge_guidance.lazy import lazily
 from redge_guidance.version import __version__ as __version__
 
 if TYPE_CHECKING:
@@ -44,14 +44,4 @@ _HOMES = {  # nothing is imported before it is used, so that the command answers
     "straight_through": "estimators",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    found = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    globals()[name] = found
-    return found
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazily(__name__, _HOMES)

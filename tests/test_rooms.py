@@ -57,7 +57,7 @@ def room(module):
 
 
 # which know nothing themselves
-FOR_ALL = {f"redge_guidance.{name}" for name in ("positions", "checks", "chats", "logging", "recipe")}
+FOR_ALL = {f"redge_guidance.{name}" for name in ("positions", "checks", "chats", "logging", "recipe", "lazy")}
 MAY_NOT = [  # (who, does not import)
     ("core", "hosts"),
     ("core", "cli"),

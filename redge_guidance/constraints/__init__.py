@@ -1,7 +1,8 @@
 """Texts that must have a form: automata over characters, over tokens, and what a model's prediction becomes of them."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from redge_guidance.lazy import lazily
 
 if TYPE_CHECKING:
     from redge_guidance.constraints.constraint import Constrained, Constraint, Intersection
@@ -31,14 +32,4 @@ __all__ = [
 _HOMES = dict.fromkeys(__all__, "kinds") | {"JsonSchemaConstraint": "json_schema", "RegexConstraint": "regex"}
 _HOMES |= dict.fromkeys(("Constrained", "Constraint", "Intersection"), "constraint")
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    found = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    globals()[name] = found
-    return found
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazily(__name__, _HOMES)

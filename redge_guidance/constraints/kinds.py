@@ -3,19 +3,17 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import regex as unicode_regex
-
 from redge_guidance.checks import whole_number
 from redge_guidance.constraints.choices import choices, prefix, suffix
 from redge_guidance.constraints.constraint import Constraint
-from redge_guidance.constraints.lengths import length
+from redge_guidance.constraints.lengths import UNITS, length, length_of
 from redge_guidance.constraints.machine import MOST_STATES, Machine
 from redge_guidance.constraints.occurrences import occurrences
 from redge_guidance.constraints.token_automaton import TokenAutomaton, token_length
 from redge_guidance.constraints.tokens import token_bytes
 from redge_guidance.constraints.words import Phrases, weights_of_words, without_repetition
 
-_UNITS = ("words", "characters", "tokens")
+_UNITS = (*UNITS, "tokens")
 
 
 class ChoiceConstraint(Constraint):
@@ -151,10 +149,7 @@ class LengthConstraint(Constraint):
         if self.over_tokens:
             return None
         high = float("inf") if self.maximum is None else self.maximum
-        counts = [
-            len(text.split()) if self.unit == "words" else len(unicode_regex.findall(r"\X", text)) for text in texts
-        ]
-        return [self.minimum <= count <= high for count in counts]
+        return [self.minimum <= length_of(text, self.unit) <= high for text in texts]
 
 
 class PrefixConstraint(Constraint):

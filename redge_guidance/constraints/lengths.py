@@ -13,6 +13,7 @@ from redge_guidance.constraints.alphabet import END_OF_UNICODE, Alphabet
 from redge_guidance.constraints.machine import DEAD, MOST_STATES, Machine, TooManyStatesError
 
 UNITS = ("words", "characters")
+_CHARACTER = regex.compile(r"\X")
 
 
 class Counter(NamedTuple):
@@ -26,6 +27,15 @@ class Counter(NamedTuple):
     alphabet: Alphabet
     table: NDArray[np.int32]
     adds: NDArray[np.int32]
+
+
+def length_of(text: str, unit: str) -> int:
+    """Words, as `str.split()` counts them, or characters, grapheme clusters of Unicode (UAX 29).
+
+    >>> length_of("a  cafe\u0301", "words"), length_of("cafe\u0301", "characters")
+    (2, 4)
+    """
+    return len(text.split()) if unit == "words" else len(_CHARACTER.findall(text))
 
 
 def length(minimum: int, maximum: int | None, unit: str, *, most: int = MOST_STATES) -> Machine:

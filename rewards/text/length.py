@@ -10,7 +10,7 @@ from torch import Tensor
 
 from redge_guidance.chats import Prompt
 from redge_guidance.checks import as_real
-from redge_guidance.constraints.lengths import distance_to_length
+from redge_guidance.constraints.lengths import UNITS, distance_to_length, length_of
 from redge_guidance.constraints.machine import TooManyStatesError
 from redge_guidance.constraints.valued import Valued
 from redge_guidance.finished import as_samples, to_judge
@@ -19,10 +19,8 @@ from redge_guidance.rewards.reading.alignment import token_texts
 from redge_guidance.samples.tokens import RelaxedTokens
 from redge_guidance.text import end_token_id, end_token_ids
 
-_UNITS = ("words", "characters")
 _MOST_STATES = 4000  # of an automaton
 _FARTHEST = 20  # beyond the maximum, from where on all lengths are as bad
-_CHARACTER = regex.compile(r"\X")
 
 
 class LengthReward(Reward):
@@ -63,8 +61,8 @@ class LengthReward(Reward):
             raise ValueError(f"`minimum` must be finite, got {minimum}.")
         if low == 0 and maximum is None:
             raise ValueError("`minimum` or `maximum` must be given, got 0 and None, which any text satisfies.")
-        if unit not in _UNITS:
-            raise ValueError(f"`unit` must be one of {', '.join(_UNITS)}, got {unit!r}.")
+        if unit not in UNITS:
+            raise ValueError(f"`unit` must be one of {', '.join(UNITS)}, got {unit!r}.")
         self.minimum, self.maximum, self.unit = low, high, unit
         self._tokenizer: Any = None  # the last one, and what its tokens add to the length
         self._ends: tuple[int, ...] = ()
@@ -105,9 +103,7 @@ class LengthReward(Reward):
     def lengths(self, texts: list[str]) -> Tensor:
         """Lengths of finished texts in the unit, `(len(texts),)`."""
         texts = as_samples(texts, "texts")
-        return torch.tensor(
-            [len(t.split()) if self.unit == "words" else _characters(t) for t in texts], dtype=torch.float
-        )
+        return torch.tensor([length_of(text, self.unit) for text in texts], dtype=torch.float)
 
     def token_ids(self, tokenizer: Any) -> list[int]:
         end = end_token_id(tokenizer)
@@ -143,9 +139,5 @@ class LengthReward(Reward):
         if self.unit == "words":  # that the token separates from what is before, itself or what comes behind it
             adds = [len(regex.findall(r"\s+", text)) for text in texts]
         else:
-            adds = [_characters("a" + text) - 1 for text in texts]  # a mark adds none
+            adds = [length_of("a" + text, self.unit) - 1 for text in texts]  # a mark adds none
         return torch.tensor([[n, i in ends, i not in ends] for i, n in enumerate(adds)], dtype=torch.float)
-
-
-def _characters(text: str) -> int:
-    return len(_CHARACTER.findall(text))
