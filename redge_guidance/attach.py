@@ -17,7 +17,7 @@ from redge_guidance.hosts.calls import ForwardSettings
 from redge_guidance.hosts.forward import ForwardAttachment
 from redge_guidance.hosts.registry import supports
 from redge_guidance.loop import LogitsGuidance
-from redge_guidance.reward import AnyReward
+from redge_guidance.reward import Wanted
 from redge_guidance.step import DenoisingStep, Generators
 from redge_guidance.stopping import StopRule
 from redge_guidance.text import end_token_ids
@@ -76,7 +76,7 @@ class GuidanceHandle:
 
 def guide(
     pipe: Any,
-    reward: AnyReward,
+    reward: Wanted,
     config: GuidanceConfig | None = None,
     *,
     seed: int = 0,
@@ -119,11 +119,12 @@ def guide(
 
     Args:
         pipe: a pipeline with a discrete scheduler, or a model.
-        reward: any callable from `RelaxedTokens`, or from pixels `(batch, 3, height, width)` in [0, 1] where the
-            pipeline makes images, to a differentiable tensor `(batch,)`, higher is better; on images also anything
-            with `score(pixels, prompts)`. It need not be differentiable for the estimator `reinforce_loo`, nor where
-            it, or a term of a sum, says so. Functions of strings, reward functions as in TRL
-            and models of other libraries are accepted as `redge_guidance.accepting.as_reward` says.
+        reward: a `Constraint` (`redge_guidance.constraints`), `reward & constraint`, or any callable from
+            `RelaxedTokens`, or from pixels `(batch, 3, height, width)` in [0, 1] where the pipeline makes images, to a
+            differentiable tensor `(batch,)`, higher is better; on images also anything with `score(pixels, prompts)`.
+            It need not be differentiable for the estimator `reinforce_loo`, nor where it, or a term of a sum, says so.
+            Functions of strings, reward functions as in TRL and models of other libraries are accepted as
+            `redge_guidance.accepting.as_reward` says.
         config: `GuidanceConfig()` when None.
         seed: of guidance's own noise.
         decode_chunk_size: of images, this many are decoded to pixels at a time, and once more in the backward pass,

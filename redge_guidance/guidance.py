@@ -9,7 +9,7 @@ from torch import Tensor
 
 from redge_guidance.accepting import as_reward, as_strings
 from redge_guidance.config import GuidanceConfig
-from redge_guidance.constraints.constraint import Constrained, Constraint, parted
+from redge_guidance.constraints.constraint import parted
 from redge_guidance.draws import Draws, Noise
 from redge_guidance.evaluation import WrongKind
 from redge_guidance.form import formed
@@ -21,7 +21,7 @@ from redge_guidance.inference import gradients_allowed, outside_inference_mode
 from redge_guidance.precision import Autocast
 from redge_guidance.prediction import HostLogits, Prediction, distances
 from redge_guidance.randomness import check_seed, noise_of
-from redge_guidance.reward import AnyReward, named_tokens
+from redge_guidance.reward import AnyReward, Wanted, named_tokens
 from redge_guidance.step import DenoisingStep
 from redge_guidance.stopping import Stopping, StopRule
 from redge_guidance.terms import asks_for_whole_batch
@@ -57,7 +57,7 @@ class Guidance:
 
     def __init__(
         self,
-        reward: AnyReward | Constraint | Constrained,
+        reward: Wanted,
         config: GuidanceConfig | None = None,
         seed: int = 0,
         stop_when: StopRule | None = None,

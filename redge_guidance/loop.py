@@ -22,7 +22,7 @@ from redge_guidance.checks import real_number, whole_number
 from redge_guidance.config import GuidanceConfig
 from redge_guidance.following import Following
 from redge_guidance.guidance import Guidance
-from redge_guidance.reward import AnyReward
+from redge_guidance.reward import Wanted
 from redge_guidance.step import DenoisingStep, Generators
 from redge_guidance.stopping import StopRule
 from redge_guidance.text import reserved_token_ids
@@ -74,7 +74,7 @@ class LogitsGuidance:
 
     def __init__(
         self,
-        reward: AnyReward,
+        reward: Wanted,
         config: GuidanceConfig | None = None,
         *,
         tokenizer: Any = None,

@@ -17,6 +17,7 @@ from redge_guidance.finished import to_judge
 from redge_guidance.recipe import Noted
 
 AnyReward = Callable[[Any], Tensor]
+Wanted = AnyReward | Constraint | Constrained  # what `guide` takes
 
 
 class Sample(Protocol):

@@ -9,7 +9,7 @@ from redge_guidance.accepting import as_reward
 from redge_guidance.attach import GuidanceHandle, guide
 from redge_guidance.checks import whole_number
 from redge_guidance.config import GuidanceConfig
-from redge_guidance.constraints.constraint import Constrained, Constraint, parted
+from redge_guidance.constraints.constraint import Constrained, parted
 from redge_guidance.generation.batches import Halving, windows
 from redge_guidance.generation.judging import Judge, bound_of, kl_of
 from redge_guidance.generation.record import Key, Record
@@ -17,7 +17,7 @@ from redge_guidance.generation.requests import Line, Request, as_lines, requests
 from redge_guidance.generation.sampler import Drawn, Sampler
 from redge_guidance.randomness import check_seed
 from redge_guidance.records import columns
-from redge_guidance.reward import AnyReward
+from redge_guidance.reward import Wanted
 from redge_guidance.trace import StepTrace
 
 _REMEMBERED = 4096  # entries, of which it is known whether they can be drawn
@@ -26,7 +26,7 @@ _REMEMBERED = 4096  # entries, of which it is known whether they can be drawn
 def generate(
     pipe: Any,
     prompts: Any = "",
-    reward: AnyReward | Constraint | Constrained | None = None,
+    reward: Wanted | None = None,
     config: GuidanceConfig | None = None,
     *,
     samples_per_prompt: int = 1,
@@ -94,7 +94,7 @@ class Run:
     def __init__(
         self,
         pipe: Any,
-        reward: AnyReward | Constraint | Constrained | None,
+        reward: Wanted | None,
         config: GuidanceConfig | None,
         *,
         batch_size: int,

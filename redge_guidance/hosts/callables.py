@@ -12,7 +12,7 @@ from redge_guidance.checks import as_whole, real_number, whole_number
 from redge_guidance.config import GuidanceConfig
 from redge_guidance.guidance import Guidance
 from redge_guidance.precision import in_float32
-from redge_guidance.reward import AnyReward
+from redge_guidance.reward import Wanted
 from redge_guidance.step import DenoisingStep
 from redge_guidance.text import (
     before_text,
@@ -56,7 +56,7 @@ class GuidanceLogitsProcessor(LogitsProcessor):
         self,
         model: Any,
         tokenizer: Any,
-        reward: AnyReward,
+        reward: Wanted,
         config: GuidanceConfig | None = None,
         *,
         seed: int = 0,
@@ -209,7 +209,7 @@ class DreamLogitsHook:
     def __init__(
         self,
         tokenizer: Any,
-        reward: AnyReward,
+        reward: Wanted,
         config: GuidanceConfig | None = None,
         *,
         steps: int,

@@ -81,9 +81,6 @@ class DiffusionGemmaHost(Host):
         prompt, length = arguments["input_ids"], self.pipe.model.config.canvas_length
         ids = torch.nn.functional.pad(prompt, (0, length))
         free = torch.arange(ids.shape[1], device=ids.device) >= prompt.shape[1]
-        asked = self._arguments.get("eos_token_id")
-        end = self.pipe.eos_token_id if asked is None else asked
-        canvases = -(-self._arguments["gen_length"] // length)
         return DenoisingStep(
             logits=no_logits(self.pipe.model, ids),
             ids=ids,
@@ -95,8 +92,8 @@ class DiffusionGemmaHost(Host):
             given=~free.expand(ids.shape),
             prompts=self._prompts,
             chat=True,
-            ends=() if end is None else (int(end),),
-            coming=(canvases - 1) * length,
+            ends=self._ends(),
+            coming=self._coming(length, 0),
         )
 
     def read(self, seam: str, arguments: Mapping[str, Any]) -> DenoisingStep:
@@ -105,9 +102,7 @@ class DiffusionGemmaHost(Host):
             self._step += 1
         ids = torch.cat([*self._pieces, canvas], -1)
         position = torch.arange(ids.shape[1], device=ids.device)
-        asked = self._arguments.get("eos_token_id")
-        end = self.pipe.eos_token_id if asked is None else asked
-        ends = () if end is None else (int(end),)  # at which the pipeline cuts its texts
+        ends = self._ends()
         drawn = {*ends, *end_token_ids(self._tokenizer, self.pipe.model)}  # that it may draw
         return DenoisingStep(
             logits=arguments["model_output"],
@@ -123,7 +118,7 @@ class DiffusionGemmaHost(Host):
             chat=True,  # the pipeline puts every prompt into the chat template
             generator=arguments.get("generator"),
             ends=ends,
-            coming=self._coming(canvas.shape[1]),
+            coming=self._coming(canvas.shape[1], len(self._pieces) - 1),
             held=in_block(self._held(seam, canvas), ids.shape[1]),
             greedy=seam == "step" and arguments.get("temperature") == 0,
             decisive=is_a(self.pipe.scheduler, "EntropyBoundScheduler") and self._step + 1 == steps,
@@ -166,10 +161,16 @@ class DiffusionGemmaHost(Host):
             self.pipe.scheduler._committed = committed[rows]
         return exchanged
 
-    def _coming(self, canvas_length: int) -> int:
-        """Positions of the canvases behind this one."""
+    def _ends(self) -> tuple[int, ...]:
+        """The token at which the pipeline cuts its texts: that of the call, or its own."""
+        asked = self._arguments.get("eos_token_id")
+        end = self.pipe.eos_token_id if asked is None else asked
+        return () if end is None else (int(end),)
+
+    def _coming(self, canvas_length: int, finished: int) -> int:
+        """Positions of the canvases behind this one, of which so many are before it."""
         canvases = -(-self._arguments["gen_length"] // canvas_length)
-        return int(max(0, canvases - len(self._pieces)) * canvas_length)
+        return int(max(0, canvases - finished - 1) * canvas_length)
 
     def _held(self, seam: str, canvas: Tensor) -> Tensor:
         """Tokens that stay unless they are exchanged: all in a sweep, the committed ones where these may be edited."""
