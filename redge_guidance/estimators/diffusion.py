@@ -152,44 +152,41 @@ class ReDGE(Pathwise):
     def _chain(self, logits: Tensor, noise: Tensor | None, keep: int) -> Tensor:
         """The last `keep` (1 or all) of the outputs `D(x_{t_n}, t_n), ..., D(x_{t_1}, t_1)`, and two rooms to work in.
 
-        `(keep + 2, rows, K)`, one block: the allocator then hands the same pages to every chunk of rows.
+        In `X_t = x_t / t` and `v_t = (1 - t) / t` a DDIM step is `X_s = X_t + (v_s - v_t) D(x_t, t)`, and the denoiser
+        is `softmax(logits + v_t X_t)`. `(keep + 2, rows, K)`, one block: the allocator then hands the same pages to
+        every chunk of rows.
         """
         block = logits.new_empty(keep + 2, *logits.shape)
         x, shifted = block[keep:]
         torch.softmax(logits, -1, out=block[0])  # at t = 1 alpha is 0: no noise enters
-        x_t, t = noise, 1.0
+        x_t, v_t = noise, 0.0
         for k, s in enumerate(reversed(self.grid[:-1])):
             assert x_t is not None
-            # x_s = (1 - s) D + (s / t) (x_t - (1 - t) D)
-            torch.mul(x_t, s / t, out=x)
-            x.add_(block[k % keep], alpha=1 - s - s / t * (1 - t))
-            torch.add(logits, x, alpha=(1 - s) / s**2, out=shifted)
+            v_s = (1 - s) / s
+            torch.add(x_t, block[k % keep], alpha=v_s - v_t, out=x)
+            torch.add(logits, x, alpha=v_s, out=shifted)
             torch.softmax(shifted, -1, out=block[(k + 1) % keep])
-            x_t, t = x, s
+            x_t, v_t = x, v_s
         return block
 
     def _chain_vjp(self, block: Tensor, grad: Tensor, direct: Tensor | None = None) -> Tensor:
         """Gradient of `<grad, D(x_{t_1}, t_1)>` with respect to the logits, walking the DDIM chain backwards.
 
-        `block` is the whole chain as `_chain` gives it, and is used up. At t the softmax has the input
-        `logits + (1 - t) / t^2 x_t`. `direct` replaces what the last softmax sends straight to the logits.
+        `block` is the whole chain as `_chain` gives it, and is used up. `direct` replaces what the last softmax sends
+        straight to the logits.
         """
-        *denoised, grad_x, grad_d = block
+        *denoised, grad_x, grad_logits = block
+        v = [(1 - t) / t for t in self.grid]  # t_1 first
         d = denoised.pop()
         u = softmax_vjp(d, grad, out=grad_x)
-        grad_logits = u.clone() if direct is None else direct
-        for t, before in zip(self.grid, self.grid[1:], strict=False):  # t_1 first
-            if u is grad_x:
-                grad_x *= (1 - t) / t**2
-            else:
-                grad_x.add_(u, alpha=(1 - t) / t**2)
-            # x_t = (1 - t - ratio (1 - before)) D(x_before, before) + ratio x_before
-            ratio = t / before
-            torch.mul(grad_x, 1 - t - ratio * (1 - before), out=grad_d)
-            grad_x *= ratio
+        grad_logits.copy_(u if direct is None else direct)
+        grad_x *= v[0]
+        for k in range(1, len(v)):
             used, d = d, denoised.pop()
-            u = softmax_vjp(d, grad_d, out=used)
-            grad_logits += u
+            u = softmax_vjp(d, grad_x, out=used)  # of a gradient at D that is v_{k-1} - v_k times as large
+            grad_logits.add_(u, alpha=v[k - 1] - v[k])
+            if k + 1 < len(v):
+                grad_x.add_(u, alpha=v[k] * (v[k - 1] - v[k]))
         return grad_logits
 
 

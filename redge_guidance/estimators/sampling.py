@@ -1,12 +1,14 @@
 """The autograd function of all pathwise estimators: draws and differentiates row by row in closed form."""
 
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
-CHUNK_ELEMENTS = 2**18  # on a CPU, rows are worked through in chunks of about this many numbers, to stay in the cache
+from redge_guidance.estimators.threads import in_threads
+
+CHUNK_ELEMENTS = 2**17  # on a CPU, rows are worked through in chunks of about this many numbers, to stay in the cache
 # glibc gives free memory at the end of its heap back to the kernel when it is more than twice the largest block freed
 # so far. Freeing one untouched block of this many bytes raises that limit above a chunk's intermediate results; without
 # it every chunk would fault its pages anew, which took two thirds of the time of a backward.
@@ -86,22 +88,24 @@ class _Sample(torch.autograd.Function):
         noise = noise_like(flat, estimator.noise, generator)
         uniform = _uniform(len(flat), generator, device, work) if estimator.hard else None
         drawn = torch.empty(len(flat), 1, dtype=torch.long, device=device) if estimator.hard else None
-        result = torch.zeros_like(flat, memory_format=torch.contiguous_format)
-        for rows in _chunks(flat):
+        result = torch.empty_like(flat, memory_format=torch.contiguous_format)
+
+        def draw(rows: slice) -> None:
             chunk = flat[rows].to(work)
             _check_finite(chunk.amax(-1))
             chunk_noise = None if noise is None else noise[rows]
             soft = estimator.soft(chunk, chunk_noise)
             if drawn is None or uniform is None:
                 result[rows] = soft
-                continue
+                return
             drawn[rows] = estimator.category(chunk, chunk_noise, soft, uniform[rows])
             value = estimator.value(soft, drawn[rows])
             if value is None:
-                result[rows].scatter_(-1, drawn[rows], 1.0)
+                result[rows].zero_().scatter_(-1, drawn[rows], 1.0)
             else:
                 result[rows] = value
-            del soft, value  # before the next chunk needs their memory
+
+        _by_chunks(draw, flat)
         return result.view(logits.shape), noise, drawn
 
     @staticmethod
@@ -146,9 +150,12 @@ class _Gradient(torch.autograd.Function):
         flat, grad_flat = (x.reshape(-1, logits.shape[-1]) for x in (logits, grad_sample))
         work = _work_dtype(flat)
         grad_logits = torch.empty_like(flat, memory_format=torch.contiguous_format)
-        for rows in _chunks(flat):
+
+        def differentiate(rows: slice) -> None:
             chunk_noise, chunk_drawn = (None if x is None else x[rows] for x in (noise, drawn))
             grad_logits[rows] = estimator.vjp(flat[rows].to(work), chunk_noise, chunk_drawn, grad_flat[rows].to(work))
+
+        _by_chunks(differentiate, flat)
         return grad_logits.view(logits.shape)
 
     @staticmethod
@@ -178,12 +185,14 @@ def _work_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def _chunks(flat: Tensor) -> list[slice]:
+def _by_chunks(work: Callable[[slice], None], flat: Tensor) -> None:
+    """`work(rows)` for all rows of `flat`: at once, or on a CPU by chunks that do not depend on the number of threads."""
     if flat.device.type != "cpu" or torch.compiler.is_compiling():
-        return [slice(None)]
+        work(slice(None))
+        return
     torch.empty(_RESERVE, dtype=torch.uint8)
-    size = max(torch.get_num_threads(), CHUNK_ELEMENTS // flat.shape[1])
-    return [slice(i, i + size) for i in range(0, len(flat), size)]
+    size = max(1, CHUNK_ELEMENTS // flat.shape[1])
+    in_threads(work, [slice(i, i + size) for i in range(0, len(flat), size)])
 
 
 def _uniform(rows: int, generator: torch.Generator | None, device: torch.device, dtype: torch.dtype) -> Tensor:
@@ -213,12 +222,9 @@ def _noise(
         return draw(noise, generator=generator)
     blocks = noise.view(-1).split(NOISE_BLOCK)
     seeds = torch.randint(2**62, (len(blocks),), generator=generator).tolist()
-    inference = torch.is_inference_mode_enabled()  # a thread does not inherit it
 
-    def fill(block: Tensor, seed: int) -> None:
-        with torch.inference_mode(inference):
-            draw(block, generator=torch.Generator().manual_seed(seed))
+    def fill(block: int) -> None:
+        draw(blocks[block], generator=torch.Generator().manual_seed(seeds[block]))
 
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        list(pool.map(fill, blocks, seeds))
+    in_threads(fill, range(len(blocks)))
     return noise
