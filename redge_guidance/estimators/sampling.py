@@ -13,6 +13,7 @@ CHUNK_ELEMENTS = 2**17  # on a CPU, rows are worked through in chunks of about t
 # so far. Freeing one untouched block of this many bytes raises that limit above a chunk's intermediate results; without
 # it every chunk would fault its pages anew, which took two thirds of the time of a backward.
 _RESERVE = 2**24
+_SMALL = 2**11  # numbers that torch does not share among threads either, whatever the operation
 NOISE_BLOCK = 2**20  # numbers that one thread draws at a time; torch draws them on one core
 
 
@@ -186,8 +187,8 @@ def _work_dtype(x: Tensor) -> torch.dtype:
 
 
 def _by_chunks(work: Callable[[slice], None], flat: Tensor) -> None:
-    """`work(rows)` for all rows of `flat`: at once, or on a CPU by chunks that do not depend on the number of threads."""
-    if flat.device.type != "cpu" or torch.compiler.is_compiling():
+    """`work(rows)` for all rows of `flat`: on a CPU by chunks, which do not depend on the number of threads."""
+    if flat.device.type != "cpu" or torch.compiler.is_compiling() or flat.numel() <= _SMALL:
         work(slice(None))
         return
     torch.empty(_RESERVE, dtype=torch.uint8)
@@ -218,8 +219,11 @@ def _noise(
 ) -> Tensor:
     noise = torch.empty(shape, dtype=dtype, device=device)
     draw = Tensor.normal_ if kind == "normal" else Tensor.exponential_
-    if noise.device.type != "cpu" or torch.compiler.is_compiling() or noise.numel() <= NOISE_BLOCK:
+    if noise.device.type != "cpu" or torch.compiler.is_compiling() or noise.numel() <= _SMALL:
         return draw(noise, generator=generator)
+    if noise.numel() <= NOISE_BLOCK:
+        in_threads(lambda whole: draw(whole, generator=generator), [noise])
+        return noise
     blocks = noise.view(-1).split(NOISE_BLOCK)
     seeds = torch.randint(2**62, (len(blocks),), generator=generator).tolist()
 

@@ -92,7 +92,7 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 
 
 def _run_alone() -> None:
-    """Operations of the thread that calls this run on it alone from now on; other threads, those to come too, as before.
+    """Operations of the calling thread run on it alone from now on; those of others, threads to come too, as before.
 
     Asked first, torch gives a new thread the number of threads that was set last, in whichever thread.
     """
