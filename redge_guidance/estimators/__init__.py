@@ -5,6 +5,10 @@ are the categories. `Estimator` is the contract, `ESTIMATORS` finds one by its n
 call shape of `torch.nn.functional.gumbel_softmax`, `(logits, ..., hard=True, generator=None) -> sample`, and does the
 same. `reinforce_loo` needs no gradient of the reward and is the exception: it takes draws and their rewards.
 
+On a CPU rows are shared among `torch.get_num_threads()` threads, once for a sample and once for its gradient, which do
+not depend on that number, bit for bit. No thread waits spinning for one that is not running, so that other work on the
+same cores takes its share of them and no more.
+
 Inside `torch.func.vmap(..., randomness="different")` every index has draws of its own, of logits that are not mapped
 too.
 """

@@ -54,7 +54,8 @@ class Pathwise(Estimator):
 
     `soft` maps logits and noise to a point of the simplex, `draw` picks a category there (or `category` from all that
     there is), `value` is what a hard sample looks like, and `vjp` is the estimator's gradient. Subclasses override what
-    differs from straight-through; shapes, dtypes, chunks of rows and torch's transformations are seen to.
+    differs from straight-through; shapes, dtypes, chunks of rows and torch's transformations are seen to. On a CPU
+    chunks are worked through by several threads, so that these methods are called on some at once.
     """
 
     def __call__(self, logits: Tensor, generator: torch.Generator | None = None) -> Tensor:

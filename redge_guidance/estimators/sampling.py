@@ -188,12 +188,17 @@ def _work_dtype(x: Tensor) -> torch.dtype:
 
 def _by_chunks(work: Callable[[slice], None], flat: Tensor) -> None:
     """`work(rows)` for all rows of `flat`: on a CPU by chunks, which do not depend on the number of threads."""
-    if flat.device.type != "cpu" or torch.compiler.is_compiling() or flat.numel() <= _SMALL:
+    if flat.device.type != "cpu" or torch.compiler.is_compiling():
         work(slice(None))
         return
     torch.empty(_RESERVE, dtype=torch.uint8)
     size = max(1, CHUNK_ELEMENTS // flat.shape[1])
-    in_threads(work, [slice(i, i + size) for i in range(0, len(flat), size)])
+    chunks = [slice(i, i + size) for i in range(0, len(flat), size)]
+    if flat.numel() > _SMALL:
+        in_threads(work, chunks)
+        return
+    for rows in chunks:
+        work(rows)
 
 
 def _uniform(rows: int, generator: torch.Generator | None, device: torch.device, dtype: torch.dtype) -> Tensor:

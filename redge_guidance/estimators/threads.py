@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import cache
-from threading import Lock, Thread
+from threading import Event, Lock, Thread
 from typing import TypeVar
 
 import torch
@@ -45,6 +45,8 @@ def in_threads(work: Callable[[Part], object], parts: Sequence[Part]) -> None:
         except RuntimeError:  # no thread can be started, there are too many, or the interpreter ends
             run()
         wait(loops)
+        if not errors:
+            run()  # what is left if threads could not begin; nothing else ends with parts left and no error
         if errors:
             raise min(errors, key=lambda error: error[0])[1]
     finally:
@@ -97,11 +99,17 @@ def _run_alone() -> None:
     Asked first, torch gives a new thread the number of threads that was set last, in whichever thread.
     """
     with _STARTING:
-        of_new_threads = torch.get_num_threads()
+        of_new_threads, set_here = torch.get_num_threads(), Event()
+
+        def restore() -> None:
+            set_here.wait()
+            torch.set_num_threads(of_new_threads)
+
+        other = Thread(target=restore)
+        other.start()
         torch.set_num_threads(1)
-        restore = Thread(target=torch.set_num_threads, args=(of_new_threads,))
-        restore.start()
-        restore.join()
+        set_here.set()
+        other.join()
 
 
 def _after_fork() -> None:
