@@ -14,9 +14,10 @@ from redge_guidance.evaluation import checked
 from redge_guidance.goals import Goals
 from redge_guidance.precision import Autocast
 from redge_guidance.reward import AnyReward, RewardSum, Sample
+from redge_guidance.strength import Slope, Strength, least_strengths
 from redge_guidance.terms import split
 from redge_guidance.trace import Figures
-from redge_guidance.updates import Gradient
+from redge_guidance.updates import Gradient, LogProbs
 
 _MOST_TOGETHER = 2**24  # numbers in the samples that are held at once, 64 MiB
 
@@ -29,12 +30,16 @@ class RewardGradients:
 
     Args:
         reward: see `Guidance`.
-        config: its estimator, number of draws and scale count here.
+        config: its estimator and number of draws count here.
+        strength: what is pursued, and at what cost.
+        log_p: `(rows, S)`, what the model says, in nats.
+        mass: `(rows,)`, the probability of these S tokens.
         draws: of the step.
         figures: where rewards, gradients and notes go.
         goals: told what moves and what does not.
         ambient: how the reward is computed; None: as it is where the gradients are asked for.
         along: from log_q `(rows, S)` and a number of draws to what each is drawn from, `(draws, rows, S)`; None: log_q.
+        start: `(rows, S)`, where q starts; None: from log_p.
 
     Raises:
         ValueError: one draw for a reward without gradient. When called: a reward of the wrong shape, not finite, or
@@ -45,14 +50,19 @@ class RewardGradients:
         self,
         reward: AnyReward,
         config: GuidanceConfig,
+        strength: Strength,
+        log_p: LogProbs,
+        mass: Tensor,
         draws: Draws,
         figures: Figures,
         goals: Goals,
         ambient: Autocast | None = None,
         along: Callable[[Tensor, int], Tensor] | None = None,
+        start: Tensor | None = None,
     ):
-        self._along = along
-        self.scale, self._goals, self._ambient = config.scale, goals, ambient
+        self._along, self.start = along, start
+        self._strength, self._log_p, self._mass = strength, log_p, mass
+        self._goals, self._ambient = goals, ambient
         self._draws, self._count, self._figures = draws, config.num_draws, figures
         self._parts = routes(reward, config)
         self._reward: Tensor = torch.zeros(())  # of every sequence, of the last draws
@@ -61,6 +71,21 @@ class RewardGradients:
         found = [self._gradient(reward, estimator, log_q) for reward, estimator in self._parts]
         self._reward = torch.stack([reward for _, reward in found]).sum(0)
         return [gradient for gradient, _ in found]
+
+    def strengths(self, log_q: Tensor, grad: Tensor) -> Tensor:
+        sequence, strength = self._draws.sequence, self._strength
+        if strength.scale is not None:
+            found = torch.full_like(self._reward, strength.scale)
+            self._figures.push(found)
+            return found[sequence, None]
+        slope = Slope(self._reward, grad, self._log_p, log_q, sequence, self._mass)
+        budget = None
+        if strength.budget is not None:
+            budget = strength.budget * torch.bincount(sequence, minlength=len(self._reward)).to(grad.dtype)
+        solved = least_strengths(slope, strength.target, budget)
+        known = strength.target is not None
+        self._figures.push(solved.strengths, solved.reaches if known else None, solved.at_rest if known else None)
+        return solved.strengths[sequence, None]
 
     def used(self, grad: Tensor) -> None:
         self._figures.add(self._reward, torch.linalg.vector_norm(grad, dim=-1).square())

@@ -98,6 +98,14 @@ class Reward(Noted):
         """Tokens of the generator that guidance has to consider everywhere, however unlikely they are."""
         return []
 
+    @property
+    def usual_target(self) -> float | None:
+        """What a good sample is worth, which guidance aims at unless told otherwise; None: not known.
+
+        A class says it by a number, `usual_target = 0.9`.
+        """
+        return None
+
     def valued(self) -> list[Valued]:
         """The same reward as automata, which guidance follows exactly, without a gradient; none: it is not one."""
         return []
@@ -253,6 +261,15 @@ class RewardSum(Reward):
                 )
             terms.append(replace(term, weight=term.weight / deviation))
         return RewardSum(terms)
+
+    @property
+    def usual_target(self) -> float | None:
+        """`sum_k weight_k target_k`; None where a term names none, or is to be low."""
+        terms = [term for term in self.terms if term.weight != 0]
+        targets = [getattr(term.reward, "usual_target", None) for term in terms]
+        if None in targets or any(term.weight < 0 for term in terms):
+            return None
+        return sum(term.weight * float(target) for term, target in zip(terms, targets, strict=True) if target is not None)
 
     def token_ids(self, tokenizer: Any) -> list[int]:
         return sorted({i for term in self.terms for i in named_tokens(term.reward, tokenizer)})

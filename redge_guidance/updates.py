@@ -1,6 +1,6 @@
 """Update rules: how the factorised distribution q of the free positions climbs the guidance objective.
 
-All rules maximise, for every sequence, `scale * E_q[r] - KL(q || p)`. They see the free positions of the whole batch as
+All rules maximise, for every sequence, `s * E_q[r] - KL(q || p)`, s being its strength. They see the free positions of the whole batch as
 rows: `log_p` and `log_q` are `(rows, S)`, normalised log-probabilities in nats. `log_q` is a tensor, `log_p` may be
 computed anew for every slice of rows that is asked for.
 """
@@ -17,6 +17,7 @@ from redge_guidance.checks import real_number, whole_number
 # Numbers that are worked on at once where something is done row by row: on a CPU they stay in the cache, on an
 # accelerator they are enough to keep it busy.
 _CHUNK_ELEMENTS, _CHUNK_ELEMENTS_ACCELERATOR = 2**18, 2**24
+_DAMPING = 1e-3  # probability
 
 
 class LogProbs(Protocol):
@@ -59,16 +60,22 @@ class Gradient:
 
 
 class Ascent(Protocol):
-    """Where an update rule gets reward gradients from.
+    """Where an update rule gets reward gradients from, and how hard it is to climb them.
 
     Attributes:
-        scale: nats that one unit of reward is worth.
+        start: `(rows, S)`, normalised log-probabilities in nats from which q starts; None: log p.
     """
 
-    scale: float
+    start: Tensor | None
 
     def gradients(self, log_q: Tensor) -> Sequence[Gradient]:
         """Parts of the gradient of E_q[r], drawn anew at `log_q` `(rows, S)`."""
+
+    def strengths(self, log_q: Tensor, grad: Tensor) -> Tensor:
+        """Nats that one unit of reward is worth at every row, `(rows, 1)`, a new tensor.
+
+        `grad` `(rows, S)` is the last gradient that was drawn, at `log_q`, with respect to the one-hot sample.
+        """
 
     def used(self, grad: Tensor) -> None:
         """Told once an update which gradient, `(rows, S)`, the rule climbs, for the figures of the trace."""
@@ -82,10 +89,10 @@ class Update(Protocol):
 
 @dataclass(frozen=True)
 class Natural:
-    """Natural-gradient ascent: `log q <- (1 - eta) log q + eta (log p + scale * G) + const`.
+    """Natural-gradient ascent: `log q <- (1 - eta) log q + eta (log p + s * G) + const`.
 
-    G is the gradient of the reward with respect to the one-hot sample. The fixed point `q = p exp(scale * G) / Z` is
-    the exact maximiser for a reward that is linear in each token; with `eta = 1` one update reaches it. Several
+    G is the gradient of the reward with respect to the one-hot sample. The fixed point `q = p exp(s * G) / Z` is the
+    exact maximiser for a reward that is linear in each token; with `eta = 1` one update reaches it. Several
     smaller updates follow a reward that is not linear, each with fresh samples of the q so far; from p they go
     `1 - (1 - eta)^num_updates` of the way, 70 % at the defaults.
 
@@ -103,7 +110,7 @@ class Natural:
 
     num_updates: int = 3
     step_size: float = 1 / 3
-    damping: float = 1e-3
+    damping: float = _DAMPING
 
     def __post_init__(self) -> None:
         _make_plain(self, "step_size", "damping")
@@ -113,13 +120,14 @@ class Natural:
             raise ValueError(f"`damping` must be >= 0, got {self.damping!r}.")
 
     def __call__(self, log_p: LogProbs, ascent: Ascent, project: Callable[[Tensor], Tensor]) -> Tensor:
-        log_q = log_p[:].clone()
+        log_q = log_p[:].clone() if ascent.start is None else ascent.start.clone()
         for _ in range(self.num_updates):
             grad = _sum([part.at_sample(log_q, self.damping) for part in ascent.gradients(log_q)])
             ascent.used(grad)
+            strengths = ascent.strengths(log_q, grad).mul_(self.step_size)
             for rows in row_chunks(log_q.shape, log_q.device):
                 p = log_p[rows]
-                tilted = grad[rows] * (self.step_size * ascent.scale)
+                tilted = grad[rows] * strengths[rows]
                 tilted.add_(log_q[rows], alpha=1 - self.step_size).add_(p, alpha=self.step_size)
                 log_q[rows] = tilted.masked_fill_(p == -torch.inf, -torch.inf).log_softmax(-1)
             del grad
@@ -150,14 +158,16 @@ class Adam:
 
     def __call__(self, log_p: LogProbs, ascent: Ascent, project: Callable[[Tensor], Tensor]) -> Tensor:
         log_p = log_p[:]
-        logits = log_p.clone()
+        logits = log_p.clone() if ascent.start is None else ascent.start.clone()
         unit = log_p.exp().mul_(1e-4).add_(1e-7)  # constant, so that Adam does not notice it
         adam = torch.optim.Adam([logits], lr=self.learning_rate, eps=1.0)  # eps of a unit: steps begin at 0
         for _ in range(self.num_updates):
             log_q = logits.log_softmax(-1)
-            grad = _sum([part.at_logits(log_q) for part in ascent.gradients(log_q)])
+            parts = ascent.gradients(log_q)
+            grad = _sum([part.at_logits(log_q) for part in parts])
             ascent.used(grad)
-            slope = kl_gradient(log_q, log_p) - ascent.scale * grad
+            strengths = ascent.strengths(log_q, _sum([part.at_sample(log_q, _DAMPING) for part in parts]))
+            slope = kl_gradient(log_q, log_p) - strengths * grad
             logits.grad = torch.nn.functional.softshrink(slope / unit, 1.0)
             adam.step()
             logits.copy_(project(logits.log_softmax(-1)))
@@ -210,7 +220,7 @@ def project_to_budget(log_q: Tensor, log_p: LogProbs, budget: Tensor, groups: Te
         weights: `(rows,)`, what a row's KL counts.
 
     Returns:
-        `(rows, S)`; groups within their budget come back as they were.
+        `(rows, S)`; groups within their budget come back as they were, log_q itself where all are.
     """
 
     def path(s: Tensor, rows: slice, p: Tensor) -> Tensor:
@@ -226,6 +236,8 @@ def project_to_budget(log_q: Tensor, log_p: LogProbs, budget: Tensor, groups: Te
         return total <= budget
 
     inside = fits(None)
+    if bool(inside.all()):
+        return log_q
     low, high = inside.to(log_q.dtype), torch.ones_like(budget, dtype=log_q.dtype)
     for _ in range(20):
         middle = (low + high) / 2

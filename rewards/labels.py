@@ -1,11 +1,15 @@
 """What a classifier's logits are worth."""
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from redge_guidance.checks import as_real, as_whole
+
+
+_SURE = 19.0  # odds of a label that is taken for reached, a probability of 0.95
 
 
 class Label:
@@ -53,6 +57,18 @@ class Label:
         if self._several:
             return torch.nn.functional.logsigmoid(logits[:, self._index])
         return logits.log_softmax(-1)[:, self._index]
+
+    @property
+    def usual_target(self) -> float | None:
+        """The value where the label has a probability of 0.95 (at T = 1), all others being alike; None: one output.
+
+        With a temperature T, of K labels: `-log(1 + (K - 1) (19 (K - 1))^(-1 / T))`.
+        """
+        others = 1 if self._several or self._against is not None else len(self._names) - 1
+        if others == 0:
+            return None
+        odds = (_SURE * others) ** (1 / self._temperature) / others
+        return math.log(odds) if self._against is not None else -math.log1p(1 / odds)
 
     def names(self, logits: Tensor) -> list[str]:
         """Of the likeliest labels, `(batch, labels)` to `batch` names."""

@@ -43,9 +43,9 @@ def generate(setup: Setup, options: Options) -> Made:
     runs = []
     with running(setup):
         if options.get("baseline") or out is not None:
-            runs.append(draw(setup, prompts, options, scale=0.0))
+            runs.append(draw(setup, prompts, options, guided=False))
         make = partial(_traced, trace) if out is not None else generate_records
-        runs.append(draw(setup, prompts, options, scale=setup.config.scale, make=make))
+        runs.append(draw(setup, prompts, options, make=make))
     failed = [record for run in runs for record in run.failed]
     files = {"json": as_json(runs)} if "json" in options else {}
     report = _report(runs)

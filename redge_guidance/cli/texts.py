@@ -12,10 +12,9 @@ def generate(setup: Setup, options: Options) -> Made:
     """Texts, and a comparison where there is a baseline."""
     prompts, compares = options.get("prompt", [""]), bool(options.get("baseline"))
     nats = bool(options.get("nats", compares))
-    scale = 0.0 if setup.reward is None else setup.config.scale
     with running(setup):
-        runs = [draw(setup, prompts, options, scale=0.0, nats=nats, enforced=False)] if compares else []
-        runs.append(draw(setup, prompts, options, scale=scale, nats=nats))
+        runs = [draw(setup, prompts, options, guided=False, nats=nats, enforced=False)] if compares else []
+        runs.append(draw(setup, prompts, options, nats=nats))
     if runs[-1].rejected:
         remark(PROGRAM, rejected(runs[-1].rejected, len(runs[-1].records)))
     files = {"json": as_json(runs)} if "json" in options else {}

@@ -71,6 +71,10 @@ class TextClassifierReward(TextModelReward):
         """The label as the classifier's config spells it."""
         return self._label.name
 
+    @property
+    def usual_target(self) -> float | None:
+        return self._label.usual_target
+
     def predict(self, texts: list[str], batch_size: int = 32) -> list[str]:
         """Names of the likeliest labels of finished texts."""
         texts, _, batch_size = to_judge(texts, batch_size=batch_size)

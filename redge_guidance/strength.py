@@ -1,0 +1,175 @@
+"""How hard guidance pushes: a fixed price of reward, or as little as reaches a target within a budget.
+
+Along `q_s ~ p exp(s G)`, G the gradient of the reward with respect to the one-hot samples, both `KL(q_s || p)` and the
+reward to first order, `r(q) + <q_s - q, G>`, grow with s. So "the least KL such that the reward is at least a target"
+is one number s for every sequence, its Lagrange multiplier, found without asking the reward again.
+"""
+
+import warnings
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from redge_guidance.config import GuidanceConfig
+from redge_guidance.reward import AnyReward
+from redge_guidance.terms import usual_target
+from redge_guidance.updates import LogProbs, row_chunks
+
+USUAL_BUDGET = 0.3  # nats per free token that a target may cost
+UNKNOWN_BUDGET = 0.1  # nats per free token that are spent where nothing says how much reward is enough
+
+_LOWEST, _HIGHEST = 1e-3, 1e3  # of s times the standard deviation of the reward under p, to first order
+_HALVINGS = 12  # which leave s known to 0.3 %
+
+
+@dataclass(frozen=True)
+class Strength:
+    """What is pursued, and at what cost.
+
+    Attributes:
+        why: where the numbers come from, for people.
+        scale: nats that a unit of reward is worth; None: as many as the target or the budget asks for.
+        target: the reward that a sequence is to reach; None: as much as the budget buys.
+        budget: the most that KL(q || p) may be, in nats per free token; None: no limit.
+        forms: nats that a unit of a reward is worth that is an automaton, and followed exactly.
+    """
+
+    why: str
+    scale: float | None = None
+    target: float | None = None
+    budget: float | None = None
+    forms: float = 2.0
+
+    def times(self, factor: float) -> "Strength":
+        """The same at a point of a schedule: `factor` of the scale, or, where there is none, of the budget."""
+        if factor == 1:
+            return self
+        scale, budget = self.scale, self.budget
+        if scale is not None:
+            scale = factor * scale
+        elif budget is not None:
+            budget = factor * budget
+        return replace(self, scale=scale, budget=budget, forms=factor * self.forms)
+
+    def __str__(self) -> str:
+        goal = f"scale {self.scale:g}" if self.scale is not None else None
+        if self.target is not None:
+            goal = f"target {self.target:.4g}"
+        limit = None if self.budget is None else f"at most {self.budget:g} nats per free token"
+        return f"{', '.join(part for part in (goal, limit) if part)} ({self.why})"
+
+
+def strength_of(reward: AnyReward | None, config: GuidanceConfig) -> Strength:
+    """What guidance pursues: what the config says, else the usual target of the reward, else what a budget buys.
+
+    None for a reward is one that is followed exactly, as an automaton.
+    """
+    budget = config.kl_budget
+    if config.scale is not None:
+        return Strength("set by `scale`", config.scale, None, budget, config.scale)
+    if reward is None:
+        return Strength("rewards that are automata are followed exactly", Strength.forms, None, budget)
+    target, said = usual_target(reward)
+    if config.target is not None:
+        if target is None and budget is None:
+            warnings.warn(
+                f"`target` {config.target:g} is for a reward whose range is unknown ({said}), and no `kl_budget` is "
+                f"set: at most {USUAL_BUDGET:g} nats per free token are spent on it at every step; set `kl_budget` to "
+                "say how much it may cost.",
+                stacklevel=2,
+            )
+        return Strength("set by `target`", None, config.target, USUAL_BUDGET if budget is None else budget)
+    if target is not None:
+        return Strength(said, None, target, USUAL_BUDGET if budget is None else budget)
+    return Strength(said, None, None, UNKNOWN_BUDGET if budget is None else budget)
+
+
+class Slope(NamedTuple):
+    """A reward to first order in the free positions of a step, whose rows belong to sequences.
+
+    Attributes:
+        value: `(batch,)`, of every sequence at q.
+        gradient: `(rows, S)`, with respect to the one-hot samples, up to a constant a row.
+        log_p, log_q: `(rows, S)` in nats, normalised; q is where it was taken.
+        sequence: `(rows,)` int64, ascending.
+        mass: `(rows,)`, the probability of the S tokens; elsewhere q is p.
+    """
+
+    value: Tensor
+    gradient: Tensor
+    log_p: LogProbs
+    log_q: Tensor
+    sequence: Tensor
+    mass: Tensor
+
+    def along(self, s: Tensor) -> tuple[Tensor, Tensor]:
+        """`<q_s, G>` and `KL(q_s || p)` of every sequence, `(batch,)` both, at strengths s `(batch,)`."""
+        linear, divergence = torch.zeros_like(self.value), torch.zeros_like(self.value)
+        for rows in row_chunks(self.gradient.shape, self.gradient.device):
+            of, mass, gradient = self.sequence[rows], self.mass[rows], self.gradient[rows]
+            tilted = torch.addcmul(self.log_p[rows], gradient, s[of, None])
+            log_z = tilted.logsumexp(-1, keepdim=True)
+            mean = (tilted.sub_(log_z).exp_() * gradient).sum(-1)
+            linear.index_add_(0, of, mass * mean)
+            divergence.index_add_(0, of, mass * (s[of] * mean - log_z[:, 0]))
+        return linear, divergence
+
+    def at_q(self) -> Tensor:
+        """`<q, G>` of every sequence, `(batch,)`."""
+        total = torch.zeros_like(self.value)
+        for rows in row_chunks(self.gradient.shape, self.gradient.device):
+            mean = (self.log_q[rows].exp() * self.gradient[rows]).sum(-1)
+            total.index_add_(0, self.sequence[rows], self.mass[rows] * mean)
+        return total
+
+    def deviation(self) -> Tensor:
+        """Standard deviation of the reward under p, to first order, `(batch,)`."""
+        total = torch.zeros_like(self.value)
+        for rows in row_chunks(self.gradient.shape, self.gradient.device):
+            p, gradient = self.log_p[rows].exp(), self.gradient[rows]
+            centred = gradient - (p * gradient).sum(-1, keepdim=True)
+            total.index_add_(0, self.sequence[rows], self.mass[rows] * (p * centred.square_()).sum(-1))
+        return total.sqrt()
+
+
+class Found(NamedTuple):
+    """What `least_strengths` finds, `(batch,)` each: the strengths, and whether they are expected to reach the target.
+
+    `at_rest`: whether p alone is.
+    """
+
+    strengths: Tensor
+    reaches: Tensor
+    at_rest: Tensor
+
+
+def least_strengths(slope: Slope, target: float | None, budget: Tensor | None) -> Found:
+    """The least s >= 0 with `r(q) + <q_s - q, G> >= target`, or the largest within the budget if that is less.
+
+    That is the Lagrange multiplier of the least `KL(q_s || p)` that brings the linearised reward to the target: 0 where
+    p does so by itself. Found by bisection of log s, from below, so that the budget is kept.
+
+    Args:
+        slope: the reward to first order.
+        target: None: as much as the budget buys; nothing then counts as reached.
+        budget: `(batch,)`, the most that KL(q_s || p) may be, in nats summed over the free tokens; None: no limit.
+    """
+    wanted = torch.full_like(slope.value, torch.inf)
+    if target is not None:
+        wanted = target - slope.value + slope.at_q()
+    unit = slope.deviation().clamp(min=1e-12)
+    none = torch.zeros_like(wanted)
+    linear, _ = slope.along(none)
+    at_rest = linear >= wanted
+    low, high = torch.full_like(wanted, _LOWEST).log(), torch.full_like(wanted, _HIGHEST).log()
+    reaches = at_rest
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        linear, divergence = slope.along(middle.exp() / unit)
+        fits = torch.ones_like(at_rest) if budget is None else divergence <= budget
+        more = (linear < wanted) & fits
+        reaches = reaches | ((linear >= wanted) & fits)
+        low, high = torch.where(more, middle, low), torch.where(more, high, middle)
+    return Found(torch.where(at_rest, none, low.exp() / unit), reaches, at_rest)
