@@ -23,12 +23,12 @@ from torch import Tensor
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from redge_guidance import GuidanceConfig
-from redge_guidance.guidance import guided_logits
 from redge_guidance.hosts import DenoisingStep
 from redge_guidance.pipelines import MaskedImageTransformer
 from redge_guidance.pipelines.image.vq_tokens import codebook_of, to_pixels
 from redge_guidance.rewards import ImageClassifierReward
 from redge_guidance.samples.images import ImageDecoder
+from redge_guidance.tilting import guided_logits
 from redge_guidance.updates import Natural
 
 CODES = 16384

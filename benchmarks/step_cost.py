@@ -23,8 +23,8 @@ from torch import Tensor
 from transformers import ModernBertConfig, ModernBertForMaskedLM, ModernBertForSequenceClassification
 
 from redge_guidance import GuidanceConfig, RelaxedTokens
-from redge_guidance.guidance import guided_logits
 from redge_guidance.hosts import DenoisingStep
+from redge_guidance.tilting import guided_logits
 
 LENGTH, VOCABULARY = 128, 126_464
 CONFIGS = {

@@ -16,6 +16,7 @@ SCHEDULES: dict[str, Schedule] = {
     "linear": lambda progress: 1.0 - progress,
     "early": lambda progress: float(progress < 0.5),
 }
+_DRAWS_BY_VALUES = 32
 _MOST = 1e15  # nats a unit of reward, whose squares float32 still holds
 
 
@@ -74,12 +75,13 @@ class GuidanceConfig:
             `"reinforce_loo"` treats every reward as one without gradient; a reward, or a term of a sum, that says it
             has none is treated so anyway.
         update: how q is improved, by name (`"natural"`, `"adam"`) or as an object with its own step size and count.
-        num_draws: relaxed samples drawn for every update, over which the gradient is averaged; 32 or more where a
-            reward has no gradient.
+        num_draws: relaxed samples drawn for every update, over which the gradient is averaged; None: 1, and 32 where a
+            reward, or a term of a sum, has no gradient.
         start, stop: guide while `start <= progress < stop`, progress the share of denoising steps done, in [0, 1).
-        kl_budget: upper limit of KL(q || p) at every step, in nats per free token, averaged over a sequence; None: with
-            `scale` no limit, else `redge_guidance.strength.USUAL_BUDGET`. A q beyond it is moved back along the
-            geometric path to p.
+        kl_budget: upper limit of KL(q || p) at every step, in nats per free token, averaged over a sequence. A q beyond
+            it is moved back along the geometric path to p. Without `scale` it also says how much a unit of reward may
+            cost: the strength that spends it when the reward of a sequence is first asked is the most that is used
+            later. None: with `scale` no limit, else `redge_guidance.strength.USUAL_BUDGET`.
         support: q differs from p on this many likeliest tokens of every position only; None: on the whole vocabulary.
         target: the reward that a sequence is to reach, in the reward's own units. One that has reached it is left
             alone, one that cannot spends its budget; `SequenceFigures.reached` says which. Not with `scale`.
@@ -88,13 +90,14 @@ class GuidanceConfig:
             of the steps that are done, in [0, 1), to a number >= 0.
         every: the reward is asked at every n-th step. At the steps between, `log q - log p` is kept, position by
             position and token by token, on top of what the model then says.
-        warm_start: the share of `log q - log p` of the step before from which q starts, in [0, 1]; 0: from p.
+        warm_start: the share of `log q - log p` of the step before from which q starts, in [0, 1], so that gradients are
+            averaged over steps as well; 0: from p.
 
     Raises:
         ValueError: a value out of range or an unknown name.
 
-    >>> GuidanceConfig(scale=1.5).num_draws
-    4
+    >>> GuidanceConfig(target=-0.1).every
+    2
     >>> GuidanceConfig(estimator="redge").estimator.num_steps
     4
     """
@@ -102,7 +105,7 @@ class GuidanceConfig:
     scale: float | None = None
     estimator: _Named[Estimator] = _Named(ESTIMATORS, EntropyMix, _is_estimator, "Estimator")
     update: _Named[Update] = _Named(UPDATES, Natural, _is_update, "object")
-    num_draws: int = 4
+    num_draws: int | None = None
     start: float = 0.0
     stop: float = 1.0
     kl_budget: float | None = None
@@ -110,7 +113,7 @@ class GuidanceConfig:
     target: float | None = None
     schedule: str | Schedule = "constant"
     every: int = 2
-    warm_start: float = 0.0
+    warm_start: float = 1.0
 
     def __post_init__(self) -> None:
         scale, target, start, stop = (as_real(value) for value in (self.scale, self.target, self.start, self.stop))
@@ -148,20 +151,21 @@ class GuidanceConfig:
             )
         plain: dict[str, Any] = {"scale": scale, "target": target, "start": start, "stop": stop, "kl_budget": budget}
         plain |= {"every": whole_number("every", self.every, 1), "warm_start": warm_start}
-        plain["num_draws"] = whole_number("num_draws", self.num_draws, 1)
+        plain["num_draws"] = None if self.num_draws is None else whole_number("num_draws", self.num_draws, 1)
         plain["support"] = None if self.support is None else whole_number("support", self.support, 2)
         for name, value in plain.items():
             object.__setattr__(self, name, value)
-        if self.estimator.needs == "values" and self.num_draws < 2:
+        if self.estimator.needs == "values" and self.draws_of(self.estimator) < 2:
             raise ValueError(
                 f"`num_draws` must be >= 2 for {type(self.estimator).__name__}, got {self.num_draws}; each draw is "
                 "compared with the mean of the others."
             )
 
-    @property
-    def is_off(self) -> bool:
-        """Whether rewards count for nothing."""
-        return self.scale == 0
+    def draws_of(self, estimator: Estimator) -> int:
+        """Samples of an update, by an estimator that needs gradients, or values alone."""
+        if self.num_draws is not None:
+            return self.num_draws
+        return _DRAWS_BY_VALUES if estimator.needs == "values" else 1
 
     def factor(self, progress: float) -> float:
         """What the schedule multiplies the scale, or the budget, by.

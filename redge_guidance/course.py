@@ -73,6 +73,13 @@ class Course:
         kept = [here and not now for here, now in zip(going, asked, strict=True)]
         return Plan(tensor(asked), tensor(kept), tensor(self._stopped))
 
+    def ceilings(self, plan: Plan) -> Tensor:
+        """The most that strengths may be of the sequences that are asked, `(asked,)`; nan where it is not known yet."""
+        known = [figures[-1].ceiling if figures else None for figures in self._figures]
+        asked = plan.asked.tolist()
+        found = [torch.nan if value is None else value for value, now in zip(known, asked, strict=True) if now]
+        return torch.tensor(found, device=plan.asked.device)
+
     def note(self, plan: Plan, figures: StepTrace) -> StepTrace:
         """The figures of all sequences, from those of a step in which some were asked; the rule is asked about these.
 

@@ -22,7 +22,7 @@ from redge_guidance.inference import gradients_allowed, outside_inference_mode
 from redge_guidance.parts import Part, figures_of, host_logits, p_logits, put_together
 from redge_guidance.precision import Autocast
 from redge_guidance.randomness import check_seed, noise_of
-from redge_guidance.reward import AnyReward, Wanted
+from redge_guidance.reward import Wanted
 from redge_guidance.step import DenoisingStep, rows_of, without_others
 from redge_guidance.stopping import StopRule
 from redge_guidance.strength import Strength, strength_of
@@ -177,9 +177,14 @@ class Guidance:
             part = without_others(step, plan.asked) if whole else rows_of(step, plan.asked)
             start = self._tilts.at(step.free & plan.asked[:, None]) if config.warm_start else None
             form = None if self._form is None else FormOfStep(self._form, part)
+            ceilings = self._course.ceilings(plan)
+            if whole:
+                ceilings = torch.full((len(step.ids),), torch.nan, device=ceilings.device).masked_scatter(
+                    plan.asked, ceilings
+                )
             try:
                 noise = noise_of(part, self._seed, index)
-                found = tilted(part, self._reward, config, strength, noise, self._goals, form, start)
+                found = tilted(part, self._reward, config, strength, noise, self._goals, form, start, ceilings)
                 break
             except WrongKind as error:
                 self._reward = exchanged(self._reward, error.reward, as_strings(error))

@@ -27,9 +27,7 @@ def check_seed(seed: Any, argument: str = "seed") -> int:
     return number
 
 
-def noise_of(
-    step: DenoisingStep, seed: int, index: int, purpose: str = ""
-) -> torch.Generator | list[torch.Generator]:
+def noise_of(step: DenoisingStep, seed: int, index: int, purpose: str = "") -> torch.Generator | list[torch.Generator]:
     """What guidance draws from in one denoising step: one generator, or one for every sequence of the batch.
 
     Each is seeded by a hash of the state of the sampler's generator, of `seed` and of `index`. The sampler's generator

@@ -269,7 +269,9 @@ class RewardSum(Reward):
         targets = [getattr(term.reward, "usual_target", None) for term in terms]
         if None in targets or any(term.weight < 0 for term in terms):
             return None
-        return sum(term.weight * float(target) for term, target in zip(terms, targets, strict=True) if target is not None)
+        return sum(
+            term.weight * float(target) for term, target in zip(terms, targets, strict=True) if target is not None
+        )
 
     def token_ids(self, tokenizer: Any) -> list[int]:
         return sorted({i for term in self.terms for i in named_tokens(term.reward, tokenizer)})

@@ -6,6 +6,7 @@ is one number s for every sequence, its Lagrange multiplier, found without askin
 """
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -17,11 +18,11 @@ from redge_guidance.reward import AnyReward
 from redge_guidance.terms import usual_target
 from redge_guidance.updates import LogProbs, row_chunks
 
-USUAL_BUDGET = 0.3  # nats per free token that a target may cost
-UNKNOWN_BUDGET = 0.1  # nats per free token that are spent where nothing says how much reward is enough
+USUAL_BUDGET = 1.5  # nats per free token
 
 _LOWEST, _HIGHEST = 1e-3, 1e3  # of s times the standard deviation of the reward under p, to first order
 _HALVINGS = 12  # which leave s known to 0.3 %
+_FLAT = 1e-12  # units of reward; a reward that varies less does not vary
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Strength:
         why: where the numbers come from, for people.
         scale: nats that a unit of reward is worth; None: as many as the target or the budget asks for.
         target: the reward that a sequence is to reach; None: as much as the budget buys.
-        budget: the most that KL(q || p) may be, in nats per free token; None: no limit.
+        budget: the most that KL(q || p) may be, in nats per free token; None: no limit, with `scale` alone.
         forms: nats that a unit of a reward is worth that is an automaton, and followed exactly.
     """
 
@@ -76,14 +77,14 @@ def strength_of(reward: AnyReward | None, config: GuidanceConfig) -> Strength:
         if target is None and budget is None:
             warnings.warn(
                 f"`target` {config.target:g} is for a reward whose range is unknown ({said}), and no `kl_budget` is "
-                f"set: at most {USUAL_BUDGET:g} nats per free token are spent on it at every step; set `kl_budget` to "
-                "say how much it may cost.",
+                f"set: a strength is assumed that spends at most {USUAL_BUDGET:g} nats per free token; set `kl_budget` "
+                "to say how much it may cost.",
                 stacklevel=2,
             )
         return Strength("set by `target`", None, config.target, USUAL_BUDGET if budget is None else budget)
     if target is not None:
         return Strength(said, None, target, USUAL_BUDGET if budget is None else budget)
-    return Strength(said, None, None, UNKNOWN_BUDGET if budget is None else budget)
+    return Strength(said, None, None, USUAL_BUDGET if budget is None else budget)
 
 
 class Slope(NamedTuple):
@@ -135,9 +136,9 @@ class Slope(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What `least_strengths` finds, `(batch,)` each: the strengths, and whether they are expected to reach the target.
+    """What `least_strengths` finds, `(batch,)` each.
 
-    `at_rest`: whether p alone is.
+    `reaches`: whether the target is expected to be reached at these strengths; `at_rest`: whether at p itself.
     """
 
     strengths: Tensor
@@ -145,31 +146,47 @@ class Found(NamedTuple):
     at_rest: Tensor
 
 
-def least_strengths(slope: Slope, target: float | None, budget: Tensor | None) -> Found:
-    """The least s >= 0 with `r(q) + <q_s - q, G> >= target`, or the largest within the budget if that is less.
+def dearest(slope: Slope, budget: Tensor) -> Tensor:
+    """The largest s with `KL(q_s || p) <= budget`, `(batch,)`; nan where the reward does not vary under p.
 
-    That is the Lagrange multiplier of the least `KL(q_s || p)` that brings the linearised reward to the target: 0 where
-    p does so by itself. Found by bisection of log s, from below, so that the budget is kept.
+    `budget` `(batch,)` is in nats, summed over the free tokens. Found by bisection of log s, from below.
+    """
+    return _highest(slope, lambda linear, divergence: divergence <= budget)
+
+
+def least_strengths(slope: Slope, target: float | None, ceilings: Tensor) -> Found:
+    """The least s >= 0 with `r(q) + <q_s - q, G> >= target`, or the ceiling if that is less.
+
+    The former is the Lagrange multiplier of the least `KL(q_s || p)` that brings the linearised reward to the target: 0
+    where p does so by itself.
 
     Args:
         slope: the reward to first order.
-        target: None: as much as the budget buys; nothing then counts as reached.
-        budget: `(batch,)`, the most that KL(q_s || p) may be, in nats summed over the free tokens; None: no limit.
+        target: None: as much as the ceiling buys; nothing then counts as reached.
+        ceilings: `(batch,)`; nan: 0, the reward does not vary.
     """
-    wanted = torch.full_like(slope.value, torch.inf)
-    if target is not None:
-        wanted = target - slope.value + slope.at_q()
-    unit = slope.deviation().clamp(min=1e-12)
-    none = torch.zeros_like(wanted)
-    linear, _ = slope.along(none)
-    at_rest = linear >= wanted
-    low, high = torch.full_like(wanted, _LOWEST).log(), torch.full_like(wanted, _HIGHEST).log()
-    reaches = at_rest
+    ceilings = ceilings.nan_to_num(nan=0.0)
+    if target is None:
+        nowhere = torch.zeros_like(ceilings, dtype=torch.bool)
+        return Found(ceilings, nowhere, nowhere)
+    wanted = target - slope.value + slope.at_q()
+    at_rest = slope.along(torch.zeros_like(wanted))[0] >= wanted
+    enough = _highest(slope, lambda linear, _: linear < wanted).nan_to_num(nan=torch.inf)
+    strengths = torch.minimum(enough, ceilings).masked_fill(at_rest, 0.0)
+    return Found(strengths, at_rest | (enough < ceilings), at_rest)
+
+
+def _highest(slope: Slope, holds: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """The largest s at which something holds that holds for all smaller ones, `(batch,)`; nan without any slope.
+
+    `holds` is told `<q_s, G>` and `KL(q_s || p)`.
+    """
+    unit = slope.deviation()
+    flat = unit <= _FLAT
+    unit = unit.clamp(min=_FLAT)
+    low, high = torch.full_like(unit, _LOWEST).log(), torch.full_like(unit, _HIGHEST).log()
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
-        linear, divergence = slope.along(middle.exp() / unit)
-        fits = torch.ones_like(at_rest) if budget is None else divergence <= budget
-        more = (linear < wanted) & fits
-        reaches = reaches | ((linear >= wanted) & fits)
+        more = holds(*slope.along(middle.exp() / unit))
         low, high = torch.where(more, middle, low), torch.where(more, high, middle)
-    return Found(torch.where(at_rest, none, low.exp() / unit), reaches, at_rest)
+    return (low.exp() / unit).masked_fill(flat, torch.nan)

@@ -17,7 +17,7 @@ from redge_guidance.step import DenoisingStep
 from redge_guidance.strength import Strength, strength_of
 from redge_guidance.tilts import Kept, tilt_of
 from redge_guidance.trace import Figures, StepTrace
-from redge_guidance.updates import LogProbs, project_to_budget
+from redge_guidance.updates import LogProbs, Start, project_to_budget
 
 
 class Tilted(NamedTuple):
@@ -27,6 +27,7 @@ class Tilted(NamedTuple):
         logits: `(free positions, vocabulary)` float32, what is to be drawn from: temperature and all else counted in.
         log_q, log_p: `(free positions, S)` in nats, normalised, within the support.
         support: `(free positions, S)` int64, token ids of the columns; None: column = id.
+        strengths: `(free positions, 1)`, of the last update.
         trace: without seconds.
     """
 
@@ -34,10 +35,11 @@ class Tilted(NamedTuple):
     log_q: Tensor
     log_p: LogProbs
     support: Tensor | None
+    strengths: Tensor
     trace: StepTrace
 
     def tilts(self) -> Kept:
-        return Kept(tilt_of(self.log_q, self.log_p[:]), self.support)
+        return Kept(tilt_of(self.log_q, self.log_p[:]), self.strengths, self.support)
 
 
 def tilted(
@@ -49,6 +51,7 @@ def tilted(
     goals: Goals | None = None,
     form: FormOfStep | None = None,
     start: tuple[Tensor, Kept] | None = None,
+    ceilings: Tensor | None = None,
 ) -> Tilted:
     """What the reward makes of the free positions of a step.
 
@@ -64,6 +67,7 @@ def tilted(
         goals: told what moves and what does not; None: nobody asks.
         form: what texts are to be, which the reward's samples keep to; None: anything.
         start: which free positions have a tilt of the step before, `(free positions,)` bool, and these; None: none.
+        ceilings: `(batch,)`, the most that strengths may be, nan where that is to be found; None: everywhere.
 
     Raises:
         ValueError: as for `Guidance`.
@@ -104,12 +108,14 @@ def tilted(
             ambient,
             None if form is None else along,
             _started(log_p, support, start, config.warm_start),
+            ceilings,
         )
         log_q = config.update(log_p, ascent, project)
         trace = figures.step(step.progress, *distances(log_q, log_p, mass))
         guided = log_q + log_z
         logits = guided if support is None else model.logits().scatter_(-1, support, guided)
-    return Tilted(logits, log_q, log_p, support, trace)
+    strengths = torch.tensor([one.strength for one in trace.sequences], device=log_z.device)[draws.sequence, None]
+    return Tilted(logits, log_q, log_p, support, strengths, trace)
 
 
 def guided_logits(
@@ -120,14 +126,14 @@ def guided_logits(
     return found.logits if step.temperature == 1 else found.logits.mul_(step.temperature), found.trace
 
 
-def _started(
-    log_p: LogProbs, support: Tensor | None, start: tuple[Tensor, Kept] | None, share: float
-) -> Tensor | None:
-    """`p exp(share * tilt)`, normalised, `(rows, S)`; None: p."""
+def _started(log_p: LogProbs, support: Tensor | None, start: tuple[Tensor, Kept] | None, share: float) -> Start | None:
+    """`p exp(share * tilt)`; None: p."""
     if start is None or share == 0:
         return None
     found, kept = start
     log_q = log_p[:].clone()
     tilts = kept.on(None if support is None else support[found])
     log_q[found] = torch.add(log_q[found], tilts, alpha=share).log_softmax(-1)
-    return log_q
+    strengths = torch.zeros_like(log_q[:, :1])
+    strengths[found] = kept.strengths
+    return Start(log_q, strengths)

@@ -16,15 +16,18 @@ class Kept:
 
     Attributes:
         values: `(rows, S)` nats, `log q - log p` up to a constant a row; 0 where both are -inf.
+        strengths: `(rows, 1)`, of the updates that made them.
         support: `(rows, S)` int64, token ids of the columns; None: column = id.
     """
 
     values: Tensor
+    strengths: Tensor
     support: Tensor | None
 
     def at(self, rows: Tensor) -> "Kept":
         """Those of some rows, by their numbers."""
-        return Kept(self.values[rows], None if self.support is None else self.support[rows])
+        support = None if self.support is None else self.support[rows]
+        return Kept(self.values[rows], self.strengths[rows], support)
 
     def on(self, support: Tensor | None) -> Tensor:
         """The tilts of the tokens of another support `(rows, S')`, 0 of those that were not in this one."""
@@ -62,7 +65,8 @@ class Tilts:
             support = None
             if old.support is not None and kept.support is not None:
                 support = torch.cat([old.support, kept.support])
-            kept = Kept(torch.cat([old.values, kept.values]), support)
+            strengths = torch.cat([old.strengths, kept.strengths])
+            kept = Kept(torch.cat([old.values, kept.values]), strengths, support)
         self._row, self._kept = new, kept
 
     def at(self, free: Tensor) -> tuple[Tensor, Kept] | None:
@@ -82,9 +86,7 @@ class Tilts:
         return torch.nn.functional.pad(self._row, (0, longer), value=-1)
 
 
-def carried(
-    step: DenoisingStep, found: Tensor, kept: Kept, budget: float | None
-) -> tuple[Tensor, Tensor, Tensor]:
+def carried(step: DenoisingStep, found: Tensor, kept: Kept, budget: float | None) -> tuple[Tensor, Tensor, Tensor]:
     """Logits `(rows, vocabulary)` of q, as tilted as before on top of what the model now says.
 
     Within the support `q ~ p exp(tilt)`; all other tokens keep their probability.

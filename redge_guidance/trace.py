@@ -26,6 +26,8 @@ class SequenceFigures:
         stopped: whether `stop_when` had ended its guidance before this step. Its `reward` and `entropy` are then those
             of the last step in which it was guided, `kl` and `grad_norm` are 0.
         strength: nats that one unit of reward was worth, after the last update.
+        ceiling: the most that it may be until guidance of this sequence begins anew: what the budget bought when its
+            reward was first asked; None where a scale is set.
         reached: whether its reward is expected to reach the target; None without a target.
         at_rest: whether it is so without being moved, so that it was left alone.
         asked: whether its reward was asked in this step; if not, `reward`, `grad_norm`, `strength` and `reached` are
@@ -39,6 +41,7 @@ class SequenceFigures:
     free: int
     stopped: bool = False
     strength: float = 0.0
+    ceiling: float | None = None
     reached: bool | None = None
     at_rest: bool = False
     asked: bool = True
@@ -179,15 +182,18 @@ class Figures:
         self._rewards: list[Tensor] = []  # (batch,), of every update
         self._squares: list[Tensor] = []  # (rows,), squared norms of every update's gradient
         self._notes: dict[str, list[tuple[int, Tensor]]] = {}
-        self._strengths = torch.zeros(batch, device=sequence.device)
-        self._reached: Tensor | None = None
-        self._at_rest = torch.zeros(batch, dtype=torch.bool, device=sequence.device)
+        self._pushed: dict[str, Tensor] = {}
 
-    def push(self, strengths: Tensor, reached: Tensor | None = None, at_rest: Tensor | None = None) -> None:
-        """Of one update: the strength of every sequence, whether it reaches the target, and so unmoved, `(batch,)`."""
-        self._strengths, self._reached = strengths, reached
-        if at_rest is not None:
-            self._at_rest = at_rest
+    def push(
+        self,
+        strengths: Tensor,
+        ceilings: Tensor | None = None,
+        reached: Tensor | None = None,
+        at_rest: Tensor | None = None,
+    ) -> None:
+        """Of one update, as `SequenceFigures` has them, `(batch,)` each; None: there are none."""
+        columns = {"strength": strengths, "ceiling": ceilings, "reached": reached, "at_rest": at_rest}
+        self._pushed = {name: values for name, values in columns.items() if values is not None}
 
     def add(self, reward: Tensor, squared_norms: Tensor) -> None:
         """Of one update: the reward of every sequence, `(batch,)`, the squared norm of every row's gradient."""
@@ -205,10 +211,7 @@ class Figures:
         free = torch.bincount(self._sequence, minlength=self._batch)
         norms = [self._by_sequence(squares, free).sqrt() for squares in self._squares]
         columns = [reward, self._by_sequence(kl, free), torch.stack(norms).mean(0), self._by_sequence(entropy, free)]
-        known = self._reached is not None
-        reached = torch.zeros_like(reward) if self._reached is None else self._reached.to(reward)
-        pushed = [free, self._strengths, reached, self._at_rest]
-        rows = torch.stack([*columns, *(one.to(reward) for one in pushed)], -1).tolist()
+        rows = torch.stack([*columns, *(one.to(reward) for one in (free, *self._pushed.values()))], -1).tolist()
         norm = torch.stack([squares.mean().sqrt() for squares in self._squares]).mean()
         means = torch.stack([reward.mean(), kl.mean(), norm, entropy.mean()]).tolist()
         return StepTrace(
@@ -219,13 +222,15 @@ class Figures:
             entropy=means[3],
             seconds=0.0,
             notes=self._means_of_notes(),
-            sequences=tuple(
-                SequenceFigures(
-                    r, k, g, h, int(n), strength=s, reached=bool(yes) if known else None, at_rest=bool(rests)
-                )
-                for r, k, g, h, n, s, yes, rests in rows
-            ),
+            sequences=tuple(self._sequence_figures(*row) for row in rows),
         )
+
+    def _sequence_figures(
+        self, reward: float, kl: float, norm: float, entropy: float, free: float, *pushed: float
+    ) -> SequenceFigures:
+        more: dict[str, Any] = dict(zip(self._pushed, pushed, strict=True))
+        more |= {name: bool(more[name]) for name in ("reached", "at_rest") if name in more}
+        return SequenceFigures(reward, kl, norm, entropy, int(free), **more)
 
     def _by_sequence(self, values: Tensor, free: Tensor) -> Tensor:
         """Means over the rows of every sequence, `(batch,)`; 0 for one without rows."""

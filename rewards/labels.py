@@ -8,7 +8,6 @@ from torch import Tensor
 
 from redge_guidance.checks import as_real, as_whole
 
-
 _SURE = 19.0  # odds of a label that is taken for reached, a probability of 0.95
 
 

@@ -5,10 +5,10 @@ import torch
 
 from redge_guidance import GuidanceConfig, guide
 from redge_guidance.estimators import ESTIMATORS
-from redge_guidance.guidance import guided_logits
 from redge_guidance.precision import Autocast
 from redge_guidance.rewards import LengthReward, LexicalReward
 from redge_guidance.samples.tokens import RelaxedTokens
+from redge_guidance.tilting import guided_logits
 from tests.helpers.hosts import ONE_OF_EACH, any_reward, count_of_a, masked, seeded, uniform
 from tests.helpers.tiny import tiny_reward
 from tests.helpers.watching import watched

@@ -7,9 +7,10 @@ import torch
 
 from redge_guidance import GuidanceConfig, ReDGE, guide, straight_through
 from redge_guidance.estimators import Estimator
-from redge_guidance.guidance import Guidance, guided_logits
+from redge_guidance.guidance import Guidance
 from redge_guidance.hosts import DenoisingStep
 from redge_guidance.pipelines import MaskedTextPipeline
+from redge_guidance.tilting import guided_logits
 from redge_guidance.updates import Adam, Natural, kl
 from tests.helpers.tiny import tiny_pipeline, word_tokenizer
 

@@ -4,13 +4,14 @@ import pytest
 import torch
 
 from redge_guidance import GuidanceConfig, RelaxedTokens, guide
-from redge_guidance.guidance import Guidance, guided_logits
+from redge_guidance.guidance import Guidance
 from redge_guidance.hosts import DenoisingStep, supports
 from redge_guidance.hosts.attachment import Attachment
 from redge_guidance.pipelines.image.vq_tokens import codebook_of, to_pixels
 from redge_guidance.reward import ImageReward, RewardSum
 from redge_guidance.rewards import BlackBoxReward
 from redge_guidance.samples.images import ImageDecoder, RelaxedImages
+from redge_guidance.tilting import guided_logits
 from redge_guidance.updates import Natural
 from tests.helpers.hosts import IMAGES, amused_inpaint, brightness, inpainting, masked_image, seeded, spied, state_of
 from tests.helpers.images import CODES, SIDE, tiny_amused, tiny_vqvae

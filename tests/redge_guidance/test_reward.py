@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from redge_guidance import GuidanceConfig, guide
-from redge_guidance.guidance import guided_logits
 from redge_guidance.hosts import DenoisingStep
 from redge_guidance.reward import Reward, RewardSum, Term
 from redge_guidance.rewards import BlackBoxReward, LengthReward, LexicalReward
 from redge_guidance.terms import split
+from redge_guidance.tilting import guided_logits
 from redge_guidance.updates import Adam, Natural
 from tests.helpers.tiny import WORDS, tiny_reward, word_tokenizer
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from redge_guidance import GuidanceConfig
-from redge_guidance.guidance import guided_logits
 from redge_guidance.reward import RewardSum, Term
 from redge_guidance.step import DenoisingStep
+from redge_guidance.tilting import guided_logits
 from redge_guidance.trace import SequenceFigures, StepTrace, Trace
 from redge_guidance.updates import Natural
 from tests.helpers.hosts import ONE_OF_EACH, seeded

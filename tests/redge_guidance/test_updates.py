@@ -5,8 +5,8 @@ from hypothesis import strategies as st
 
 from redge_guidance import GuidanceConfig, updates
 from redge_guidance.estimators import EntropyMix, ReDGE
-from redge_guidance.guidance import guided_logits
 from redge_guidance.step import DenoisingStep
+from redge_guidance.tilting import guided_logits
 from redge_guidance.updates import Adam, Gradient, Natural, kl, kl_gradient, project_to_budget, row_chunks
 
 
