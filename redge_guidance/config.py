@@ -16,7 +16,7 @@ SCHEDULES: dict[str, Schedule] = {
     "linear": lambda progress: 1.0 - progress,
     "early": lambda progress: float(progress < 0.5),
 }
-_DRAWS_BY_VALUES = 32
+_DRAWS_BY_VALUES, _DRAWS_FOR_STRENGTH = 32, 4
 _MOST = 1e15  # nats a unit of reward, whose squares float32 still holds
 
 
@@ -75,8 +75,8 @@ class GuidanceConfig:
             `"reinforce_loo"` treats every reward as one without gradient; a reward, or a term of a sum, that says it
             has none is treated so anyway.
         update: how q is improved, by name (`"natural"`, `"adam"`) or as an object with its own step size and count.
-        num_draws: relaxed samples drawn for every update, over which the gradient is averaged; None: 1, and 32 where a
-            reward, or a term of a sum, has no gradient.
+        num_draws: relaxed samples drawn for every update, over which the gradient is averaged; None: 1, 4 where by them
+            the strength of a sequence is found, and 32 where a reward, or a term of a sum, has no gradient.
         start, stop: guide while `start <= progress < stop`, progress the share of denoising steps done, in [0, 1).
         kl_budget: upper limit of KL(q || p) at every step, in nats per free token, averaged over a sequence. A q beyond
             it is moved back along the geometric path to p. Without `scale` it also says how much a unit of reward may
@@ -90,8 +90,8 @@ class GuidanceConfig:
             of the steps that are done, in [0, 1), to a number >= 0.
         every: the reward is asked at every n-th step. At the steps between, `log q - log p` is kept, position by
             position and token by token, on top of what the model then says.
-        warm_start: the share of `log q - log p` of the step before from which q starts, in [0, 1], so that gradients are
-            averaged over steps as well; 0: from p.
+        warm_start: the share of `log q - log p` of the step before from which q starts, in [0, 1], so that gradients
+            are averaged over steps as well; 0: from p.
 
     Raises:
         ValueError: a value out of range or an unknown name.
@@ -161,11 +161,13 @@ class GuidanceConfig:
                 "compared with the mean of the others."
             )
 
-    def draws_of(self, estimator: Estimator) -> int:
-        """Samples of an update, by an estimator that needs gradients, or values alone."""
+    def draws_of(self, estimator: Estimator, first: bool = False) -> int:
+        """Samples of an update by an estimator; `first`: where a sequence is asked for the first time."""
         if self.num_draws is not None:
             return self.num_draws
-        return _DRAWS_BY_VALUES if estimator.needs == "values" else 1
+        if estimator.needs == "values":
+            return _DRAWS_BY_VALUES
+        return _DRAWS_FOR_STRENGTH if first and self.scale is None else 1
 
     def factor(self, progress: float) -> float:
         """What the schedule multiplies the scale, or the budget, by.

@@ -18,11 +18,13 @@ class Plan:
 
     Attributes:
         asked: draws are made, the reward is asked.
+        first: those of the asked that have not been asked before, or not since they began anew.
         kept: neither asked nor stopped: tilted as before.
         stopped: guidance of it has been ended by `stop_when`.
     """
 
     asked: Tensor
+    first: Tensor
     kept: Tensor
     stopped: Tensor
 
@@ -71,14 +73,14 @@ class Course:
             return torch.tensor(list(values), dtype=torch.bool, device=free.device)
 
         kept = [here and not now for here, now in zip(going, asked, strict=True)]
-        return Plan(tensor(asked), tensor(kept), tensor(self._stopped))
+        first = [now and not figures for now, figures in zip(asked, self._figures, strict=True)]
+        return Plan(tensor(asked), tensor(first), tensor(kept), tensor(self._stopped))
 
-    def ceilings(self, plan: Plan) -> Tensor:
-        """The most that strengths may be of the sequences that are asked, `(asked,)`; nan where it is not known yet."""
+    def ceilings(self, chosen: Tensor) -> Tensor:
+        """The most that strengths may be of the sequences `chosen` `(batch,)` bool; nan where it is not known yet."""
         known = [figures[-1].ceiling if figures else None for figures in self._figures]
-        asked = plan.asked.tolist()
-        found = [torch.nan if value is None else value for value, now in zip(known, asked, strict=True) if now]
-        return torch.tensor(found, device=plan.asked.device)
+        values = [torch.nan if value is None else value for value in known]
+        return torch.tensor(values, device=chosen.device)[chosen]
 
     def note(self, plan: Plan, figures: StepTrace) -> StepTrace:
         """The figures of all sequences, from those of a step in which some were asked; the rule is asked about these.

@@ -63,6 +63,7 @@ class RewardGradients:
         ceilings: Tensor | None = None,
     ):
         self._along, self.start, self._ceilings = along, start, ceilings
+        self._first = ceilings is None or bool(ceilings.isnan().any())
         self._strength, self._log_p, self._mass = strength, log_p, mass
         self._goals, self._ambient = goals, ambient
         self._draws, self._config, self._figures = draws, config, figures
@@ -104,7 +105,7 @@ class RewardGradients:
 
     def _through_samples(self, reward: AnyReward, estimator: Estimator, log_q: Tensor) -> tuple[Gradient, Tensor]:
         """The mean over the draws, which go through the reward together, or in as many parts as their size asks for."""
-        draws = self._config.draws_of(estimator)
+        draws = self._config.draws_of(estimator, self._first)
         together = min(draws, max(1, _MOST_TOGETHER // max(log_q.numel(), 1)))
         grads: Tensor | None = None
         rewards = []
@@ -151,7 +152,7 @@ class RewardGradients:
         return grad, rewards.detach().float().view(count, -1).mean(0)
 
     def _by_score(self, reward: AnyReward, estimator: ScoreFunction, log_q: Tensor) -> tuple[Gradient, Tensor]:
-        count = self._config.draws_of(estimator)
+        count = self._config.draws_of(estimator, self._first)
         drawn = self._draws.draw(estimator, self._drawn_from(log_q, count), count)
         rewards, values = self._ask(reward, self._draws.sample(drawn, estimator.one_hot, log_q))
         self._goals.differences(reward, values, count)

@@ -158,30 +158,28 @@ class Guidance:
 
     def _moved(self, step: DenoisingStep, plan: Plan, index: int) -> list[Part]:
         """What the reward makes of the sequences that are asked, and of those that are tilted as before."""
-        parts, strength = [], self.strength.times(self.config.factor(step.progress))
+        parts, strength = list[Part](), self.strength.times(self.config.factor(step.progress))
+        assert self._reward is not None
         found = self._tilts.at(step.free & plan.kept[:, None])
         if found is not None:
             part = rows_of(step, plan.kept)
             logits, divergence, entropy = carried(part, *found, strength.budget)
             parts.append(Part(plan.kept, logits, figures_of(part, divergence, entropy)))
-        if bool(plan.asked.any()):
-            parts.append(self._asked(step, plan, strength, index))
-        return parts
+        whole = asks_for_whole_batch(self._reward)
+        groups = [plan.asked] if whole else [plan.first, plan.asked & ~plan.first]  # which draw as many samples each
+        return parts + [self._asked(step, chosen, strength, index) for chosen in groups if bool(chosen.any())]
 
-    def _asked(self, step: DenoisingStep, plan: Plan, strength: Strength, index: int) -> Part:
-        """What the reward makes of the sequences that are asked; their tilts are kept where they will be needed."""
-        config = self.config
+    def _asked(self, step: DenoisingStep, chosen: Tensor, strength: Strength, index: int) -> Part:
+        """What the reward makes of some sequences, `(batch,)` bool; their tilts are kept where they will be needed."""
+        config, free = self.config, step.free & chosen[:, None]
+        ceilings, start = self._course.ceilings(chosen), self._tilts.at(free) if config.warm_start else None
         while True:
             assert self._reward is not None
             whole = asks_for_whole_batch(self._reward)
-            part = without_others(step, plan.asked) if whole else rows_of(step, plan.asked)
-            start = self._tilts.at(step.free & plan.asked[:, None]) if config.warm_start else None
+            part = without_others(step, chosen) if whole else rows_of(step, chosen)
+            if whole and len(ceilings) < len(step.ids):
+                ceilings = torch.full_like(chosen, torch.nan, dtype=ceilings.dtype).masked_scatter(chosen, ceilings)
             form = None if self._form is None else FormOfStep(self._form, part)
-            ceilings = self._course.ceilings(plan)
-            if whole:
-                ceilings = torch.full((len(step.ids),), torch.nan, device=ceilings.device).masked_scatter(
-                    plan.asked, ceilings
-                )
             try:
                 noise = noise_of(part, self._seed, index)
                 found = tilted(part, self._reward, config, strength, noise, self._goals, form, start, ceilings)
@@ -190,14 +188,12 @@ class Guidance:
                 self._reward = exchanged(self._reward, error.reward, as_strings(error))
                 self._goals = Goals(self._reward)
         if config.every > 1 or config.warm_start:
-            self._tilts.keep(step.free, found.tilts(), plan.asked)
+            self._tilts.keep(free, found.tilts(), chosen)
         trace = found.trace
         if whole:
-            chosen = plan.asked.tolist()
-            trace = replace(
-                trace, sequences=tuple(one for one, mine in zip(trace.sequences, chosen, strict=True) if mine)
-            )
-        return Part(plan.asked, found.logits, trace)
+            among = zip(trace.sequences, chosen.tolist(), strict=True)
+            trace = replace(trace, sequences=tuple(one for one, mine in among if mine))
+        return Part(chosen, found.logits, trace)
 
     def _with_form(
         self, step: DenoisingStep, parts: list[Part], plan: Plan | None, index: int
@@ -222,6 +218,6 @@ class Guidance:
         every = self.config.every
         if index == 1 and step.progress > 0 and (steps := round(1 / step.progress)) < every and every > 2:
             raise ValueError(
-                f"`every` must be at most the number of denoising steps, here {steps}, got {every}: the reward would be "
-                "asked at the first one alone. Take a smaller `every`, or `stop` to guide the beginning alone."
+                f"`every` must be at most the number of denoising steps, here {steps}, got {every}: the reward would "
+                "be asked at the first one alone. Take a smaller `every`, or `stop` to guide the beginning alone."
             )

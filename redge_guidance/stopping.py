@@ -16,8 +16,8 @@ StopRule = Callable[[list[SequenceFigures]], bool]
 class Settled:
     """Whether the last `patience + 1` rewards of a sequence lie within `tolerance`: highest - lowest <= tolerance.
 
-    The rewards are those of the steps in which it was asked, means over draws and updates, which scatter: take more `num_draws`, or a
-    wider `tolerance`, where draws differ much.
+    The rewards are those of the steps in which it was asked, means over draws and updates, which scatter: take more
+    `num_draws`, or a wider `tolerance`, where draws differ much.
 
     Attributes:
         tolerance: >= 0, in units of the reward.

@@ -18,7 +18,7 @@ from redge_guidance.reward import AnyReward
 from redge_guidance.terms import usual_target
 from redge_guidance.updates import LogProbs, row_chunks
 
-USUAL_BUDGET = 1.5  # nats per free token
+USUAL_BUDGET = 1.0  # nats per free token
 
 _LOWEST, _HIGHEST = 1e-3, 1e3  # of s times the standard deviation of the reward under p, to first order
 _HALVINGS = 12  # which leave s known to 0.3 %

@@ -1,8 +1,8 @@
 """Update rules: how the factorised distribution q of the free positions climbs the guidance objective.
 
 All rules maximise, for every sequence, `s * E_q[r] - KL(q || p)`, s its strength. They see the free positions of the
-whole batch as rows: `log_p` and `log_q` are `(rows, S)`, normalised log-probabilities in nats. `log_q` is a tensor, `log_p` may be
-computed anew for every slice of rows that is asked for.
+whole batch as rows: `log_p` and `log_q` are `(rows, S)`, normalised log-probabilities in nats. `log_q` is a tensor,
+`log_p` may be computed anew for every slice of rows that is asked for.
 """
 
 from collections.abc import Callable, Iterator, Sequence
