@@ -194,7 +194,7 @@ def ending(arguments, stdout, stderr, encoding="utf-8"):
             os.dup2(stderr, 2)
             os.dup2(stdout, 1) if stdout is not None else os.close(1)
             sys.stdout = None if stdout is None else open(1, "w", encoding=encoding, closefd=False)  # noqa: SIM115
-            sys.stderr = open(2, "w", errors="backslashreplace", closefd=False)  # noqa: SIM115
+            sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
             try:
                 code = main(arguments)
             except SystemExit as stop:
