@@ -26,9 +26,14 @@ def texts(prompts, batch_size=16, **settings):
     return [(record.prompt, record.seed, record.text) for record in found]
 
 
+@pytest.fixture(scope="module")
+def of_sixteen():
+    return texts(PROMPTS[:12], 16, samples_per_prompt=2)
+
+
 @pytest.mark.parametrize("batch_size", [1, 7, 64])
-def test_batches_change_nothing(batch_size):
-    assert texts(PROMPTS, batch_size, samples_per_prompt=2) == texts(PROMPTS, 16, samples_per_prompt=2)
+def test_batches_change_nothing(batch_size, of_sixteen):
+    assert texts(PROMPTS[:12], batch_size, samples_per_prompt=2) == of_sixteen
 
 
 def test_what_takes_as_many_steps_is_drawn_together():
@@ -46,9 +51,10 @@ def test_what_takes_as_many_steps_is_drawn_together():
 
 
 def test_the_order_changes_nothing():
-    shuffled = random.Random(0).sample(PROMPTS, len(PROMPTS))
-    assert shuffled != PROMPTS
-    assert sorted(texts(shuffled)) == sorted(texts(PROMPTS))
+    few = PROMPTS[:20]  # more than a batch
+    shuffled = random.Random(0).sample(few, len(few))
+    assert shuffled != few
+    assert sorted(texts(shuffled)) == sorted(texts(few))
 
 
 def test_the_same_prompt_again_gives_another_text():
@@ -59,7 +65,7 @@ def test_the_same_prompt_again_gives_another_text():
 
 
 def test_another_seed_gives_other_texts():
-    one, other = texts(PROMPTS), texts(PROMPTS, seed=1)
+    one, other = texts(PROMPTS[:8]), texts(PROMPTS[:8], seed=1)
     assert not {seed for _, seed, _ in one} & {seed for _, seed, _ in other}
     assert [text for *_, text in one] != [text for *_, text in other]
 

