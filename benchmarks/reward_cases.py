@@ -4,6 +4,7 @@ Everything here is as a user would make it: no weight and no temperature is fitt
 whose card says a temperature.
 """
 
+import copy
 import functools
 import re
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from mnist import JUDGE, Judge
 from reward_gradients import encoder_path
 from text_rewards import TARGETS, WORDS
 from torch import Tensor
-from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForSequenceClassification
+from transformers import LlamaConfig, LlamaForSequenceClassification, ModernBertForSequenceClassification
 
 from redge_guidance.reward import Reward
 from redge_guidance.rewards import (
@@ -95,7 +96,7 @@ def sentiment() -> list[Goal]:
 
 
 def two_labels() -> list[Goal]:
-    asks, goals = question_reward(_classifier("positive").tokenizer), []
+    asks, goals = question_reward(_classifier("positive")), []
     for label in LABELS:
         judge = all_of(
             lambda texts, label=label: vader()(texts, label), lambda texts: [t.rstrip().endswith("?") for t in texts]
@@ -185,28 +186,34 @@ def cases(digit_temperature: float = 8.0) -> dict[str, Case]:
     }
 
 
-def question_reward(tokenizer: Any) -> TextClassifierReward:
-    """Toward questions: a small classifier of questions and statements, trained here on sentences of a few patterns.
+def question_reward(sentiment: TextClassifierReward) -> TextClassifierReward:
+    """Toward questions: the classifier of sentiments, trained here to tell questions from statements of a few patterns.
 
-    Half of the words, never the mark at the end, are exchanged for any others, so that it goes by order and mark
-    more than by these words. It takes seconds.
+    Half of the words are exchanged for any others, so that it goes by order and mark more than by these words; three
+    marks at the end of ten too, and a tenth of the labels is spread, so that the mark alone does not make it sure and
+    leave no gradient. It takes seconds.
     """
+    tokenizer = sentiment.tokenizer
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
-        names = {"id2label": {0: "statement", 1: "question"}, "label2id": {"statement": 0, "question": 1}}
-        ids = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, "max_position_embeddings": 128}
-        model = BertForSequenceClassification(BertConfig(**sizes, **ids, **names))
-        words = _words(tokenizer)
-        optimizer = torch.optim.Adam(model.parameters(), 1e-2)
-        for _ in range(300):
+        config = copy.deepcopy(sentiment.model.config)
+        config.id2label, config.label2id = {0: "statement", 1: "question"}, {"statement": 0, "question": 1}
+        model = ModernBertForSequenceClassification(config).train()
+        told = {
+            name: value for name, value in sentiment.model.state_dict().items() if not name.startswith("classifier")
+        }
+        model.load_state_dict(told, strict=False)
+        words, marks = _words(tokenizer), torch.tensor(tokenizer.convert_tokens_to_ids(list(".!?")))
+        optimizer, loss = torch.optim.Adam(model.parameters(), 5e-4), torch.nn.CrossEntropyLoss(label_smoothing=0.1)
+        for _ in range(150):
             labels = torch.randint(2, (64,))
             batch = tokenizer([_sentence(int(label)) for label in labels], return_tensors="pt", padding=True)
             ids, mask = batch["input_ids"], batch["attention_mask"]
             change = (torch.rand(ids.shape) < 0.5) & torch.isin(ids, words)
+            change |= (torch.rand(len(ids), 1) < 0.3) & torch.isin(ids, marks)
             shown = ids.where(~change, words[torch.randint(len(words), ids.shape)])
             optimizer.zero_grad()
-            model(input_ids=shown, attention_mask=mask, labels=labels).loss.backward()
+            loss(model(input_ids=shown, attention_mask=mask).logits, labels).backward()
             optimizer.step()
     return TextClassifierReward(model, tokenizer, label="question")
 
