@@ -417,7 +417,7 @@ def test_word_tokenizer_is_what_the_tests_think():
 def test_draws_that_are_too_large_to_hold_together_go_one_after_the_other(monkeypatch):
     """A smooth expectation has no noise: the gradient is the same in one part, in two, or draw by draw."""
     logits, table = torch.randn(2, 3, 8, generator=seeded()), torch.randn(8, 3, generator=seeded())
-    config = GuidanceConfig(scale=2.0, estimator="soft", num_draws=4, support=None)
+    config = plain_config(scale=2.0, estimator="soft", support=None)
     seen, results = [], []
 
     def reward(tokens):
