@@ -22,12 +22,12 @@ CONFIGS = {
     "target": GuidanceConfig(target=-0.05),
     "scale": GuidanceConfig(scale=2.0),
     "plain": plain_config(),
-    "support": GuidanceConfig(support=3),
+    "support": GuidanceConfig(support=3, every=1),
     "straight_through": GuidanceConfig(estimator="straight_through"),
     "redge": GuidanceConfig(estimator="redge"),
     "soft": GuidanceConfig(estimator="soft", num_draws=1),
     "black box": GuidanceConfig(estimator="reinforce_loo", num_draws=32),
-    "adam": GuidanceConfig(update=Adam(num_updates=3)),
+    "adam": plain_config(update=Adam(num_updates=3)),
     "budget": GuidanceConfig(scale=50.0, kl_budget=0.2, update=Natural(num_updates=2)),
 }
 
