@@ -6,7 +6,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from redge_guidance import guide
+from redge_guidance import GuidanceConfig, guide
 from redge_guidance.pipelines.schedules import classifier_free
 from redge_guidance.pipelines.text.uniform import Classes
 from tests.helpers.hosts import MASK, RESERVED, brightness, count_of_a, seeded
@@ -142,7 +142,7 @@ def test_pipelines_draw_with_tokens_that_their_model_forbids(kind, guided):
         settings = {"guidance_scale": 2.0, "generator": seeded(), "output_type": "latent", "num_images_per_prompt": 8}
         model, run = pipe.transformer, lambda: pipe([0], **settings).tokens
     forbidding(model)
-    context = guide(pipe, count_of_a if kind == "text" else brightness, plain_config(num_draws=1))
+    context = guide(pipe, count_of_a if kind == "text" else brightness, GuidanceConfig(num_draws=1))
     with context if guided else nullcontext():
         tokens = run()
     assert not ((tokens == 3) | (tokens == 4)).any()
