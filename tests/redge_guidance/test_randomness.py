@@ -100,7 +100,7 @@ def test_another_seed_gives_other_samples():
     pipe, run = hosts.masked([""] * 64)
     found = []
     for seed in (1, 2, 1):
-        with guide(pipe, hosts.count_of_a, GuidanceConfig(8.0, num_draws=1), seed=seed):
+        with guide(pipe, hosts.count_of_a, plain_config(8.0, num_draws=1), seed=seed):
             found.append(run())
     assert torch.equal(found[0], found[2])
     assert not torch.equal(found[0], found[1])
