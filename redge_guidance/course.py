@@ -101,6 +101,8 @@ class Course:
                 one = replace(self._last[k], kl=one.kl, entropy=one.entropy, free=one.free, asked=False)
             elif self._stopped[k] and self._figures[k]:
                 one = replace(self._last[k], kl=0.0, grad_norm=0.0, free=one.free, stopped=True, asked=False)
+            else:  # nothing is free
+                one = replace(self._last[k], kl=0.0, grad_norm=0.0, entropy=0.0, free=0, asked=False)
             sequences.append(one)
         if bool(plan.asked.all()):
             return replace(figures, sequences=tuple(sequences))
