@@ -19,6 +19,7 @@ import time
 import torch
 from diffusers import VQModel
 from report import environment, save
+from settings import PLAIN
 from torch import Tensor
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
@@ -76,7 +77,7 @@ def measure(size: int, images: int, chunk_size: int | None) -> dict[str, float]:
     model_seconds = transformer_seconds(side, ids)
     logits = 3 * torch.randn(images, side**2, CODES)
     step = DenoisingStep(logits, ids, free, free, 1.0, 0.0, None, images=decoder)
-    config = GuidanceConfig(update=Natural(1, 1.0), num_draws=1)
+    config = GuidanceConfig(**PLAIN | {"update": Natural(1, 1.0), "num_draws": 1})
     before = peak()
     total = seconds(lambda: guided_logits(step, reward, config, torch.Generator().manual_seed(0)))
     memory = peak() - before

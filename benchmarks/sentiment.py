@@ -19,28 +19,37 @@ import statistics
 import torch
 from judges import Clock, Grammar, Vader, distinct, interval, nats_a_token
 from report import environment, save
+from settings import PLAIN
 
 from redge_guidance import GuidanceConfig, generate
+from redge_guidance.estimators import ReDGE
 from redge_guidance.pipelines import TextPipeline
 from redge_guidance.rewards import TextClassifierReward
 from redge_guidance.updates import Adam, Natural
 
 METHODS = {
     "default": GuidanceConfig(),
+    "scale 2, 12 draws": GuidanceConfig(**PLAIN),
     "scale 0.9": GuidanceConfig(scale=0.9),
     "scale 2.5": GuidanceConfig(scale=2.5),
     "scale 3.6": GuidanceConfig(scale=3.6),
     "kl budget 0.3": GuidanceConfig(kl_budget=0.3),
     "full vocabulary": GuidanceConfig(support=None),
     "support 32": GuidanceConfig(support=32),
-    "1 draw": GuidanceConfig(num_draws=1),
-    "1 full step": GuidanceConfig(scale=1.25, update=Natural(1, 1.0)),
+    "4 draws": GuidanceConfig(num_draws=4),
+    "every step": GuidanceConfig(every=1),
+    "every third step": GuidanceConfig(every=3),
+    "no warm start": GuidanceConfig(warm_start=0.0),
+    "linear": GuidanceConfig(schedule="linear"),
+    "early": GuidanceConfig(schedule="early"),
+    "1 full step": GuidanceConfig(**PLAIN | {"scale": 1.25, "update": Natural(1, 1.0)}),
     **{
         name: GuidanceConfig(estimator=name)
         for name in ("straight_through", "redge", "reinmax", "gumbel_softmax", "soft")
     },
-    "adam x 10, 1 draw": GuidanceConfig(update=Adam(), num_draws=1),
-    "adam x 10, 1 draw, redge": GuidanceConfig(estimator="redge", update=Adam(), num_draws=1),
+    "redge, soft samples": GuidanceConfig(estimator=ReDGE(hard=False)),
+    "adam x 10, 1 draw": GuidanceConfig(**PLAIN | {"update": Adam(), "num_draws": 1}),
+    "adam x 10, 1 draw, redge": GuidanceConfig(**PLAIN | {"update": Adam(), "num_draws": 1, "estimator": "redge"}),
     "reinforce_loo, 32 draws": GuidanceConfig(estimator="reinforce_loo", num_draws=32),
 }
 BATCH = 64

@@ -51,6 +51,7 @@ class Course:
         self._figures: list[list[SequenceFigures]] = []  # of the steps in which it was asked, of the block
         self._last: list[SequenceFigures] = []
         self._stopped: list[bool] = []
+        self._notes: dict[str, float] = {}
         self._wait: list[int] = []  # steps until it is asked
         self._gap: list[int] = []
         self._was_free = torch.zeros(0, 0, dtype=torch.bool)
@@ -104,6 +105,9 @@ class Course:
             else:  # nothing is free
                 one = replace(self._last[k], kl=0.0, grad_norm=0.0, entropy=0.0, free=0, asked=False)
             sequences.append(one)
+        if bool(plan.kept.any()):  # of these the last notes hold, as their last reward does
+            figures = replace(figures, notes=self._notes | figures.notes)
+        self._notes = figures.notes
         if bool(plan.asked.all()):
             return replace(figures, sequences=tuple(sequences))
         return replace(of_sequences(figures.progress, sequences), notes=figures.notes)

@@ -60,7 +60,7 @@ class StepTrace:
         entropy: of q within the support, in nats per free token.
         seconds: spent on guidance, the model and the scheduler left out.
         notes: figures that the reward noted on its tokens, means over the updates: the terms of a sum by name,
-            `"coverage"` where a reward has another tokenizer.
+            `"coverage"` where a reward has another tokenizer; where the reward was not asked, those of the step before.
         sequences: the same for every sequence of the batch; `reward` is the mean of those that were not stopped before
             and have something free, `kl` and `entropy` are their means weighted by `free`.
         step: number of the step within its call of the sampler, from 0; steps that were not guided count.
