@@ -73,9 +73,13 @@ class Options:
     label: str | int | None = None
     reward_temperature: float = 1.0
     scale: float | None = None
+    target: float | None = None
     estimator: str | None = None
     update: str | None = None
     num_draws: int | None = None
+    every: int | None = None
+    schedule: str | None = None
+    warm_start: float | None = None
     start: float | None = None
     stop: float | None = None
     kl_budget: float | None = None
