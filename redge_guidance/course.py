@@ -102,6 +102,8 @@ class Course:
                 one = replace(self._last[k], kl=one.kl, entropy=one.entropy, free=one.free, asked=False)
             elif self._stopped[k] and self._figures[k]:
                 one = replace(self._last[k], kl=0.0, grad_norm=0.0, free=one.free, stopped=True, asked=False)
+            else:  # nothing is free
+                one = replace(self._last[k], kl=0.0, grad_norm=0.0, entropy=0.0, free=0, asked=False)
             sequences.append(one)
         if bool(plan.kept.any()):  # of these the last notes hold, as their last reward does
             figures = replace(figures, notes=self._notes | figures.notes)

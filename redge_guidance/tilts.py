@@ -103,7 +103,7 @@ def carried(step: DenoisingStep, found: Tensor, kept: Kept, budget: float | None
     logits = HostLogits(step).logits()
     sequence = step.free.nonzero()[:, 0]
     log_z = logits.logsumexp(-1, keepdim=True)
-    rows = logits[found]
+    rows = logits if bool(found.all()) else logits[found]
     likeliest = rows if kept.support is None else rows.gather(-1, kept.support)
     within = likeliest.logsumexp(-1, keepdim=True)
     log_p = likeliest - within
@@ -116,8 +116,10 @@ def carried(step: DenoisingStep, found: Tensor, kept: Kept, budget: float | None
     divergence, entropy = (torch.zeros_like(log_z[:, 0]) for _ in range(2))
     divergence[found], entropy[found] = distances(log_q, log_p, mass)
     guided = (log_q + within).where(usable, likeliest)
-    logits[found] = guided if kept.support is None else rows.scatter_(-1, kept.support, guided)
-    return logits, divergence, entropy
+    tilted = guided if kept.support is None else rows.scatter_(-1, kept.support, guided)
+    if rows is not logits:
+        logits[found] = tilted
+    return tilted if rows is logits else logits, divergence, entropy
 
 
 def tilt_of(log_q: Tensor, log_p: Tensor) -> Tensor:

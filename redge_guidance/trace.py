@@ -31,7 +31,7 @@ class SequenceFigures:
         reached: whether its reward is expected to reach the target; None without a target.
         at_rest: whether it is so without being moved, so that it was left alone.
         asked: whether its reward was asked in this step; if not, `reward`, `grad_norm`, `strength` and `reached` are
-            those of the step before.
+            those of the step before. Not asked any more, either, where nothing is free.
     """
 
     reward: float
@@ -61,8 +61,8 @@ class StepTrace:
         seconds: spent on guidance, the model and the scheduler left out.
         notes: figures that the reward noted on its tokens, means over the updates: the terms of a sum by name,
             `"coverage"` where a reward has another tokenizer; where the reward was not asked, those of the step before.
-        sequences: the same for every sequence of the batch; `reward` is the mean of those that were not stopped before,
-            `kl` and `entropy` are their means weighted by `free`.
+        sequences: the same for every sequence of the batch; `reward` is the mean of those that were not stopped before
+            and have something free, `kl` and `entropy` are their means weighted by `free`.
         step: number of the step within its call of the sampler, from 0; steps that were not guided count.
     """
 
@@ -78,10 +78,11 @@ class StepTrace:
 
 
 def of_sequences(progress: float, sequences: Sequence[SequenceFigures]) -> StepTrace:
-    """The means of a step over its sequences: of the reward over those that are not stopped, of `grad_norm` over those
-    that were asked, its root mean square weighted by `free`; of `kl` and `entropy` weighted by `free`; no seconds.
+    """The means of a step over those of its sequences that have free positions and are not stopped: of the reward; of
+    `kl` and `entropy` weighted by `free`; of `grad_norm`, over those that were asked, the root mean square weighted by
+    `free`; no seconds.
     """
-    going = [one for one in sequences if not one.stopped]
+    going = [one for one in sequences if one.free and not one.stopped]
     asked = [one for one in going if one.asked]
 
     def mean(values: Iterable[tuple[float, float]]) -> float:
@@ -91,9 +92,9 @@ def of_sequences(progress: float, sequences: Sequence[SequenceFigures]) -> StepT
     return StepTrace(
         progress=progress,
         reward=mean((one.reward, 1.0) for one in going),
-        kl=mean((one.kl, one.free) for one in sequences),
+        kl=mean((one.kl, one.free) for one in going),
         grad_norm=mean((one.grad_norm**2, one.free) for one in asked) ** 0.5,
-        entropy=mean((one.entropy, one.free) for one in sequences),
+        entropy=mean((one.entropy, one.free) for one in going),
         seconds=0.0,
         sequences=tuple(sequences),
     )

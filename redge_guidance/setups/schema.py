@@ -13,8 +13,6 @@ Kind = Literal[
 WORD, LENGTH = 15.0, 8.0  # units of reward of a wanted or banned word, of a word too few or too many
 FORM = 15.0  # of a match of a regular expression
 CLASSIFIER_TEMPERATURE = 8.0  # of a classifier of images: the reward goes on where the classifier is sure
-CLASSIFIER_SCALE = 500.0  # at that temperature; many pixels have to change for a nat
-CLIP_SCALE = 100.0  # a cosine hardly changes by more than 0.1
 MOST = 10**6  # of anything that is counted: more would fill the memory before it was refused
 
 ESTIMATOR_NAMES = (

@@ -73,8 +73,8 @@ def test_json_has_one_object_a_text(tmp_path, capsys):
     assert main([*arguments, "--scale", "3", "--estimator", "redge"]) == 0
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     assert len(lines) == 8
-    assert [line["scale"] for line in lines] == [0.0] * 4 + [3.0] * 4
-    known = {"index", "sample", "prompt", "text", "answer", "reward", "rewards", "reached", "nats", "scale", "seed"}
+    assert [line["strength"] for line in lines] == [0.0] * 4 + [3.0] * 4
+    known = {"index", "sample", "prompt", "text", "answer", "reward", "rewards", "reached", "nats", "strength", "seed"}
     assert set(lines[0]) == known
     assert set(lines[-1]) == known | {"kl"}
     assert all(line["text"].startswith("Tom") for line in lines if line["prompt"] == "Tom")

@@ -50,8 +50,11 @@ def test_records_of_images(folders, tmp_path, capsys):
     models = ["--model", folders["masked"], "--reward", folders["classifier"], "--label", "dog"]
     assert main(["generate", *models, *FAST, "--class-label", "1", "--json", str(file), "--baseline"]) == 0
     lines = [json.loads(line) for line in file.read_text().splitlines()]
-    assert [line["scale"] for line in lines] == [0.0] * 3 + [500.0] * 3
-    assert set(lines[0]) == {"index", "sample", "prompt", "reward", "rewards", "reached", "scale", "seed"}
+    assert [line["strength"] for line in lines[:3]] == [0.0] * 3
+    assert all(line["strength"] > 0 for line in lines[3:])
+    known = {"index", "sample", "prompt", "reward", "rewards", "reached", "strength", "seed"}
+    assert set(lines[0]) == known
+    assert set(lines[-1]) == known | {"kl", "target_reached"}
     assert {line["prompt"] for line in lines} == {1}
     assert "unguided" in capsys.readouterr().out
 
@@ -64,15 +67,20 @@ def test_a_reward_temperature_levels_the_classes(folders, tmp_path):
     assert rewards == pytest.approx([-math.log(3)] * 3, abs=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("reward", "goal", "scale"), [("classifier", ["--label", "dog"], 500.0), ("clip", ["--prompt", "a b"], 100.0)]
-)
-def test_scale_fits_the_reward_unless_given(reward, goal, scale, folders, tmp_path):
+@pytest.mark.parametrize(("reward", "goal"), [("classifier", ["--label", "dog"]), ("clip", ["--prompt", "a b"])])
+def test_the_strength_is_found_for_every_image_unless_a_scale_is_given(reward, goal, folders, tmp_path):
     file = tmp_path / "out.jsonl"
-    models = ["--model", folders["masked"], "--reward", folders[reward]]
-    for given, expected in (([], scale), (["--scale", "3"], 3.0)):
-        assert main(["generate", *models, *goal, *FAST, *given, "--json", str(file)]) == 0
-        assert {json.loads(line)["scale"] for line in file.read_text().splitlines()} == {expected}
+    models = ["--model", folders["masked"], "--reward", folders[reward], *goal]
+
+    def strengths(*given):
+        assert main(["generate", *models, *FAST, *given, "--json", str(file)]) == 0
+        return [json.loads(line)["strength"] for line in file.read_text().splitlines()]
+
+    found = strengths()
+    assert len(set(found)) == len(found) == 3
+    assert min(found) > 0
+    assert strengths("--target", "-50", "--kl-budget", "0.1") == [0.0] * 3  # which every image has by itself
+    assert strengths("--scale", "3") == [3.0] * 3
 
 
 @pytest.mark.parametrize("model", ["masked", "amused"])

@@ -10,6 +10,7 @@ from redge_guidance.rewards import BlackBoxReward, LengthReward, LexicalReward
 from redge_guidance.terms import split
 from redge_guidance.tilting import guided_logits
 from redge_guidance.updates import Adam, Natural
+from tests.helpers.settings import plain_config
 from tests.helpers.tiny import WORDS, tiny_reward, word_tokenizer
 
 
@@ -123,7 +124,7 @@ def step_of(logits):
 def test_a_sum_with_a_black_box_reaches_the_tilted_optimum(update, draws):
     """Both parts linear in every token, so that q = p exp(scale * (their sum)) is exact."""
     logits = torch.randn(6, len(WORDS), generator=torch.Generator().manual_seed(0))
-    config = GuidanceConfig(scale=1.5, estimator="straight_through", update=update, num_draws=draws, support=None)
+    config = plain_config(scale=1.5, estimator="straight_through", update=update, num_draws=draws, support=None)
     reward = Points() + BlackBoxReward(points_of_text)
     new, figures = guided_logits(step_of(logits), reward, config, torch.Generator().manual_seed(0))
     worth = Points.points.clone()
