@@ -13,4 +13,5 @@ def test_notes_of_a_step_without_the_reward_are_those_of_the_step_before():
     asked = [any(one.asked for one in step.sequences) for step in handle.trace]
     assert asked == [True, False, False] * 2
     assert all(set(one) == {"TextClassifierReward", "count_of_a"} for one in notes)
+    assert not any(one.asked for one in handle.trace[-1].sequences if not one.free)  # finished
     assert notes[0] == notes[1] == notes[2] != notes[3] == notes[4] == notes[5]
