@@ -138,7 +138,7 @@ def test_some_reach_it_and_some_do_not():
             assert bool(found.reaches[k]) == (reward(most) >= target)
 
 
-@pytest.mark.parametrize("ceiling", [1e3, 1e9, float("inf")])
+@pytest.mark.parametrize("ceiling", [1e3, 1e9])
 def test_what_no_strength_reaches_is_not_reached_whatever_the_ceiling(ceiling):
     """A ceiling comes from an earlier step, where the gradient may have been smaller."""
     slope = slope_of(size=30.0)
