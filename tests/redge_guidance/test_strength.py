@@ -120,11 +120,13 @@ def test_what_has_its_target_is_at_rest_and_what_cannot_reach_it_pays_the_ceilin
     below = min(reward(0.0) for reward in values) - 1e-3
     found = least_strengths(slope, below, ceilings)
     assert found.strengths.tolist() == [0.0] * 4
-    assert found.reaches.all() and found.at_rest.all()
+    assert found.reaches.all()
+    assert found.at_rest.all()
     above = max(reward(float(s)) for reward, s in zip(values, ceilings, strict=True)) + 1e-3
     found = least_strengths(slope, above, ceilings)
     assert torch.equal(found.strengths, ceilings)
-    assert not found.reaches.any() and not found.at_rest.any()
+    assert not found.reaches.any()
+    assert not found.at_rest.any()
 
 
 def test_some_reach_it_and_some_do_not():
@@ -149,7 +151,8 @@ def test_what_no_strength_reaches_is_not_reached_whatever_the_ceiling(ceiling):
 
 def test_a_budget_that_cannot_be_spent_gives_a_finite_price():
     found = dearest(slope_of(), torch.full((4,), 1e6))
-    assert found.isfinite().all() and (found > 100).all()
+    assert found.isfinite().all()
+    assert (found > 100).all()
 
 
 @pytest.mark.parametrize("target", [None, -5.0, 5.0])
@@ -171,7 +174,8 @@ def test_without_a_target_all_of_the_ceiling_is_used_and_nothing_counts_as_reach
     ceilings = torch.tensor([0.5, 2.0, float("nan"), 7.0])
     found = least_strengths(slope_of(), None, ceilings)
     assert found.strengths.tolist() == [0.5, 2.0, 0.0, 7.0]
-    assert not found.reaches.any() and not found.at_rest.any()
+    assert not found.reaches.any()
+    assert not found.at_rest.any()
 
 
 def test_sequences_do_not_know_of_each_other():
