@@ -7,7 +7,7 @@ from redge_guidance import GuidanceConfig
 from redge_guidance.step import DenoisingStep
 from redge_guidance.tilts import Kept, Tilts, carried
 from redge_guidance.updates import Natural, kl
-from tests.helpers.hosts import MASKED, TEXTS, masked, seeded, uniform
+from tests.helpers.hosts import TEXTS, masked, seeded, uniform
 from tests.helpers.tiny import tiny_pipeline
 from tests.helpers.watching import guided, linear, log_p
 
@@ -16,8 +16,8 @@ JUMP = Natural(1, 1.0, 0.0)
 HOSTS = {
     "masked": lambda: masked(num_inference_steps=6, temperature=2.0),
     "random order": lambda: masked(pipe=tiny_pipeline(unmasking_order="random"), num_inference_steps=6),
-    "remasking": MASKED["masked remasking"],
-    "blocks": MASKED["masked blocks"],
+    "remasking": lambda: masked(pipe=tiny_pipeline(unmasking_order="remasking"), num_inference_steps=6),
+    "blocks": lambda: masked(("a b", "c d"), block_length=2, num_inference_steps=4),  # of both at the same steps
     "uniform": lambda: uniform(("a b", "")),
     "llada2": TEXTS["llada2"],
 }
@@ -69,8 +69,12 @@ def test_between_two_asks_the_model_is_tilted_as_before(name, every):
     config = GuidanceConfig(1.0, "soft", JUMP, every=every, warm_start=0.0, support=None)
     pairs, trace = guided(pipe, run, reward, config)
     assert len(pairs) > every
-    seen, since, kept, asked = torch.zeros(()).bool(), 0, None, 0
+    count = len(pairs[0][0].ids)
+    seen, kept, since, asked = torch.zeros(count, 0).bool(), torch.zeros(count, 0, 8), 0, 0
     for (step, logits), figures in zip(pairs, trace, strict=True):
+        longer = step.free.shape[1] - seen.shape[1]
+        seen = torch.nn.functional.pad(seen, (0, longer))
+        kept = torch.nn.functional.pad(kept, (0, 0, 0, longer))
         new = (step.free & ~seen).any()
         seen = seen | step.free
         since = 0 if new else since
@@ -117,9 +121,9 @@ def test_q_is_tilted_by_the_average_of_the_gradients_of_all_steps(name, eta, set
     pairs, trace = guided(pipe, run, curved, config)
     mean = torch.zeros(*pairs[0][0].free.shape, 8)
     for k, ((step, logits), figures) in enumerate(zip(pairs, trace, strict=True)):
-        if any(one.at_rest or one.ceiling == 0 for one in figures.sequences):
+        if any(one.free and not one.strength for one in figures.sequences):  # at rest: an average begins anew
             assert k > 0
-            break  # then an average begins anew, and there is a separate test
+            break
         now = (1 - eta) * config.warm_start * mean[step.free] + eta * grads[k]
         mean = torch.zeros_like(mean)
         mean[step.free] = now
