@@ -23,6 +23,7 @@ USUAL_BUDGET = 1.0  # nats per free token
 _LOWEST, _HIGHEST = 1e-3, 1e3  # of s times the standard deviation of the reward under p, to first order
 _HALVINGS = 12  # which leave s known to 0.3 %
 _FLAT = 1e-12  # units of reward; a reward that varies less does not vary
+_ROUNDING = 1e-6  # of the largest gradient of a position: differences that are none
 
 
 @dataclass(frozen=True)
@@ -131,6 +132,7 @@ class Slope(NamedTuple):
         for rows in row_chunks(self.gradient.shape, self.gradient.device):
             p, gradient = self.log_p[rows].exp(), self.gradient[rows]
             centred = gradient - (p * gradient).sum(-1, keepdim=True)
+            centred[centred.abs() <= _ROUNDING * gradient.abs().amax(-1, keepdim=True)] = 0.0
             total.index_add_(0, self.sequence[rows], self.mass[rows] * (p * centred.square_()).sum(-1))
         return total.sqrt()
 
@@ -171,7 +173,9 @@ def least_strengths(slope: Slope, target: float | None, ceilings: Tensor) -> Fou
         return Found(ceilings, nowhere, nowhere)
     wanted = target - slope.value + slope.at_q()
     at_rest = slope.along(torch.zeros_like(wanted))[0] >= wanted
-    enough = _highest(slope, lambda linear, _: linear < wanted).nan_to_num(nan=torch.inf)
+    enough = _highest(slope, lambda linear, _: linear < wanted)
+    never = enough.isnan() | (slope.along(1.01 * enough)[0] < wanted)  # the search ends somewhere
+    enough = enough.masked_fill(never, torch.inf)
     strengths = torch.minimum(enough, ceilings).masked_fill(at_rest, 0.0)
     return Found(strengths, at_rest | (enough < ceilings), at_rest)
 

@@ -77,7 +77,7 @@ def test_records_are_what_pipeline_and_reward_say():
     bare = next(generate(pipe, [entry], reward, GuidanceConfig(scale=0), nats=True, num_inference_steps=3))
     generator = [torch.Generator().manual_seed(bare.seed)]
     assert bare.text == pipe("b c", generator=generator, num_inference_steps=3).texts[0]
-    assert (bare.index, bare.sample, bare.scale, bare.kl) == (0, 0, 0.0, None)
+    assert (bare.index, bare.sample, bare.strength, bare.kl) == (0, 0, 0.0, None)
     assert bare.reward == pytest.approx(float(reward.score([bare.text], ["b c"])), abs=1e-6)
     assert bare.rewards["LexicalReward"] == float(LexicalReward("a").score([bare.text]))
     assert bare.nats == float(pipe.nll([bare.text], generator=torch.Generator().manual_seed(bare.seed)))
@@ -85,7 +85,7 @@ def test_records_are_what_pipeline_and_reward_say():
     assert (written["id"], written["input_text"], written["text"]) == (7, "mine", bare.text)
     guided = next(generate(pipe, [entry], reward, CONFIG, num_inference_steps=3))
     assert guided.kl > 0
-    assert guided.scale == 3
+    assert guided.strength == 3
 
 
 def test_kl_is_that_of_the_trace():
