@@ -30,7 +30,20 @@ def test_digits_in_a_contact_sheet(tmp_path, capsys):
     file = tmp_path / "sheet.png"
     models = ["--model", "builtin:mnist-masked", "--reward", "builtin:mnist-classifier", "--label", "7"]
     assert (
-        main(["generate", *models, "--samples-per-prompt", "17", "--num-inference-steps", "16", "--out", str(file)])
+        main(
+            [
+                "generate",
+                *models,
+                "--samples-per-prompt",
+                "17",
+                "--num-inference-steps",
+                "8",
+                "--kl-budget",
+                "2",
+                "--out",
+                str(file),
+            ]
+        )
         == 0
     )
     with Image.open(file) as sheet:
