@@ -18,7 +18,7 @@ class Plan:
 
     Attributes:
         asked: draws are made, the reward is asked.
-        first: those of the asked that have not been asked before, or not since they began anew.
+        first: those of the asked of which no ceiling is known, see `SequenceFigures`.
         kept: neither asked nor stopped: tilted as before.
         stopped: guidance of it has been ended by `stop_when`.
     """
@@ -74,7 +74,8 @@ class Course:
             return torch.tensor(list(values), dtype=torch.bool, device=free.device)
 
         kept = [here and not now for here, now in zip(going, asked, strict=True)]
-        first = [now and not figures for now, figures in zip(asked, self._figures, strict=True)]
+        known = [bool(figures) and figures[-1].ceiling is not None for figures in self._figures]
+        first = [now and not found for now, found in zip(asked, known, strict=True)]
         return Plan(tensor(asked), tensor(first), tensor(kept), tensor(self._stopped))
 
     def ceilings(self, chosen: Tensor) -> Tensor:

@@ -84,11 +84,11 @@ class RewardGradients:
         assert strength.budget is not None
         budget = strength.budget * torch.bincount(sequence, minlength=len(self._reward)).to(grad.dtype)
         drawn = Slope(self._reward, grad, self._log_p, log_q, sequence, self._mass)
-        if self._ceilings is None:
-            self._ceilings = torch.full_like(self._reward, torch.nan)
-        if bool(self._ceilings.isnan().any()):
-            self._ceilings = torch.where(self._ceilings.isnan(), dearest(drawn, budget), self._ceilings)
-        solved = least_strengths(drawn._replace(gradient=mean), strength.target, self._ceilings)
+        unknown = torch.full_like(self._reward, torch.nan) if self._ceilings is None else self._ceilings
+        ceilings = torch.where(unknown.isnan(), dearest(drawn, budget), unknown) if unknown.isnan().any() else unknown
+        solved = least_strengths(drawn._replace(gradient=mean), strength.target, ceilings)
+        # a reward that is where it should be says nothing of what it would cost to get there
+        self._ceilings = ceilings.masked_fill(unknown.isnan() & solved.at_rest, torch.nan)
         known = strength.target is not None
         self._figures.push(
             solved.strengths, self._ceilings, solved.reaches if known else None, solved.at_rest if known else None

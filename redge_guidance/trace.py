@@ -1,5 +1,6 @@
 """What guidance did: figures by step and by sequence."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, SupportsIndex
@@ -231,6 +232,7 @@ class Figures:
     ) -> SequenceFigures:
         more: dict[str, Any] = dict(zip(self._pushed, pushed, strict=True))
         more |= {name: bool(more[name]) for name in ("reached", "at_rest") if name in more}
+        more |= {"ceiling": None} if math.isnan(more.get("ceiling", 0.0)) else {}
         return SequenceFigures(reward, kl, norm, entropy, int(free), **more)
 
     def _by_sequence(self, values: Tensor, free: Tensor) -> Tensor:

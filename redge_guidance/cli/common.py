@@ -119,6 +119,15 @@ def draw(
     return run
 
 
+def aim(setup: Setup) -> list[str]:
+    """What guidance pursued, at what cost and why, as a line of a report; no line without a reward."""
+    from redge_guidance.guidance import Guidance
+
+    if setup.reward is None:
+        return []
+    return [f"guided by {Guidance(setup.reward, setup.config).trace.aim}"]
+
+
 @dataclass(frozen=True)
 class Made:
     """What a command made.

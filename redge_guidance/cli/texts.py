@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from redge_guidance.cli.common import Made, Run, as_json, draw, running
+from redge_guidance.cli.common import Made, Run, aim, as_json, draw, running
 from redge_guidance.cli.terminal import PROGRAM, remark
 from redge_guidance.setups.options import Options
 from redge_guidance.setups.setup import Setup
@@ -42,7 +42,7 @@ def _report(setup: Setup, runs: Sequence[Run]) -> str:
         share = f"{run.accepted:>10}" if formed else ""
         reward = f"{run.reward:9.2f}" if run.is_rewarded else f"{'-':>9}"
         lines.append(f"{name:10}{reward}{run.hits:>12}{share}{nats:>12}{distinct:>10}{run.seconds:9.1f}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *aim(setup)])
 
 
 def _nats_per_token(setup: Setup, run: Run) -> float:
