@@ -16,7 +16,7 @@ SCHEDULES: dict[str, Schedule] = {
     "linear": lambda progress: 1.0 - progress,
     "early": lambda progress: float(progress < 0.5),
 }
-_DRAWS_BY_VALUES, _DRAWS_FOR_STRENGTH = 32, 4
+_DRAWS, _DRAWS_FOR_STRENGTH, _DRAWS_BY_VALUES = 2, 4, 32
 _MOST = 1e15  # nats a unit of reward, whose squares float32 still holds
 
 
@@ -75,7 +75,7 @@ class GuidanceConfig:
             `"reinforce_loo"` treats every reward as one without gradient; a reward, or a term of a sum, that says it
             has none is treated so anyway.
         update: how q is improved, by name (`"natural"`, `"adam"`) or as an object with its own step size and count.
-        num_draws: relaxed samples drawn for every update, over which the gradient is averaged; None: 1, 4 where by them
+        num_draws: relaxed samples drawn for every update, over which the gradient is averaged; None: 2, 4 where by them
             the strength of a sequence is found, and 32 where a reward, or a term of a sum, has no gradient.
         start, stop: guide while `start <= progress < stop`, progress the share of denoising steps done, in [0, 1).
         kl_budget: upper limit of KL(q || p) at every step, in nats per free token, averaged over a sequence. A q beyond
@@ -113,7 +113,7 @@ class GuidanceConfig:
     target: float | None = None
     schedule: str | Schedule = "constant"
     every: int = 2
-    warm_start: float = 1.0
+    warm_start: float = 0.5
 
     def __post_init__(self) -> None:
         scale, target, start, stop = (as_real(value) for value in (self.scale, self.target, self.start, self.stop))
@@ -167,7 +167,7 @@ class GuidanceConfig:
             return self.num_draws
         if estimator.needs == "values":
             return _DRAWS_BY_VALUES
-        return _DRAWS_FOR_STRENGTH if first and self.scale is None else 1
+        return _DRAWS_FOR_STRENGTH if first and self.scale is None else _DRAWS
 
     def factor(self, progress: float) -> float:
         """What the schedule multiplies the scale, or the budget, by.

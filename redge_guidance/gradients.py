@@ -42,6 +42,9 @@ class RewardGradients:
         start: where q starts; None: at p.
         ceilings: `(batch,)`, the most that strengths may be, nan where that is not known yet; None: nowhere.
 
+    Attributes:
+        last: strengths and shares `(rows, 1)` of the last update, 0 before.
+
     Raises:
         ValueError: one draw for a reward without gradient. When called: a reward of the wrong shape, not finite, or
             without gradient.
@@ -69,30 +72,38 @@ class RewardGradients:
         self._draws, self._config, self._figures = draws, config, figures
         self._parts = routes(reward, config)
         self._reward: Tensor = torch.zeros(())  # of every sequence, of the last draws
+        nothing = torch.zeros(len(draws.sequence), 1, device=draws.sequence.device)
+        self.last = (nothing, nothing)
 
     def gradients(self, log_q: Tensor) -> list[Gradient]:
         found = [self._gradient(reward, estimator, log_q) for reward, estimator in self._parts]
         self._reward = torch.stack([reward for _, reward in found]).sum(0)
         return [gradient for gradient, _ in found]
 
-    def strengths(self, log_q: Tensor, grad: Tensor, mean: Tensor) -> Tensor:
+    def strengths(self, log_q: Tensor, grad: Tensor, mean: Tensor, shares: Tensor) -> Tensor:
         sequence, strength = self._draws.sequence, self._strength
         if strength.scale is not None:
             found = torch.full_like(self._reward, strength.scale)
             self._figures.push(found)
+            self.last = (found[sequence, None], shares)
             return found[sequence, None]
         assert strength.budget is not None
         budget = strength.budget * torch.bincount(sequence, minlength=len(self._reward)).to(grad.dtype)
         drawn = Slope(self._reward, grad, self._log_p, log_q, sequence, self._mass)
         unknown = torch.full_like(self._reward, torch.nan) if self._ceilings is None else self._ceilings
+        if strength.most is not None:
+            unknown = torch.full_like(unknown, strength.most)
         ceilings = torch.where(unknown.isnan(), dearest(drawn, budget), unknown) if unknown.isnan().any() else unknown
-        solved = least_strengths(drawn._replace(gradient=mean), strength.target, ceilings)
+        share = torch.ones_like(self._reward).index_copy_(0, sequence, shares[:, 0])
+        along = drawn._replace(gradient=mean)
+        solved = least_strengths(along, strength.target, ceilings, budget, share)
         # a reward that is where it should be says nothing of what it would cost to get there
         self._ceilings = ceilings.masked_fill(unknown.isnan() & solved.at_rest, torch.nan)
         known = strength.target is not None
         self._figures.push(
             solved.strengths, self._ceilings, solved.reaches if known else None, solved.at_rest if known else None
         )
+        self.last = (solved.strengths[sequence, None], shares)
         return solved.strengths[sequence, None]
 
     def used(self, grad: Tensor) -> None:

@@ -193,7 +193,10 @@ class Guidance:
         if whole:
             among = zip(trace.sequences, chosen.tolist(), strict=True)
             trace = replace(trace, sequences=tuple(one for one, mine in among if mine))
-        return Part(chosen, found.logits, trace)
+        at_rest = (found.strengths == 0)[:, 0] & torch.tensor(
+            [one.at_rest for one in trace.sequences], device=chosen.device
+        ).repeat_interleave(free[chosen].sum(-1))
+        return Part(chosen, found.logits, trace, at_rest)
 
     def _with_form(
         self, step: DenoisingStep, parts: list[Part], plan: Plan | None, index: int

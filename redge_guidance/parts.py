@@ -19,11 +19,17 @@ class Part:
         chosen: `(batch,)` bool, which.
         logits: `(their free positions, vocabulary)` float32, what is drawn from: temperature and all else counted in.
         trace: the figures of these sequences.
+        at_rest: `(their free positions,)` bool, those of sequences that are left to the host after all; None: none.
     """
 
     chosen: Tensor
     logits: Tensor
     trace: StepTrace
+    at_rest: Tensor | None = None
+
+    @property
+    def moves_all(self) -> bool:
+        return bool(self.chosen.all()) and (self.at_rest is None or not bool(self.at_rest.any()))
 
 
 def figures_of(step: DenoisingStep, divergence: Tensor, entropy: Tensor) -> StepTrace:
@@ -61,14 +67,14 @@ def host_logits(step: DenoisingStep, parts: Sequence[Part]) -> Tensor | None:
     if not parts:
         return None if step.logits.dtype == dtype else _own(step).to(dtype)
     moved = [part.logits if step.temperature == 1 else part.logits.mul_(step.temperature) for part in parts]
-    if len(parts) == 1 and bool(parts[0].chosen.all()):
+    if len(parts) == 1 and parts[0].moves_all:
         return moved[0]
     return _filled(step, _own(step).to(dtype), parts, moved)
 
 
 def p_logits(step: DenoisingStep, parts: Sequence[Part]) -> Tensor:
     """Logits `(free positions, vocabulary)` of what is drawn from, the model's own where nothing was moved."""
-    if len(parts) == 1 and bool(parts[0].chosen.all()):
+    if len(parts) == 1 and parts[0].moves_all:
         return parts[0].logits
     return _filled(step, HostLogits(step).logits(), parts, [part.logits for part in parts])
 
@@ -81,5 +87,8 @@ def _filled(step: DenoisingStep, logits: Tensor, parts: Sequence[Part], moved: S
     """`logits` with those of the parts in their places; overwritten."""
     sequence = step.free.nonzero()[:, 0]
     for part, rows in zip(parts, moved, strict=True):
-        logits[part.chosen[sequence]] = rows.to(logits.dtype)
+        places = part.chosen[sequence].nonzero()[:, 0]
+        if part.at_rest is not None:
+            places, rows = places[~part.at_rest], rows[~part.at_rest]
+        logits[places] = rows.to(logits.dtype)
     return logits

@@ -106,6 +106,14 @@ class Reward(Noted):
         """
         return None
 
+    @property
+    def usual_scale(self) -> float | None:
+        """The most nats that a unit of it is worth where neither scale nor budget is set; None: what a budget buys.
+
+        A reward says it that is itself in nats.
+        """
+        return None
+
     def valued(self) -> list[Valued]:
         """The same reward as automata, which guidance follows exactly, without a gradient; none: it is not one."""
         return []
@@ -272,6 +280,16 @@ class RewardSum(Reward):
         return sum(
             term.weight * float(target) for term, target in zip(terms, targets, strict=True) if target is not None
         )
+
+    @property
+    def usual_scale(self) -> float | None:
+        """That of its terms, each divided by its weight, where all name one: the least."""
+        terms = [term for term in self.terms if term.weight != 0]
+        scales = [getattr(term.reward, "usual_scale", None) for term in terms]
+        if None in scales:
+            return None
+        found = [scale / abs(term.weight) for scale, term in zip(scales, terms, strict=True) if scale is not None]
+        return min(found, default=None)
 
     def token_ids(self, tokenizer: Any) -> list[int]:
         return sorted({i for term in self.terms for i in named_tokens(term.reward, tokenizer)})

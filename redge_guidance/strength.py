@@ -35,6 +35,7 @@ class Strength:
         scale: nats that a unit of reward is worth; None: as many as the target or the budget asks for.
         target: the reward that a sequence is to reach; None: as much as the budget buys.
         budget: the most that KL(q || p) may be, in nats per free token; None: no limit, with `scale` alone.
+        most: nats that a unit of reward is worth at most; None: what the budget buys when it is first asked.
         forms: nats that a unit of a reward is worth that is an automaton, and followed exactly.
     """
 
@@ -42,24 +43,28 @@ class Strength:
     scale: float | None = None
     target: float | None = None
     budget: float | None = None
+    most: float | None = None
     forms: float = 2.0
 
     def times(self, factor: float) -> "Strength":
         """The same at a point of a schedule: `factor` of the scale, or, where there is none, of the budget."""
         if factor == 1:
             return self
-        scale, budget = self.scale, self.budget
+        scale, budget, most = self.scale, self.budget, self.most
         if scale is not None:
             scale = factor * scale
-        elif budget is not None:
-            budget = factor * budget
-        return replace(self, scale=scale, budget=budget, forms=factor * self.forms)
+        else:
+            budget = None if budget is None else factor * budget
+            most = None if most is None else factor * most
+        return replace(self, scale=scale, budget=budget, most=most, forms=factor * self.forms)
 
     def __str__(self) -> str:
         goal = f"scale {self.scale:g}" if self.scale is not None else None
         if self.target is not None:
             goal = f"target {self.target:.4g}"
         limit = None if self.budget is None else f"at most {self.budget:g} nats per free token"
+        if self.most is not None:
+            limit = f"at most {self.most:g} nats a unit of reward"
         return f"{', '.join(part for part in (goal, limit) if part)} ({self.why})"
 
 
@@ -70,10 +75,11 @@ def strength_of(reward: AnyReward | None, config: GuidanceConfig) -> Strength:
     """
     budget = config.kl_budget
     if config.scale is not None:
-        return Strength("set by `scale`", config.scale, None, budget, config.scale)
+        return Strength("set by `scale`", config.scale, None, budget, forms=config.scale)
     if reward is None:
         return Strength("rewards that are automata are followed exactly", Strength.forms, None, budget)
     target, said = usual_target(reward)
+    most = getattr(reward, "usual_scale", None) if budget is None else None
     if config.target is not None:
         if target is None and budget is None:
             warnings.warn(
@@ -82,10 +88,8 @@ def strength_of(reward: AnyReward | None, config: GuidanceConfig) -> Strength:
                 "to say how much it may cost.",
                 stacklevel=2,
             )
-        return Strength("set by `target`", None, config.target, USUAL_BUDGET if budget is None else budget)
-    if target is not None:
-        return Strength(said, None, target, USUAL_BUDGET if budget is None else budget)
-    return Strength(said, None, None, USUAL_BUDGET if budget is None else budget)
+        return Strength("set by `target`", None, config.target, USUAL_BUDGET if budget is None else budget, most)
+    return Strength(said, None, target, USUAL_BUDGET if budget is None else budget, most)
 
 
 class Slope(NamedTuple):
@@ -156,28 +160,31 @@ def dearest(slope: Slope, budget: Tensor) -> Tensor:
     return _highest(slope, lambda linear, divergence: divergence <= budget)
 
 
-def least_strengths(slope: Slope, target: float | None, ceilings: Tensor) -> Found:
-    """The least s >= 0 with `r(q) + <q_s - q, G> >= target`, or the ceiling if that is less.
+def least_strengths(
+    slope: Slope, target: float | None, ceilings: Tensor, budget: Tensor, share: Tensor | float = 1.0
+) -> Found:
+    """The least s >= 0 with `r(q) + <q_s - q, G> >= target`, or what ceiling and budget allow if that is less.
 
     The former is the Lagrange multiplier of the least `KL(q_s || p)` that brings the linearised reward to the target: 0
     where p does so by itself.
 
     Args:
-        slope: the reward to first order.
-        target: None: as much as the ceiling buys; nothing then counts as reached.
+        slope: the reward to first order; its gradient M may be of less weight than the reward's own, `M = share * G`,
+            as an average is that begins at 0. The path is `q_s ~ p exp(s M)`.
+        target: None: as much as ceiling and budget buy; nothing then counts as reached.
         ceilings: `(batch,)`; nan: 0, the reward does not vary.
+        budget: `(batch,)`, the most that `KL(q_s || p)` may be, in nats summed over the free tokens.
+        share: `(batch,)`, in (0, 1].
     """
     ceilings = ceilings.nan_to_num(nan=0.0)
-    if target is None:
-        nowhere = torch.zeros_like(ceilings, dtype=torch.bool)
-        return Found(ceilings, nowhere, nowhere)
-    wanted = target - slope.value + slope.at_q()
+    wanted = torch.full_like(ceilings, torch.inf)
+    if target is not None:
+        wanted = share * (target - slope.value) + slope.at_q()
     at_rest = slope.along(torch.zeros_like(wanted))[0] >= wanted
-    enough = _highest(slope, lambda linear, _: linear < wanted)
-    never = enough.isnan() | (slope.along(1.01 * enough)[0] < wanted)  # the search ends somewhere
-    enough = enough.masked_fill(never, torch.inf)
-    strengths = torch.minimum(enough, ceilings).masked_fill(at_rest, 0.0)
-    return Found(strengths, at_rest | (enough < ceilings), at_rest)
+    enough = _highest(slope, lambda linear, divergence: (linear < wanted) & (divergence <= budget))
+    strengths = torch.minimum(enough.nan_to_num(nan=0.0), ceilings).masked_fill(at_rest, 0.0)
+    reaches = slope.along(1.01 * strengths)[0] >= wanted  # the search ends a little below
+    return Found(strengths, at_rest | reaches, at_rest)
 
 
 def _highest(slope: Slope, holds: Callable[[Tensor, Tensor], Tensor]) -> Tensor:

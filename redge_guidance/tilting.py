@@ -27,7 +27,7 @@ class Tilted(NamedTuple):
         logits: `(free positions, vocabulary)` float32, what is to be drawn from: temperature and all else counted in.
         log_q, log_p: `(free positions, S)` in nats, normalised, within the support.
         support: `(free positions, S)` int64, token ids of the columns; None: column = id.
-        strengths: `(free positions, 1)`, of the last update.
+        strengths, shares: `(free positions, 1)`, of the last update, as in `updates.Start`.
         trace: without seconds.
     """
 
@@ -36,10 +36,11 @@ class Tilted(NamedTuple):
     log_p: LogProbs
     support: Tensor | None
     strengths: Tensor
+    shares: Tensor
     trace: StepTrace
 
     def tilts(self) -> Kept:
-        return Kept(tilt_of(self.log_q, self.log_p[:]), self.strengths, self.support)
+        return Kept(tilt_of(self.log_q, self.log_p[:]), self.strengths, self.shares, self.support)
 
 
 def tilted(
@@ -87,7 +88,7 @@ def tilted(
         figures = Figures(draws.sequence, len(step.ids))
 
         def project(log_q: Tensor) -> Tensor:
-            if strength.budget is None:
+            if strength.budget is None or strength.scale is None:  # its strengths keep within the budget
                 return log_q
             budget = strength.budget * step.free.sum(-1).to(log_q.dtype)
             return project_to_budget(log_q, log_p, budget, draws.sequence, mass)
@@ -114,8 +115,7 @@ def tilted(
         trace = figures.step(step.progress, *distances(log_q, log_p, mass))
         guided = log_q + log_z
         logits = guided if support is None else model.logits().scatter_(-1, support, guided)
-    strengths = torch.tensor([one.strength for one in trace.sequences], device=log_z.device)[draws.sequence, None]
-    return Tilted(logits, log_q, log_p, support, strengths, trace)
+    return Tilted(logits, log_q, log_p, support, *ascent.last, trace)
 
 
 def guided_logits(
@@ -134,6 +134,6 @@ def _started(log_p: LogProbs, support: Tensor | None, start: tuple[Tensor, Kept]
     log_q = log_p[:].clone()
     tilts = kept.on(None if support is None else support[found])
     log_q[found] = torch.add(log_q[found], tilts, alpha=share).log_softmax(-1)
-    strengths = torch.zeros_like(log_q[:, :1])
-    strengths[found] = kept.strengths
-    return Start(log_q, strengths)
+    strengths, shares = torch.zeros_like(log_q[:, :1]), torch.zeros_like(log_q[:, :1])
+    strengths[found], shares[found] = kept.strengths, share * kept.shares
+    return Start(log_q, strengths, shares)

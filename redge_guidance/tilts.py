@@ -16,18 +16,19 @@ class Kept:
 
     Attributes:
         values: `(rows, S)` nats, `log q - log p` up to a constant a row; 0 where both are -inf.
-        strengths: `(rows, 1)`, of the updates that made them.
+        strengths, shares: `(rows, 1)`, as in `updates.Start`.
         support: `(rows, S)` int64, token ids of the columns; None: column = id.
     """
 
     values: Tensor
     strengths: Tensor
+    shares: Tensor
     support: Tensor | None
 
     def at(self, rows: Tensor) -> "Kept":
         """Those of some rows, by their numbers."""
         support = None if self.support is None else self.support[rows]
-        return Kept(self.values[rows], self.strengths[rows], support)
+        return Kept(self.values[rows], self.strengths[rows], self.shares[rows], support)
 
     def on(self, support: Tensor | None) -> Tensor:
         """The tilts of the tokens of another support `(rows, S')`, 0 of those that were not in this one."""
@@ -65,8 +66,12 @@ class Tilts:
             support = None
             if old.support is not None and kept.support is not None:
                 support = torch.cat([old.support, kept.support])
-            strengths = torch.cat([old.strengths, kept.strengths])
-            kept = Kept(torch.cat([old.values, kept.values]), strengths, support)
+            kept = Kept(
+                torch.cat([old.values, kept.values]),
+                torch.cat([old.strengths, kept.strengths]),
+                torch.cat([old.shares, kept.shares]),
+                support,
+            )
         self._row, self._kept = new, kept
 
     def at(self, free: Tensor) -> tuple[Tensor, Kept] | None:

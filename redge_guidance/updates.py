@@ -63,11 +63,13 @@ class Gradient:
 class Start:
     """Where q starts: `log_q` `(rows, S)`, normalised, in nats, which is `p exp(strengths * mean)`, of some mean.
 
-    `strengths` is `(rows, 1)`; where it is 0 q starts at p.
+    `strengths` is `(rows, 1)`; where it is 0 q starts at p. `shares` `(rows, 1)` are the weights of all gradients in
+    that mean, in [0, 1]; the rest is that of 0.
     """
 
     log_q: Tensor
     strengths: Tensor
+    shares: Tensor
 
 
 class Ascent(Protocol):
@@ -82,11 +84,11 @@ class Ascent(Protocol):
     def gradients(self, log_q: Tensor) -> Sequence[Gradient]:
         """Parts of the gradient of E_q[r], drawn anew at `log_q` `(rows, S)`."""
 
-    def strengths(self, log_q: Tensor, grad: Tensor, mean: Tensor) -> Tensor:
+    def strengths(self, log_q: Tensor, grad: Tensor, mean: Tensor, shares: Tensor) -> Tensor:
         """Nats s that one unit of reward is worth at every row, `(rows, 1)`, a new tensor.
 
         `grad` `(rows, S)` is the last gradient that was drawn, at `log_q`, with respect to the one-hot sample; q goes
-        to `p exp(s * mean)`, `mean` `(rows, S)`.
+        to `p exp(s * mean)`, `mean` `(rows, S)` being gradients of weights that sum to `shares` `(rows, 1)`.
         """
 
     def used(self, grad: Tensor) -> None:
@@ -107,8 +109,8 @@ class Natural:
     `log q <- (1 - eta) log q + eta (log p + s * G) + const`. The fixed point `q = p exp(s * G) / Z` is the exact
     maximiser for a reward that is linear in each token; with `eta = 1` one update reaches it. Several smaller updates
     follow a reward that is not linear, each with fresh samples of the q so far; from p they go
-    `1 - (1 - eta)^num_updates` of the way. With `GuidanceConfig.warm_start`, the default, they go on where the step
-    before ended, so that one update a step is enough.
+    `1 - (1 - eta)^num_updates` of the way, 70 % at the defaults. With `GuidanceConfig.warm_start` they go on where the
+    step before ended.
 
     For straight-through G is the reward's own gradient at the drawn tokens. Other estimators are carried to the same
     coordinates, `G = g / (q + damping)` with g their gradient with respect to the logits: for straight-through and
@@ -122,8 +124,8 @@ class Natural:
         damping: probability, >= 0; not used by straight-through.
     """
 
-    num_updates: int = 1
-    step_size: float = 1 / 2
+    num_updates: int = 3
+    step_size: float = 1 / 3
     damping: float = _DAMPING
 
     def __post_init__(self) -> None:
@@ -135,8 +137,10 @@ class Natural:
 
     def __call__(self, log_p: LogProbs, ascent: Ascent, project: Callable[[Tensor], Tensor]) -> Tensor:
         log_q, mean = log_p[:].clone(), None
+        shares = torch.zeros_like(log_q[:, :1])
         if ascent.start is not None:
             log_q, mean = ascent.start.log_q.clone(), _mean(ascent.start.log_q, log_p, ascent.start.strengths)
+            shares = ascent.start.shares.masked_fill(ascent.start.strengths == 0, 0.0)
         for _ in range(self.num_updates):
             grad = _sum([part.at_sample(log_q, self.damping) for part in ascent.gradients(log_q)])
             ascent.used(grad)
@@ -145,7 +149,8 @@ class Natural:
                 if mean is None
                 else mean.mul_(1 - self.step_size).add_(grad, alpha=self.step_size)
             )
-            strengths = ascent.strengths(log_q, grad, mean)
+            shares = (1 - self.step_size) * shares + self.step_size
+            strengths = ascent.strengths(log_q, grad, mean, shares)
             del grad
             for rows in row_chunks(log_q.shape, log_q.device):
                 p = log_p[rows]
@@ -189,7 +194,7 @@ class Adam:
             grad = _sum([part.at_logits(log_q) for part in parts])
             ascent.used(grad)
             at_sample = _sum([part.at_sample(log_q, _DAMPING) for part in parts])
-            strengths = ascent.strengths(log_q, at_sample, at_sample)
+            strengths = ascent.strengths(log_q, at_sample, at_sample, torch.ones_like(at_sample[:, :1]))
             slope = kl_gradient(log_q, log_p) - strengths * grad
             logits.grad = torch.nn.functional.softshrink(slope / unit, 1.0)
             adam.step()

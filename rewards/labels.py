@@ -31,6 +31,7 @@ class Label:
 
     Attributes:
         name: the label as the config spells it.
+        temperature: as given.
     """
 
     def __init__(self, config: Any, label: str | int | None, against: str | int | None, temperature: float):
@@ -41,14 +42,14 @@ class Label:
         number = as_real(temperature)
         if number is None or not 0 < number < float("inf"):
             raise ValueError(f"`temperature` must be > 0, got {temperature!r}.")
-        self._temperature = number
+        self.temperature = number
         self._several = getattr(config, "problem_type", None) == "multi_label_classification"
         self._names = {int(i): str(name) for i, name in config.id2label.items()}
         self.name = self._names[self._index]
 
     def __call__(self, logits: Tensor) -> Tensor:
         """`(batch, labels)` to `(batch,)`."""
-        logits = logits / self._temperature
+        logits = logits / self.temperature
         if self._against is not None:
             return logits[:, self._index] - logits[:, self._against]
         if logits.shape[-1] == 1:
@@ -66,7 +67,7 @@ class Label:
         others = 1 if self._several or self._against is not None else len(self._names) - 1
         if others == 0:
             return None
-        odds = (_SURE * others) ** (1 / self._temperature) / others
+        odds = (_SURE * others) ** (1 / self.temperature) / others
         return math.log(odds) if self._against is not None else -math.log1p(1 / odds)
 
     def names(self, logits: Tensor) -> list[str]:
