@@ -87,13 +87,16 @@ class RewardGradients:
             self._figures.push(found)
             self.last = (found[sequence, None], shares)
             return found[sequence, None]
-        assert strength.budget is not None
-        budget = strength.budget * torch.bincount(sequence, minlength=len(self._reward)).to(grad.dtype)
+        budget = None
+        if strength.budget is not None:
+            budget = strength.budget * torch.bincount(sequence, minlength=len(self._reward)).to(grad.dtype)
         drawn = Slope(self._reward, grad, self._log_p, log_q, sequence, self._mass)
         unknown = torch.full_like(self._reward, torch.nan) if self._ceilings is None else self._ceilings
         if strength.most is not None:
             unknown = torch.full_like(unknown, strength.most)
-        ceilings = torch.where(unknown.isnan(), dearest(drawn, budget), unknown) if unknown.isnan().any() else unknown
+        ceilings = unknown
+        if budget is not None and bool(unknown.isnan().any()):
+            ceilings = torch.where(unknown.isnan(), dearest(drawn, budget), unknown)
         share = torch.ones_like(self._reward).index_copy_(0, sequence, shares[:, 0])
         along = drawn._replace(gradient=mean)
         solved = least_strengths(along, strength.target, ceilings, budget, share)

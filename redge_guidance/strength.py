@@ -22,6 +22,7 @@ USUAL_BUDGET = 1.0  # nats per free token
 
 _LOWEST, _HIGHEST = 1e-3, 1e3  # of s times the standard deviation of the reward under p, to first order
 _HALVINGS = 12  # which leave s known to 0.3 %
+_A_LITTLE = 1.004  # times what is found, from below
 _FLAT = 1e-12  # units of reward; a reward that varies less does not vary
 _ROUNDING = 1e-6  # of the largest gradient of a position: differences that are none
 
@@ -34,7 +35,7 @@ class Strength:
         why: where the numbers come from, for people.
         scale: nats that a unit of reward is worth; None: as many as the target or the budget asks for.
         target: the reward that a sequence is to reach; None: as much as the budget buys.
-        budget: the most that KL(q || p) may be, in nats per free token; None: no limit, with `scale` alone.
+        budget: the most that KL(q || p) may be, in nats per free token; None: no limit.
         most: nats that a unit of reward is worth at most; None: what the budget buys when it is first asked.
         forms: nats that a unit of a reward is worth that is an automaton, and followed exactly.
     """
@@ -81,15 +82,17 @@ def strength_of(reward: AnyReward | None, config: GuidanceConfig) -> Strength:
     target, said = usual_target(reward)
     most = getattr(reward, "usual_scale", None) if budget is None else None
     if config.target is not None:
-        if target is None and budget is None:
+        if target is None and budget is None and most is None:
             warnings.warn(
                 f"`target` {config.target:g} is for a reward whose range is unknown ({said}), and no `kl_budget` is "
                 f"set: a strength is assumed that spends at most {USUAL_BUDGET:g} nats per free token; set `kl_budget` "
                 "to say how much it may cost.",
                 stacklevel=2,
             )
-        return Strength("set by `target`", None, config.target, USUAL_BUDGET if budget is None else budget, most)
-    return Strength(said, None, target, USUAL_BUDGET if budget is None else budget, most)
+        target, said = config.target, "set by `target`"
+    if budget is None and most is None:
+        budget = USUAL_BUDGET
+    return Strength(said, None, target, budget, most)
 
 
 class Slope(NamedTuple):
@@ -161,7 +164,11 @@ def dearest(slope: Slope, budget: Tensor) -> Tensor:
 
 
 def least_strengths(
-    slope: Slope, target: float | None, ceilings: Tensor, budget: Tensor, share: Tensor | float = 1.0
+    slope: Slope,
+    target: float | None,
+    ceilings: Tensor,
+    budget: Tensor | None = None,
+    share: Tensor | float = 1.0,
 ) -> Found:
     """The least s >= 0 with `r(q) + <q_s - q, G> >= target`, or what ceiling and budget allow if that is less.
 
@@ -173,18 +180,24 @@ def least_strengths(
             as an average is that begins at 0. The path is `q_s ~ p exp(s M)`.
         target: None: as much as ceiling and budget buy; nothing then counts as reached.
         ceilings: `(batch,)`; nan: 0, the reward does not vary.
-        budget: `(batch,)`, the most that `KL(q_s || p)` may be, in nats summed over the free tokens.
+        budget: `(batch,)`, the most that `KL(q_s || p)` may be, in nats summed over the free tokens; None: no limit.
         share: `(batch,)`, in (0, 1].
     """
     ceilings = ceilings.nan_to_num(nan=0.0)
     wanted = torch.full_like(ceilings, torch.inf)
     if target is not None:
         wanted = share * (target - slope.value) + slope.at_q()
+    most = torch.full_like(ceilings, torch.inf) if budget is None else budget
     at_rest = slope.along(torch.zeros_like(wanted))[0] >= wanted
-    enough = _highest(slope, lambda linear, divergence: (linear < wanted) & (divergence <= budget))
-    strengths = torch.minimum(enough.nan_to_num(nan=0.0), ceilings).masked_fill(at_rest, 0.0)
-    reaches = slope.along(1.01 * strengths)[0] >= wanted  # the search ends a little below
-    return Found(strengths, at_rest | reaches, at_rest)
+
+    def too_little(linear: Tensor, divergence: Tensor) -> Tensor:
+        return (linear < wanted) & (divergence <= most)
+
+    enough = _highest(slope, too_little)
+    linear, divergence = slope.along(_A_LITTLE * enough)
+    enough = enough.masked_fill(enough.isnan() | too_little(linear, divergence), torch.inf)  # the search has an end
+    strengths = torch.minimum(enough, ceilings).masked_fill(at_rest, 0.0)
+    return Found(strengths, at_rest | ((enough < ceilings) & (linear >= wanted)), at_rest)
 
 
 def _highest(slope: Slope, holds: Callable[[Tensor, Tensor], Tensor]) -> Tensor:

@@ -22,7 +22,7 @@ class LinearReward:
 
     start = None
 
-    def strengths(self, log_q, grad, mean):
+    def strengths(self, log_q, grad, mean, shares):
         return torch.full_like(grad[:, :1], self.scale)
 
     def used(self, grad):
@@ -172,7 +172,7 @@ class Noisy:
 
     start = None
 
-    def strengths(self, log_q, grad, mean):
+    def strengths(self, log_q, grad, mean, shares):
         return torch.full_like(grad[:, :1], self.scale)
 
     def used(self, grad):
