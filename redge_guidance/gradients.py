@@ -99,7 +99,8 @@ class RewardGradients:
             ceilings = torch.where(unknown.isnan(), dearest(drawn, budget), unknown)
         share = torch.ones_like(self._reward).index_copy_(0, sequence, shares[:, 0])
         along = drawn._replace(gradient=mean)
-        solved = least_strengths(along, strength.target, ceilings, budget, share)
+        limit = None if budget is None else strength.factor * budget
+        solved = least_strengths(along, strength.target, strength.factor * ceilings, limit, share)
         # a reward that is where it should be says nothing of what it would cost to get there
         self._ceilings = ceilings.masked_fill(unknown.isnan() & solved.at_rest, torch.nan)
         known = strength.target is not None

@@ -163,7 +163,7 @@ class Guidance:
         found = self._tilts.at(step.free & plan.kept[:, None])
         if found is not None:
             part = rows_of(step, plan.kept)
-            logits, divergence, entropy = carried(part, *found, strength.budget)
+            logits, divergence, entropy = carried(part, *found, strength.limit)
             parts.append(Part(plan.kept, logits, figures_of(part, divergence, entropy)))
         whole = asks_for_whole_batch(self._reward)
         groups = [plan.asked] if whole else [plan.first, plan.asked & ~plan.first]  # which draw as many samples each

@@ -38,6 +38,7 @@ class Strength:
         budget: the most that KL(q || p) may be, in nats per free token; None: no limit.
         most: nats that a unit of reward is worth at most; None: what the budget buys when it is first asked.
         forms: nats that a unit of a reward is worth that is an automaton, and followed exactly.
+        factor: of a schedule, in this step.
     """
 
     why: str
@@ -46,18 +47,19 @@ class Strength:
     budget: float | None = None
     most: float | None = None
     forms: float = 2.0
+    factor: float = 1.0
 
     def times(self, factor: float) -> "Strength":
-        """The same at a point of a schedule: `factor` of the scale, or, where there is none, of the budget."""
+        """The same at a point of a schedule: with `factor` of the scale, or of the price that a budget has found."""
         if factor == 1:
             return self
-        scale, budget, most = self.scale, self.budget, self.most
-        if scale is not None:
-            scale = factor * scale
-        else:
-            budget = None if budget is None else factor * budget
-            most = None if most is None else factor * most
-        return replace(self, scale=scale, budget=budget, most=most, forms=factor * self.forms)
+        scale = None if self.scale is None else factor * self.scale
+        return replace(self, scale=scale, forms=factor * self.forms, factor=factor)
+
+    @property
+    def limit(self) -> float | None:
+        """Nats per free token that KL(q || p) may be in this step; with `factor`, where the budget sets the price."""
+        return self.budget if self.budget is None or self.scale is not None else self.factor * self.budget
 
     def __str__(self) -> str:
         goal = f"scale {self.scale:g}" if self.scale is not None else None

@@ -164,7 +164,7 @@ _GUIDANCE = (
         "relaxed samples an update of guidance",
         lowest=1,
         optional=True,
-        default="1, 4 at first, 32 for a reward without gradient",
+        default="2, 4 at first, 32 for a reward without gradient",
     ),
     Option("every", "guidance", "integer", "ask the reward at every n-th step", lowest=1, metavar="N", default="2"),
     Option(
@@ -176,7 +176,7 @@ _GUIDANCE = (
         default="constant",
     ),
     Option(
-        "warm_start", "guidance", "number", "share of the step before from which a step begins, 0 to 1", default="1"
+        "warm_start", "guidance", "number", "share of the step before from which a step begins, 0 to 1", default="0.5"
     ),
     Option("start", "guidance", "number", "share of denoising steps done, from which on is guided", default="0"),
     Option("stop", "guidance", "number", "share of denoising steps done, up to which is guided", default="1"),
@@ -187,7 +187,7 @@ _GUIDANCE = (
         "most nats per free token that guidance may move away from the model in a step; without --scale also how much "
         "a unit of reward may cost",
         optional=True,
-        default="1; with --scale none",
+        default="1, or what a label of texts is worth; with --scale none",
     ),
     Option(
         "support",
