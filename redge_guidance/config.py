@@ -87,8 +87,8 @@ class GuidanceConfig:
         target: the reward that a sequence is to reach, in the reward's own units. One that has reached it is left
             alone, one that cannot spends its budget; `SequenceFigures.reached` says which. Not with `scale`.
         schedule: what `scale`, or without it the price that is paid, is multiplied by in the course of the steps:
-            `"constant"`; `"linear"`, from 1 down to 0; `"early"`, 1 in the first half and 0 after it; or a function from
-            the share of the steps that are done, in [0, 1), to a number >= 0.
+            `"constant"`; `"linear"`, from 1 down to 0; `"early"`, 1 in the first half and 0 after it; or a function
+            from the share of the steps that are done, in [0, 1), to a number >= 0.
         every: the reward is asked at every n-th step. At the steps between, `log q - log p` is kept, position by
             position and token by token, on top of what the model then says.
         warm_start: the share of `log q - log p` of the step before from which q starts, in [0, 1], so that gradients

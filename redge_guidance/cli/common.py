@@ -125,7 +125,7 @@ def aim(setup: Setup) -> list[str]:
 
     if setup.reward is None:
         return []
-    return [f"guided by {Guidance(setup.reward, setup.config).trace.aim}"]
+    return [f"aim: {Guidance(setup.reward, setup.config).trace.aim}"]
 
 
 @dataclass(frozen=True)

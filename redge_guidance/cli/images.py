@@ -48,7 +48,7 @@ def generate(setup: Setup, options: Options) -> Made:
         runs.append(draw(setup, prompts, options, make=make))
     failed = [record for run in runs for record in run.failed]
     files = {"json": as_json(runs)} if "json" in options else {}
-    report = [*_report(runs), *aim(setup)]
+    report = [*aim(setup), *_report(runs)]
     if out is not None:
         kind, sheet = _KINDS[Path(out).suffix.lower()], io.BytesIO()
         _contact_sheet(runs).save(sheet, kind)

@@ -32,6 +32,7 @@ def _report(setup: Setup, runs: Sequence[Run]) -> str:
     lines = []
     for name, run in zip(("unguided", "guided"), runs, strict=True):
         lines += [f"{name}:", *(f"  {record.text}" for record in run.records), ""]
+    lines += aim(setup)
     formed = setup.constraint is not None
     head = f"{'accepted':>10}" if formed else ""
     lines.append(f"{'':10}{'reward':>9}{'on target':>12}{head}{'nats/token':>12}{'distinct':>10}{'seconds':>9}")
@@ -42,7 +43,7 @@ def _report(setup: Setup, runs: Sequence[Run]) -> str:
         share = f"{run.accepted:>10}" if formed else ""
         reward = f"{run.reward:9.2f}" if run.is_rewarded else f"{'-':>9}"
         lines.append(f"{name:10}{reward}{run.hits:>12}{share}{nats:>12}{distinct:>10}{run.seconds:9.1f}")
-    return "\n".join([*lines, *aim(setup)])
+    return "\n".join(lines)
 
 
 def _nats_per_token(setup: Setup, run: Run) -> float:
