@@ -39,7 +39,7 @@ def test_digits_in_a_contact_sheet(tmp_path, capsys):
         assert trace.width > 500
     captured = capsys.readouterr()
     assert captured.err == ""
-    shares = {line.split()[0]: int(line.split()[2].rstrip("%")) for line in captured.out.splitlines()[2:]}
+    shares = {line.split()[0]: int(line.split()[2].rstrip("%")) for line in captured.out.splitlines()[3:]}
     assert shares["unguided"] <= 40
     assert shares["guided"] >= 90
 
@@ -88,9 +88,9 @@ def test_toward_a_text_by_clip(model, folders, tmp_path, capsys):
     models = ["--model", folders[model], "--reward", folders["clip"]]
     assert main(["generate", *models, *FAST, *prompts, "--scale", "50", "--out", str(tmp_path / "s.jpg")]) == 0
     lines = capsys.readouterr().out.splitlines()
-    rewards = {line.split()[0]: float(line.split()[1]) for line in lines[2:]}
+    rewards = {line.split()[0]: float(line.split()[1]) for line in lines[3:]}
     assert rewards["guided"] > rewards["unguided"]
-    assert lines[2].split()[2] == "-"  # no classes to hit
+    assert lines[3].split()[2] == "-"  # no classes to hit
 
 
 @pytest.mark.parametrize(

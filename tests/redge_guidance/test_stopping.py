@@ -12,6 +12,7 @@ from redge_guidance.step import DenoisingStep
 from redge_guidance.stopping import Settled
 from redge_guidance.terms import asks_for_whole_batch
 from redge_guidance.trace import SequenceFigures
+from redge_guidance.updates import Natural
 from tests.helpers.hosts import ALL, JUMP, ONE_OF_EACH, any_reward, brightness, count_of_a, seeded
 from tests.helpers.image_rewards import clip
 from tests.helpers.settings import plain_config
@@ -261,6 +262,9 @@ def test_rewards_with_a_target_for_each_say_so():
 # ---- who is shown to the reward: not what is finished, and seldom what needs nothing ----
 
 
+ONE = Natural(1, 1 / 2)  # the reward is called once where a sequence is asked
+
+
 class Asked(Reward):
     """The count of "a" and what a prompt brings; notes whose turn it is."""
 
@@ -275,7 +279,7 @@ class Asked(Reward):
 
 def test_finished_sequences_are_not_shown_to_the_reward():
     watched = Asked({"x": 0.0, "y": 0.0, "z": 0.0})
-    guidance = Guidance(watched, GuidanceConfig(4.0, every=1))
+    guidance = Guidance(watched, GuidanceConfig(4.0, update=ONE, every=1))
     names, frees = ["x", "y", "z"], [[[1, 1], [1, 0], [1, 1]], [[0, 1], [0, 0], [1, 0]], [[0, 0], [0, 0], [1, 0]]]
     for free in frees:
         step = step_of(free, prompts=names)
@@ -299,7 +303,7 @@ def test_hosts_show_no_sequence_in_which_nothing_is_free(name):
         shown.append(len(sample))
         return any_reward(pipe)(sample)
 
-    with guide(pipe, reward, GuidanceConfig(4.0, num_draws=1, every=1)) as handle:
+    with guide(pipe, reward, GuidanceConfig(4.0, update=ONE, num_draws=1, every=1)) as handle:
         run()
     assert all(free)
     assert shown == [sum(one.asked for one in step.sequences) for step in handle.trace]
@@ -310,7 +314,7 @@ def test_hosts_show_no_sequence_in_which_nothing_is_free(name):
 def test_a_sequence_at_rest_is_asked_at_every_second_turn_then_every_fourth_and_at_last_every_eighth(every, expected):
     """Nobody else is there: in the steps between the reward is not called at all."""
     watched = Asked({"x": 9.0})
-    guidance, asked = Guidance(watched, GuidanceConfig(target=5.0, kl_budget=1.0, every=every)), []
+    guidance, asked = Guidance(watched, GuidanceConfig(target=5.0, update=ONE, kl_budget=1.0, every=every)), []
     step = step_of([[1, 1, 0]], prompts=["x"])
     for k in range(32):
         before = len(watched.seen)
@@ -324,12 +328,13 @@ def test_a_sequence_at_rest_is_asked_at_every_second_turn_then_every_fourth_and_
 
 def test_those_that_need_guidance_are_asked_while_others_rest():
     watched = Asked({"x": 9.0, "y": 0.0, "z": 9.0})
-    guidance = Guidance(watched, GuidanceConfig(target=5.0, kl_budget=1.0, every=1))
+    guidance = Guidance(watched, GuidanceConfig(target=5.0, update=ONE, kl_budget=1.0, every=1))
     step = step_of(FREE, prompts=["x", "y", "z"])
     for _ in range(7):
         guidance(step)
     everybody = ["x", "y", "z"]
-    assert watched.seen == [everybody, ["y"], everybody, ["y"], ["y"], ["y"], everybody]
+    both = [["x", "z"], ["y"]]  # of y alone it is known what it costs
+    assert watched.seen == [everybody, ["y"], *both, ["y"], ["y"], ["y"], *both]
     last = guidance.trace[-2].sequences
     assert [one.asked for one in last] == [False, True, False]
     assert [one.at_rest for one in last] == [one.reached for one in last] == [True, False, True]
@@ -338,7 +343,7 @@ def test_those_that_need_guidance_are_asked_while_others_rest():
 
 def test_one_that_has_lost_its_target_is_asked_at_every_turn_again():
     watched = Asked({"x": 9.0})
-    guidance = Guidance(watched, GuidanceConfig(target=5.0, kl_budget=1.0, every=2))
+    guidance = Guidance(watched, GuidanceConfig(target=5.0, update=ONE, kl_budget=1.0, every=2))
     step = step_of([[1, 1, 0]], prompts=["x"])
     for k in range(19):  # asked at 0, 4 and 12; at 12 it is found to need guidance
         watched.bonus["x"] = 9.0 if k < 6 else 0.0
@@ -349,7 +354,7 @@ def test_one_that_has_lost_its_target_is_asked_at_every_turn_again():
 
 def test_a_new_block_is_asked_at_once_though_the_one_before_was_at_rest():
     watched = Asked({"x": 9.0})
-    guidance = Guidance(watched, GuidanceConfig(target=5.0, kl_budget=1.0, every=2))
+    guidance = Guidance(watched, GuidanceConfig(target=5.0, update=ONE, kl_budget=1.0, every=2))
     for _ in range(5):  # asked at 0 and 4, and then only at 12
         guidance(step_of([[1, 1, 0, 0]], prompts=["x"]))
     for _ in range(5):
@@ -378,7 +383,7 @@ def test_a_reward_of_the_whole_batch_is_asked_about_all_or_nobody():
     """Those at rest too, since the others may not be shown without them; not those in which nothing is free."""
     watched = Asked({"x": 9.0, "y": 0.0, "z": 9.0})
     watched.whole_batch = True
-    guidance = Guidance(watched, GuidanceConfig(target=5.0, kl_budget=1.0, every=2))
+    guidance = Guidance(watched, GuidanceConfig(target=5.0, update=ONE, kl_budget=1.0, every=2))
     step = step_of([[1, 1, 0], [0, 1, 1], [0, 0, 0]], prompts=["x", "y", "z"])
     for _ in range(5):
         guidance(step)
