@@ -13,7 +13,8 @@ from redge_guidance.estimators import Estimator, ReinforceLOO, ScoreFunction
 from redge_guidance.evaluation import checked
 from redge_guidance.goals import Goals
 from redge_guidance.precision import Autocast
-from redge_guidance.reward import AnyReward, RewardSum, Sample
+from redge_guidance.reward import AnyReward, RewardSum
+from redge_guidance.sample import Sample
 from redge_guidance.strength import Slope, Strength, dearest, least_strengths
 from redge_guidance.terms import split
 from redge_guidance.trace import Figures

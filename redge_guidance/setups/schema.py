@@ -133,7 +133,7 @@ _GUIDANCE = (
         "a fixed strength of guidance, in nats a unit of reward, 0 is off; under --soft a word wanted or banned is "
         f"{WORD:g} units, each word too few or too many {LENGTH:g}, a match {FORM:g}",
         optional=True,
-        default="none: what --target and --kl-budget ask for",
+        default="what --target and --kl-budget ask for",
     ),
     Option(
         "target",
@@ -175,9 +175,7 @@ _GUIDANCE = (
         choices=("constant", "linear", "early"),
         default="constant",
     ),
-    Option(
-        "warm_start", "guidance", "number", "share of the step before from which a step begins, 0 to 1", default="0.5"
-    ),
+    Option("warm_start", "guidance", "number", "share of the step before that a step begins from", default="0.5"),
     Option("start", "guidance", "number", "share of denoising steps done, from which on is guided", default="0"),
     Option("stop", "guidance", "number", "share of denoising steps done, up to which is guided", default="1"),
     Option(
