@@ -76,7 +76,7 @@ def test_documented_examples_and_commands_run(installed, tmp_path):
         name, language, code = block
         here = tmp_path / name.replace(" ", "-")
         here.mkdir()
-        script = here.with_suffix(f".{language}")
+        script = here.with_name(f"{here.name}.{language}")  # of this block alone
         script.write_text(code, encoding="utf-8")
         command = ["python", str(script)] if language == "python" else ["bash", "-eu", str(script)]
         done = run(command, cwd=here, env=environment)

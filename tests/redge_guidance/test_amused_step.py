@@ -81,7 +81,7 @@ def test_images_need_not_be_square(make):
     assert images.shape == (2, 3, 8, 12)
     torch.testing.assert_close(decoder.decode(decoder.codebook[tokens.flatten(1)]), images)
     for scale in (0.0, 30.0, 300.0):
-        with guide(pipe, lambda pixels: pixels[..., :4, :4].mean((1, 2, 3)), GuidanceConfig(scale=scale)):
+        with guide(pipe, lambda pixels: pixels[..., :4, :4].mean((1, 2, 3)), plain_config(scale=scale)):
             means.append(run("pt")[..., :4, :4].mean())
     assert means[0] < means[1] < means[2]
 

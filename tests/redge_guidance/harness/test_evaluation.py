@@ -27,7 +27,9 @@ def folder(tmp_path, monkeypatch):
 def test_an_evaluation_by_the_library(folder):
     names = write(folder)
     manager = TaskManager(include_path=str(folder), include_defaults=False)
-    lm = RedgeLM(pipe=tiny_pipeline(length=12), guided_by=tiny_reward(), scale=3.0, num_corruptions=8, batch_size=2)
+    lm = RedgeLM(
+        pipe=tiny_pipeline(length=12), guided_by=tiny_reward(), scale=3.0, every=1, num_corruptions=8, batch_size=2
+    )
     found = lm_eval.simple_evaluate(lm, tasks=names, task_manager=manager, bootstrap_iters=0, log_samples=True)
     assert found["results"]["tiny_choice"]["acc,none"] in (0.0, 1 / 3, 2 / 3, 1.0)
     assert found["results"]["tiny_rolling"]["word_perplexity,none"] > 1
