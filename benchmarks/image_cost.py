@@ -19,16 +19,17 @@ import time
 import torch
 from diffusers import VQModel
 from report import environment, save
+from settings import PLAIN
 from torch import Tensor
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from redge_guidance import GuidanceConfig
-from redge_guidance.guidance import guided_logits
 from redge_guidance.hosts import DenoisingStep
 from redge_guidance.pipelines import MaskedImageTransformer
 from redge_guidance.pipelines.image.vq_tokens import codebook_of, to_pixels
 from redge_guidance.rewards import ImageClassifierReward
 from redge_guidance.samples.images import ImageDecoder
+from redge_guidance.tilting import guided_logits
 from redge_guidance.updates import Natural
 
 CODES = 16384
@@ -76,7 +77,7 @@ def measure(size: int, images: int, chunk_size: int | None) -> dict[str, float]:
     model_seconds = transformer_seconds(side, ids)
     logits = 3 * torch.randn(images, side**2, CODES)
     step = DenoisingStep(logits, ids, free, free, 1.0, 0.0, None, images=decoder)
-    config = GuidanceConfig(update=Natural(1, 1.0), num_draws=1)
+    config = GuidanceConfig(**PLAIN | {"update": Natural(1, 1.0), "num_draws": 1})
     before = peak()
     total = seconds(lambda: guided_logits(step, reward, config, torch.Generator().manual_seed(0)))
     memory = peak() - before

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from report import environment, save
+from settings import PLAIN
 from torch import Tensor
 from transformers import AutoModelForImageClassification
 
@@ -152,13 +153,15 @@ def main() -> None:
     parser.add_argument("--judge", default=JUDGE)
     parser.add_argument("--per-digit", type=int, default=64)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--scale", type=float, default=500.0)
+    parser.add_argument("--scale", type=float, help="a fixed one, with 12 draws a step, instead of the defaults")
+    parser.add_argument("--estimator-scale", type=float, default=500.0, help="at which estimators are compared")
     parser.add_argument("--temperature", type=float, default=8.0, help="of the reward that guides")
     parser.add_argument("--methods", nargs="+", default=["main", "estimators"], choices=["main", "estimators"])
     parser.add_argument("--output", default="benchmarks/results/mnist.json")
     args = parser.parse_args()
     bench = Bench(args)
-    config = GuidanceConfig(scale=args.scale)
+    config = GuidanceConfig() if args.scale is None else GuidanceConfig(**PLAIN | {"scale": args.scale})
+    plain = PLAIN | {"scale": args.estimator_scale}
     print("| method | on target | worst digit | reward | Frechet | diversity | least | ms an image |")
     print("|---|---|---|---|---|---|---|---|")
     rows = []
@@ -170,18 +173,19 @@ def main() -> None:
     if "estimators" in args.methods:
         for name in ESTIMATORS:
             # 12 gradients a step, the same for all; the score function's are of 12 draws without a gradient
-            chosen = GuidanceConfig(config.scale, name)
+            chosen = GuidanceConfig(**plain | {"estimator": name})
             rows.append(bench.measure(f"{name}, natural", bench.guided(chosen)))
         for name in ("straight_through", "redge", "entropy_mix"):
-            chosen = GuidanceConfig(config.scale, name, Adam(num_updates=12), num_draws=1)
+            chosen = GuidanceConfig(**plain | {"estimator": name, "update": Adam(num_updates=12), "num_draws": 1})
             rows.append(bench.measure(f"{name}, adam", bench.guided(chosen)))
-        chosen = GuidanceConfig(config.scale, update=Natural(12, 1 / 12 + 0.02), num_draws=1)
+        chosen = GuidanceConfig(**plain | {"update": Natural(12, 1 / 12 + 0.02), "num_draws": 1})
         rows.append(bench.measure("entropy_mix, 12 small natural updates", bench.guided(chosen)))
     settings = {
         "per_digit": args.per_digit,
         "seeds": args.seeds,
         "temperature": args.temperature,
         "config": config.to_json(),
+        "estimator_scale": args.estimator_scale,
     }
     save(args.output, environment("diffusers", "transformers") | {"settings": settings, "results": rows})
 

@@ -9,6 +9,7 @@ morning, as soon as possible); the other six were tried here for the first time.
 import argparse
 
 from report import environment, save
+from settings import PLAIN
 
 from redge_guidance import GuidanceConfig, generate
 from redge_guidance.pipelines import MaskedTextPipeline
@@ -45,7 +46,7 @@ def main() -> None:
         pieces = len(pipe.tokenizer(f" {word}", add_special_tokens=False).input_ids)
         row = {"word": word, "tokens": pieces, "unguided": reward.report(bare).satisfied}
         for scale in SCALES:
-            texts = draw(reward, GuidanceConfig(scale=scale))
+            texts = draw(reward, GuidanceConfig(**PLAIN | {"scale": scale}))
             row[f"scale {scale:g}"] = reward.report(texts).satisfied
             row[f"nats/token at {scale:g}"] = round(nats(texts), 3)
         rows.append(row)

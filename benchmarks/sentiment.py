@@ -1,8 +1,10 @@
 """Guidance toward a sentiment on the embedded checkpoints: what it buys, what it costs, against best-of-N.
 
-Every method writes the same number of texts from the same seeds, in one process. VADER never sees the optimisation.
-Best-of-N draws N texts a place from the bare sampler and keeps the one that the classifier likes best; N is the
-smallest number whose measured time is no less than that of guidance at its defaults.
+Every method writes the same number of texts from the same seeds, in one process. VADER never sees the optimisation,
+nor does the grammar judge, `link-parser` of Debian's package link-grammar. Times are those of this process on all
+processors and by the clock on the wall, each relative to the unguided run of the same seed. Best-of-N draws N texts a
+place from the bare sampler and keeps the one that the classifier likes best; N is the smallest number whose measured
+time by the wall is no less than that of guidance at its defaults.
 
     python benchmarks/sentiment.py                        # the table of the README
     python benchmarks/sentiment.py --methods all          # estimators, update rules, supports, draws
@@ -13,36 +15,48 @@ import argparse
 import json
 import math
 import statistics
-import time
 
 import torch
+from judges import Clock, Grammar, Vader, distinct, interval, nats_a_token
 from report import environment, save
-from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+from settings import PLAIN
 
 from redge_guidance import GuidanceConfig, generate
+from redge_guidance.estimators import ReDGE
 from redge_guidance.pipelines import TextPipeline
 from redge_guidance.rewards import TextClassifierReward
 from redge_guidance.updates import Adam, Natural
 
 METHODS = {
     "default": GuidanceConfig(),
+    "scale 2, 12 draws": GuidanceConfig(**PLAIN),
     "scale 0.9": GuidanceConfig(scale=0.9),
     "scale 2.5": GuidanceConfig(scale=2.5),
     "scale 3.6": GuidanceConfig(scale=3.6),
     "kl budget 0.3": GuidanceConfig(kl_budget=0.3),
     "full vocabulary": GuidanceConfig(support=None),
     "support 32": GuidanceConfig(support=32),
-    "1 draw": GuidanceConfig(num_draws=1),
-    "1 full step": GuidanceConfig(scale=1.25, update=Natural(1, 1.0)),
+    "4 draws": GuidanceConfig(num_draws=4),
+    "every step": GuidanceConfig(every=1),
+    "every third step": GuidanceConfig(every=3),
+    "no warm start": GuidanceConfig(warm_start=0.0),
+    "linear": GuidanceConfig(schedule="linear"),
+    "early": GuidanceConfig(schedule="early"),
+    "1 full step": GuidanceConfig(**PLAIN | {"scale": 1.25, "update": Natural(1, 1.0)}),
     **{
         name: GuidanceConfig(estimator=name)
         for name in ("straight_through", "redge", "reinmax", "gumbel_softmax", "soft")
     },
-    "adam x 10, 1 draw": GuidanceConfig(update=Adam(), num_draws=1),
-    "adam x 10, 1 draw, redge": GuidanceConfig(estimator="redge", update=Adam(), num_draws=1),
+    "redge, soft samples": GuidanceConfig(estimator=ReDGE(hard=False)),
+    "adam x 10, 1 draw": GuidanceConfig(**PLAIN | {"update": Adam(), "num_draws": 1}),
+    "adam x 10, 1 draw, redge": GuidanceConfig(**PLAIN | {"update": Adam(), "num_draws": 1, "estimator": "redge"}),
     "reinforce_loo, 32 draws": GuidanceConfig(estimator="reinforce_loo", num_draws=32),
 }
 BATCH = 64
+
+
+SHARES = {"vader": "VADER", "classifier": "classifier", "grammar": "grammatical", "distinct": "distinct"}
+Rows = dict[str, list[dict[str, float]]]  # of every method, one a seed
 
 
 class Bench:
@@ -51,77 +65,92 @@ class Bench:
         self.pipe.set_progress_bar_config(disable=True)
         self.reward = TextClassifierReward.from_pretrained("builtin:sentiment", label=label)
         self.label, self.samples = label, samples
-        self.analyzer = SentimentIntensityAnalyzer()
+        self.vader, self.grammar = Vader(), Grammar()
 
-    def sample(self, seed: int, config: GuidanceConfig | None = None) -> tuple[list[str], float]:
-        """Texts and the seconds they took."""
-        started, reward = time.perf_counter(), None if config is None else self.reward
-        records = generate(self.pipe, "", reward, config, samples_per_prompt=self.samples, batch_size=BATCH, seed=seed)
-        return [record.text for record in records], time.perf_counter() - started
+    def warm_up(self) -> None:
+        """What the first calls alone pay for."""
+        for reward in (None, self.reward):
+            list(generate(self.pipe, "", reward, samples_per_prompt=4))
 
-    def best_of(self, seed: int, seconds: float) -> tuple[list[str], float, int]:
-        """The best of N texts by the classifier, N and the time; N grows until `seconds` are spent."""
-        started, n = time.perf_counter(), 0
+    def sample(self, seed: int, config: GuidanceConfig | None = None) -> tuple[list[str], Clock]:
+        """Texts and the time they took."""
+        reward = None if config is None else self.reward
+        with Clock() as clock:
+            how = {"samples_per_prompt": self.samples, "batch_size": BATCH, "seed": seed}
+            texts = [str(record.text) for record in generate(self.pipe, "", reward, config, **how)]
+        return texts, clock
+
+    def best_of(self, seed: int, seconds: float) -> tuple[list[str], Clock, int]:
+        """The best of N texts by the classifier, the time and N, which grows until `seconds` by the wall are spent."""
+        clock, n = Clock(), 0
         best, best_reward = [""] * self.samples, torch.full((self.samples,), -math.inf)
-        while time.perf_counter() - started < seconds:
-            texts, _ = self.sample(1000 * (seed + 1) + n)
-            rewards = self.reward.score(texts)
+        while clock.wall < seconds:
+            with clock:
+                texts, _ = self.sample(1000 * (seed + 1) + n)
+                rewards = self.reward.score(texts)
             best = [new if r > b else old for new, old, r, b in zip(texts, best, rewards, best_reward, strict=True)]
             best_reward = torch.maximum(best_reward, rewards)
             n += 1
-        return best, time.perf_counter() - started, n
+        return best, clock, n
 
     def judge(self, texts: list[str]) -> dict[str, float]:
-        sign = {"negative": -1, "positive": 1}[self.label]
-        compounds = [self.analyzer.polarity_scores(text)["compound"] for text in texts]
         tokens = sum(len(ids) + 1 for ids in self.pipe.tokenizer(texts, add_special_tokens=False).input_ids)
         return {
-            "vader": statistics.mean(sign * c > 0.2 for c in compounds),
+            "vader": statistics.mean(self.vader(texts, self.label)),
             "classifier": statistics.mean(found == self.label for found in self.reward.predict(texts)),
-            "nll_per_token": self.pipe.nll(texts, num_corruptions=8).sum().item() / tokens,
+            "nll_per_token": nats_a_token(self.pipe, texts),
+            "grammar": statistics.mean(self.grammar(texts)),
             "tokens": tokens / len(texts),
-            "distinct": len(set(texts)) / len(texts),
+            "distinct": distinct(texts),
         }
 
 
-def run(
-    model: str, label: str, seeds: list[int], samples: int, methods: list[str]
-) -> dict[str, list[dict[str, float]]]:
+def run(model: str, label: str, seeds: list[int], samples: int, methods: list[str]) -> Rows:
     bench = Bench(model, label, samples)
-    bench.sample(10**6)  # warm up
-    rows: dict[str, list[dict[str, float]]] = {}
+    bench.warm_up()
+    rows: Rows = {}
 
-    def record(name: str, texts: list[str], seconds: float, base: float, **more: float) -> None:
-        row = bench.judge(texts) | {"seconds": seconds, "times_unguided": seconds / base} | more
-        rows.setdefault(name, []).append(row | {"examples": texts[:8]})
-        print(f"{label:9}{name:26}" + "".join(f"{k} {v:.3g}  " for k, v in row.items()), flush=True)
+    def record(name: str, seed: int, texts: list[str], clock: Clock, base: Clock, **more: float) -> None:
+        row = {"seed": seed} | bench.judge(texts) | {"seconds": clock.wall, "process_seconds": clock.process}
+        row |= {"times_unguided": clock.wall / base.wall, "process_times_unguided": clock.process / base.process}
+        rows.setdefault(name, []).append(row | more | {"examples": texts[:8]})
+        print(f"{label:9}{name:26}" + "".join(f"{k} {v:.3g}  " for k, v in (row | more).items()), flush=True)
 
     for seed in seeds:
         bare, base = bench.sample(seed)
-        record("unguided", bare, base, base)
+        record("unguided", seed, bare, base, base)
         for name in methods:
-            texts, seconds = bench.sample(seed, METHODS[name])
-            record(name, texts, seconds, base)
+            texts, clock = bench.sample(seed, METHODS[name])
+            record(name, seed, texts, clock, base)
             if name == "default":
-                best, spent, n = bench.best_of(seed, seconds)
-                record("best of N, same time", best, spent, base, n=n)
+                best, spent, n = bench.best_of(seed, clock.wall)
+                record("best of N, same time", seed, best, spent, base, n=n)
     return rows
 
 
-def table(results: dict[str, dict[str, list[dict[str, float]]]]) -> str:
-    """Markdown: means over the seeds."""
+def table(results: dict[str, Rows], samples: int) -> str:
+    """Markdown: of every seed and, with 95 % intervals of the shares of all texts, of all."""
     lines = [
-        "| toward | method | VADER | classifier | nats/token | distinct | time |",
-        "|---|---|---|---|---|---|---|",
+        f"| toward | method | seed | {' | '.join(SHARES.values())} | nats/token | process time | wall-clock |",
+        "|---" * (6 + len(SHARES)) + "|",
     ]
     for label, rows in results.items():
         for name, runs in rows.items():
             mean = {key: statistics.mean(run[key] for run in runs) for key in runs[0] if key != "examples"}
-            full = name if "n" not in mean else f"best of {mean['n']:.0f}, same time"
-            lines.append(
-                f"| {label} | {full} | {mean['vader']:.1%} | {mean['classifier']:.1%} | {mean['nll_per_token']:.2f} | "
-                f"{mean['distinct']:.1%} | {mean['times_unguided']:.1f}x |"
-            )
+            for kind in ("seconds", "process_seconds"):
+                times, base = (statistics.mean(run[kind] for run in of) for of in (runs, rows["unguided"]))
+                mean[kind.replace("seconds", "times_unguided")] = times / base
+            for row in [*(runs if len(runs) > 1 else ()), mean]:
+                full = name if "n" not in row else f"best of {row['n']:.0f}, same time"
+                seed, shares = (f"{row['seed']}", [f"{row[key]:.1%}" for key in SHARES])
+                if row is mean:
+                    ends = [interval(row[key], samples * len(runs)) for key in SHARES]
+                    seed = "all" if len(runs) > 1 else f"{runs[0]['seed']}"
+                    shares = [f"{s} ({100 * a:.0f} to {100 * b:.0f})" for s, (a, b) in zip(shares, ends, strict=True)]
+                lines.append(
+                    f"| {label} | {full} | {seed} | {' | '.join(shares)} | {row['nll_per_token']:.2f} | "
+                    f"{row['process_times_unguided']:.2f}x | {row['times_unguided']:.2f}x |"
+                )
     return "\n".join(lines)
 
 
@@ -139,7 +168,7 @@ def main() -> None:
     settings = {"model": args.model, "samples": args.samples, "seeds": args.seeds}
     settings["methods"] = {name: json.loads(METHODS[name].to_json()) for name in methods}
     save(args.output, environment("transformers", "diffusers") | {"settings": settings, "results": results})
-    print(table(results))
+    print(table(results, args.samples))
 
 
 if __name__ == "__main__":

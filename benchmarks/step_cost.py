@@ -19,19 +19,21 @@ from typing import NamedTuple
 
 import torch
 from report import environment, save
+from settings import PLAIN
 from torch import Tensor
 from transformers import ModernBertConfig, ModernBertForMaskedLM, ModernBertForSequenceClassification
 
 from redge_guidance import GuidanceConfig, RelaxedTokens
-from redge_guidance.guidance import guided_logits
 from redge_guidance.hosts import DenoisingStep
+from redge_guidance.tilting import guided_logits
 
 LENGTH, VOCABULARY = 128, 126_464
 CONFIGS = {
-    "default (support 128)": GuidanceConfig(),
-    "support 64": GuidanceConfig(support=64),
-    "full vocabulary": GuidanceConfig(support=None),
-    "full vocabulary, 1 draw": GuidanceConfig(support=None, num_draws=1),
+    "12 draws, support 128": GuidanceConfig(**PLAIN),
+    "12 draws, support 64": GuidanceConfig(**PLAIN | {"support": 64}),
+    "12 draws, full vocabulary": GuidanceConfig(**PLAIN | {"support": None}),
+    "3 draws, full vocabulary": GuidanceConfig(**PLAIN | {"support": None, "num_draws": 1}),
+    "default, first ask": GuidanceConfig(),
 }
 
 
@@ -87,7 +89,9 @@ def times() -> dict[str, dict[str, float]]:
 
     rows = {}
     for name, settings in CONFIGS.items():
-        embeddings = torch.randn(settings.num_draws, LENGTH, REWARD.width, requires_grad=True)
+        embeddings = torch.randn(
+            settings.draws_of(settings.estimator, first=True), LENGTH, REWARD.width, requires_grad=True
+        )
 
         def reward_alone(embeddings: Tensor = embeddings) -> None:
             torch.autograd.grad(classifier(inputs_embeds=embeddings).logits[:, 0].sum(), embeddings)

@@ -3,7 +3,8 @@
 Texts toward *positive*. Of all tolerances and patiences the one is chosen, on one seed, that asks the reward about the
 fewest texts and loses at most two points of hits; what it does is then reported on other seeds. `asked` counts texts
 that the classifier read while guiding, draws and updates one by one; a hit is a finished text that the classifier, or
-VADER, which takes no part, finds positive. The clock leaves out the judging.
+VADER, which takes no part, finds positive. The clock leaves out the judging. Guidance is that of `PLAIN`, a fixed scale
+and twelve draws a step.
 
 python benchmarks/stopping.py
 """
@@ -17,9 +18,10 @@ from typing import Any
 
 import torch
 from report import environment, save
+from settings import PLAIN
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
-from redge_guidance import guide
+from redge_guidance import GuidanceConfig, guide
 from redge_guidance.pipelines import MaskedTextPipeline
 from redge_guidance.rewards import TextClassifierReward
 from redge_guidance.stopping import Settled
@@ -45,7 +47,7 @@ class Bench:
         generators = [torch.Generator().manual_seed(1000 * seed + k) for k in range(self.samples)]
         hook = self.reward.model.register_forward_hook(count, with_kwargs=True)
         started = time.perf_counter()
-        with guide(self.pipe, self.reward, stop_when=rule) as handle:
+        with guide(self.pipe, self.reward, GuidanceConfig(**PLAIN), stop_when=rule) as handle:
             texts = self.pipe([""] * self.samples, num_inference_steps=self.steps, generator=generators).texts
         seconds = time.perf_counter() - started
         hook.remove()

@@ -21,6 +21,7 @@ import time
 import torch
 from report import environment, save
 from reward_gradients import encoder_path
+from settings import PLAIN
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 from redge_guidance import GuidanceConfig, generate
@@ -58,12 +59,14 @@ TARGETS = [
 ]
 WORDS = ["book", "car", "money", "school", "dog", "house", "music", "train", "water", "letter"]
 SIMILARITY = GuidanceConfig(
-    scale=250.0, estimator="straight_through", num_draws=1, support=None, update=Natural(6, 1 / 3)
+    **PLAIN
+    | {"scale": 250.0, "estimator": "straight_through", "num_draws": 1, "support": None, "update": Natural(6, 1 / 3)}
 )
-LEXICAL = GuidanceConfig(scale=30.0)
+LEXICAL = GuidanceConfig(**PLAIN | {"scale": 30.0})
 BLACK_BOX = {
-    "black box, 32 draws": GuidanceConfig(scale=64.0, num_draws=32),
-    "black box, 64 draws": GuidanceConfig(scale=64.0, num_draws=64),
+    "black box, default": GuidanceConfig(),
+    "black box, 32 draws": GuidanceConfig(**PLAIN | {"scale": 64.0, "num_draws": 32}),
+    "black box, 64 draws": GuidanceConfig(**PLAIN | {"scale": 64.0, "num_draws": 64}),
 }
 
 
@@ -151,7 +154,9 @@ def black_box(bench: Bench) -> dict[str, object]:
     for name, config in BLACK_BOX.items():
         record(name, *bench.sample(0, vader, config))
     for draws in (1, 4):
-        record(f"classifier, {draws} draws", *bench.sample(0, classifier, GuidanceConfig(num_draws=draws)))
+        record(
+            f"classifier, {draws} draws", *bench.sample(0, classifier, GuidanceConfig(**PLAIN | {"num_draws": draws}))
+        )
     texts, seconds, n = bench.best_of(vader, 0, max(row["seconds"] for row in rows.values()))
     record("best of N by VADER", texts, seconds, n=n)
     return rows

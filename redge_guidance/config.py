@@ -10,6 +10,13 @@ from redge_guidance.estimators import ESTIMATORS, EntropyMix, Estimator
 from redge_guidance.updates import UPDATES, Natural, Update
 
 _Kind = TypeVar("_Kind")
+Schedule = Callable[[float], float]
+SCHEDULES: dict[str, Schedule] = {
+    "constant": lambda progress: 1.0,
+    "linear": lambda progress: 1.0 - progress,
+    "early": lambda progress: float(progress < 0.5),
+}
+_DRAWS, _DRAWS_FOR_STRENGTH, _DRAWS_BY_VALUES = 2, 4, 32
 _MOST = 1e15  # nats a unit of reward, whose squares float32 still holds
 
 
@@ -53,49 +60,80 @@ def _is_update(value: Any) -> bool:
 class GuidanceConfig:
     """How strongly, where and by which computation a reward steers a sampler. The defaults are good defaults.
 
-    At every denoising step guidance maximises, for each sequence, `scale * E_q[reward] - KL(q || p)` over factorised
-    distributions q of the free positions, p being the model's own prediction there. Numbers may be NumPy's, fractions
-    or tensors without dimension; they are kept as plain ones.
+    At every denoising step guidance moves, for each sequence, a factorised distribution q of the free positions away
+    from p, the model's own prediction there: as little as `E_q[reward] >= target` asks for, KL(q || p) being at most
+    `kl_budget`; or, with `scale`, to the maximum of `scale * E_q[reward] - KL(q || p)`. With neither the target is the
+    reward's own, `Reward.usual_target`; a reward that names none, or is a sum with such a term, is raised as far as the
+    budget allows. Numbers may be NumPy's, fractions or tensors without dimension; they are kept as plain ones.
 
     Attributes:
-        scale: nats of log-probability that one unit of reward is worth; 0 switches guidance off.
+        scale: nats of log-probability that one unit of reward is worth, whatever the reward is; 0 switches guidance
+            off. None: as many, for every sequence and step, as the target and the budget ask for.
         estimator: how a differentiable sample is drawn: an `Estimator`, or its name in `ESTIMATORS`, which makes one of
             default settings. The default, `"entropy_mix"`, shows the reward a mixture of tokens where the model is sure
             and a token where it is not; take `"straight_through"` for a reward that needs one-hot samples.
             `"reinforce_loo"` treats every reward as one without gradient; a reward, or a term of a sum, that says it
             has none is treated so anyway.
         update: how q is improved, by name (`"natural"`, `"adam"`) or as an object with its own step size and count.
-        num_draws: relaxed samples drawn for every update, over which the gradient is averaged; 32 or more where a
-            reward has no gradient.
+        num_draws: relaxed samples drawn for every update, over which the gradient is averaged; None: 2, 4 where by them
+            the strength of a sequence is found, and 32 where a reward, or a term of a sum, has no gradient.
         start, stop: guide while `start <= progress < stop`, progress the share of denoising steps done, in [0, 1).
-        kl_budget: upper limit of KL(q || p) at every step, in nats per free token, averaged over a sequence; None: no
-            limit. A q beyond it is moved back along the geometric path to p.
+        kl_budget: upper limit of KL(q || p) at every step, in nats per free token, averaged over a sequence. A q beyond
+            it is moved back along the geometric path to p. Without `scale` it also says how much a unit of reward may
+            cost: the strength that spends it when the reward of a sequence is first asked is the most that is used
+            later. None: with `scale` no limit, else `Reward.usual_scale`, or the budget
+            `redge_guidance.strength.USUAL_BUDGET` for a reward that names none.
         support: q differs from p on this many likeliest tokens of every position only; None: on the whole vocabulary.
+        target: the reward that a sequence is to reach, in the reward's own units. One that has reached it is left
+            alone, one that cannot spends its budget; `SequenceFigures.reached` says which. Not with `scale`.
+        schedule: what `scale`, or without it the price that is paid, is multiplied by in the course of the steps:
+            `"constant"`; `"linear"`, from 1 down to 0; `"early"`, 1 in the first half and 0 after it; or a function
+            from the share of the steps that are done, in [0, 1), to a number >= 0.
+        every: the reward is asked at every n-th step. At the steps between, `log q - log p` is kept, position by
+            position and token by token, on top of what the model then says.
+        warm_start: the share of `log q - log p` of the step before from which q starts, in [0, 1], so that gradients
+            are averaged over steps as well; 0: from p.
 
     Raises:
         ValueError: a value out of range or an unknown name.
 
-    >>> GuidanceConfig(scale=1.5).num_draws
-    4
+    >>> GuidanceConfig(target=-0.1).every
+    2
     >>> GuidanceConfig(estimator="redge").estimator.num_steps
     4
     """
 
-    scale: float = 2.0
+    scale: float | None = None
     estimator: _Named[Estimator] = _Named(ESTIMATORS, EntropyMix, _is_estimator, "Estimator")
     update: _Named[Update] = _Named(UPDATES, Natural, _is_update, "object")
-    num_draws: int = 4
+    num_draws: int | None = None
     start: float = 0.0
     stop: float = 1.0
     kl_budget: float | None = None
     support: int | None = 128
+    target: float | None = None
+    schedule: str | Schedule = "constant"
+    every: int = 2
+    warm_start: float = 0.5
 
     def __post_init__(self) -> None:
-        scale, start, stop = (as_real(value) for value in (self.scale, self.start, self.stop))
-        if scale is None or not 0 <= scale < float("inf"):
-            raise ValueError(f"`scale` must be a finite number >= 0, got {self.scale!r}; 0 switches guidance off.")
-        if scale > _MOST:
-            raise ValueError(f"`scale` must be <= {_MOST:g}, got {self.scale!r}; squares of it leave float32.")
+        scale, target, start, stop = (as_real(value) for value in (self.scale, self.target, self.start, self.stop))
+        if self.scale is not None:
+            if scale is None or not 0 <= scale < float("inf"):
+                raise ValueError(f"`scale` must be a finite number >= 0, got {self.scale!r}; 0 switches guidance off.")
+            if scale > _MOST:
+                raise ValueError(f"`scale` must be <= {_MOST:g}, got {self.scale!r}; squares of it leave float32.")
+        if self.target is not None:
+            if target is None or not abs(target) < float("inf"):
+                raise ValueError(
+                    f"`target` must be a finite number, in units of the reward, or None, got {self.target!r}; for as "
+                    "much as a budget buys leave it out and set `kl_budget`."
+                )
+            if scale is not None:
+                raise ValueError(
+                    f"`target` and `scale` exclude each other, got target={target!r} and scale={scale!r}: a target "
+                    "finds its own strength. Leave one out."
+                )
         if start is None or stop is None or not 0 <= start < stop <= 1:
             raise ValueError(
                 f"`start` and `stop` must satisfy 0 <= start < stop <= 1, got start={self.start!r}, stop={self.stop!r};"
@@ -104,16 +142,49 @@ class GuidanceConfig:
         budget = as_real(self.kl_budget)
         if self.kl_budget is not None and (budget is None or not budget > 0):
             raise ValueError(f"`kl_budget` must be > 0 nats per free token or None, got {self.kl_budget!r}.")
-        plain = {"scale": scale, "start": start, "stop": stop, "kl_budget": budget}
-        plain["num_draws"] = whole_number("num_draws", self.num_draws, 1)
+        warm_start = as_real(self.warm_start)
+        if warm_start is None or not 0 <= warm_start <= 1:
+            raise ValueError(f"`warm_start` must lie in [0, 1], got {self.warm_start!r}; 0 starts from the model's p.")
+        if not (callable(self.schedule) or (isinstance(self.schedule, str) and self.schedule in SCHEDULES)):
+            raise ValueError(
+                f"`schedule` must be one of {', '.join(SCHEDULES)}, or a function of the share of the steps that are "
+                f"done, got {self.schedule!r}."
+            )
+        plain: dict[str, Any] = {"scale": scale, "target": target, "start": start, "stop": stop, "kl_budget": budget}
+        plain |= {"every": whole_number("every", self.every, 1), "warm_start": warm_start}
+        plain["num_draws"] = None if self.num_draws is None else whole_number("num_draws", self.num_draws, 1)
         plain["support"] = None if self.support is None else whole_number("support", self.support, 2)
         for name, value in plain.items():
             object.__setattr__(self, name, value)
-        if self.estimator.needs == "values" and self.num_draws < 2:
+        if self.estimator.needs == "values" and self.draws_of(self.estimator) < 2:
             raise ValueError(
                 f"`num_draws` must be >= 2 for {type(self.estimator).__name__}, got {self.num_draws}; each draw is "
                 "compared with the mean of the others."
             )
+
+    def draws_of(self, estimator: Estimator, first: bool = False) -> int:
+        """Samples of an update by an estimator; `first`: where a sequence is asked for the first time."""
+        if self.num_draws is not None:
+            return self.num_draws
+        if estimator.needs == "values":
+            return _DRAWS_BY_VALUES
+        return _DRAWS_FOR_STRENGTH if first and self.scale is None else _DRAWS
+
+    def factor(self, progress: float) -> float:
+        """What the schedule multiplies the scale, or the budget, by.
+
+        Raises:
+            ValueError: a function of one's own gives no number, or a negative or infinite one.
+        """
+        schedule = SCHEDULES[self.schedule] if isinstance(self.schedule, str) else self.schedule
+        found: Any = schedule(progress)
+        factor = as_real(found)
+        if factor is None or not 0 <= factor < float("inf"):
+            raise ValueError(
+                f"`schedule` must return a finite number >= 0, got {found!r} at progress {progress:g}; 0 leaves the "
+                "step as the model has it."
+            )
+        return factor
 
     def to_json(self) -> str:
         """One line of JSON; `GuidanceConfig.from_json` gives an equal config back."""

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from redge_guidance.reward import Sample
+from redge_guidance.sample import Sample
 from redge_guidance.samples.images import RelaxedImages
 from redge_guidance.samples.tokens import RelaxedTokens
 from redge_guidance.step import DenoisingStep

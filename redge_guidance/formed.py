@@ -52,7 +52,7 @@ class FormOfStep:
         self._drawn_from: tuple[Messages, Tensor, Tensor] | None = None
 
     def condition(
-        self, logits: Tensor, noise: Noise, scale: float, kl_budget: float | None = None
+        self, logits: Tensor, noise: Noise, scale: float | Array, kl_budget: float | None = None
     ) -> tuple[Tensor, Figures]:
         """Logits `(free positions, vocabulary)` given the form, from logits like them.
 
@@ -61,7 +61,7 @@ class FormOfStep:
         `logits` are overwritten.
 
         Args:
-            scale: what one unit of the rewards is worth; 0: the constraint alone counts.
+            scale: what one unit of the rewards is worth, also `(batch,)`, to each; 0: the constraint alone counts.
             kl_budget: nats per free token that the rewards, not the constraint, may cost; None: no limit.
         """
         logits, notes = self._given_further(logits, scale)
@@ -124,7 +124,7 @@ class FormOfStep:
         result[torch.from_numpy(changed).to(result.device)] = found.to(result.device)
         return result[:, : tokens.shape[1]]
 
-    def marginals(self, logits: Tensor, scale: float) -> Tensor:
+    def marginals(self, logits: Tensor, scale: float | Array) -> Tensor:
         """Logits of the posterior of each free position, like `logits`."""
         logits, _ = self._given_further(logits, scale)
         masses = self._conditioning.classes.log_probs(logits)
@@ -154,10 +154,10 @@ class FormOfStep:
             drawn.append(torch.where(usable, along, log_q).log_softmax(-1))
         return torch.stack(drawn)
 
-    def _given_further(self, logits: Tensor, scale: float) -> tuple[Tensor, dict[str, float]]:
+    def _given_further(self, logits: Tensor, scale: float | Array) -> tuple[Tensor, dict[str, float]]:
         """Logits given the further forms, one after the other, and what these note."""
         notes: dict[str, float] = {}
-        for further in self._form.further if scale else ():
+        for further in self._form.further if np.any(scale) else ():
             form = FormOfStep(further, self._step)
             logits = form.marginals(logits, scale)
             notes |= form.notes
@@ -173,10 +173,10 @@ class FormOfStep:
     def _messages(self, masses: Tensor, worth: Array | None = None, best: bool = False) -> Messages:
         return self._conditioning.messages(self._reading, masses, worth, best)
 
-    def _worth(self, plain: Messages, scale: float) -> tuple[Array | None, dict[str, float]]:
+    def _worth(self, plain: Messages, scale: float | Array) -> tuple[Array | None, dict[str, float]]:
         """What it is worth to end in a state, `(states, batch)` nats, and log P of each term; None: nothing."""
         form, values = self._form, self._conditioning.automaton.values
-        if scale == 0 or not len(form.weights):
+        if not np.any(scale) or not len(form.weights):
             return None, {}
         possible, ends = plain.possible_ends(), plain.end_distribution()
         worth, notes = np.zeros(ends.shape), {}

@@ -1,18 +1,13 @@
 """A denoising step whose texts are given their form: logits, and the figures of the trace."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
-from redge_guidance.config import GuidanceConfig
+from redge_guidance.constraints.arithmetic import Array
 from redge_guidance.draws import Noise
-from redge_guidance.form import Form
 from redge_guidance.formed import FormOfStep
-from redge_guidance.prediction import HostLogits
 from redge_guidance.step import DenoisingStep
-from redge_guidance.stopping import rows_of
 from redge_guidance.trace import SequenceFigures, StepTrace
 
 
@@ -21,18 +16,18 @@ def formed_logits(
     form: FormOfStep,
     logits: Tensor,
     noise: Noise,
-    config: GuidanceConfig,
-    scale: float | None = None,
+    scale: float | Array,
+    budget: float | None,
 ) -> tuple[Tensor, StepTrace]:
     """Logits given the form, as the host takes them, from logits `(free positions, vocabulary)` of q; and figures.
 
     `logits` are overwritten.
 
     Args:
-        scale: of the rewards that are automata; None: that of the config.
+        scale: nats that a unit of the rewards that are automata is worth, also `(batch,)`, to each sequence.
+        budget: nats per free token that these may cost; None: no limit.
     """
-    scale = config.scale if scale is None else scale
-    guided, figures = form.condition(logits, noise, scale, config.kl_budget)
+    guided, figures = form.condition(logits, noise, scale, budget)
     free = step.free.sum(-1).tolist()
     rows = zip(figures.reward.tolist(), figures.kl.tolist(), figures.entropy.tolist(), free, strict=True)
     sequences = tuple(SequenceFigures(r, kl / max(n, 1), 0.0, h / max(n, 1), n) for r, kl, h, n in rows)
@@ -47,26 +42,6 @@ def formed_logits(
         sequences=sequences,
     )
     return guided if step.temperature == 1 else guided.mul_(step.temperature), trace
-
-
-def constrained_logits(
-    step: DenoisingStep, form: Form, noise: Noise, guided: Tensor, logits: Tensor | None, config: GuidanceConfig
-) -> tuple[Tensor, StepTrace, FormOfStep]:
-    """Logits of a step in which the sequences that are not `guided` `(batch,)` by a reward keep to the constraint.
-
-    `logits` are those of the guided ones among all, None where there are none.
-    """
-    alone = (~guided).nonzero()[:, 0]
-    with torch.no_grad():
-        part = step if len(alone) == len(guided) else rows_of(step, alone)
-        mine = [noise[k] for k in alone.tolist()] if isinstance(noise, Sequence) else noise
-        formed = FormOfStep(form, part)
-        found, trace = formed_logits(part, formed, HostLogits(part).logits(), mine, config, scale=0.0)
-    if logits is None:
-        return found, trace, formed
-    block = step.free[:, -step.logits.shape[1] :]
-    logits[torch.isin(block.nonzero()[:, 0], alone)] = found.to(logits.dtype)
-    return logits, trace, formed
 
 
 def together(tilted: StepTrace, formed: StepTrace) -> StepTrace:

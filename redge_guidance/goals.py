@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from redge_guidance.chats import Prompt
-from redge_guidance.reward import AnyReward, Reward, RewardSum, Sample, Term
+from redge_guidance.reward import AnyReward, Reward, RewardSum, Term
+from redge_guidance.sample import Sample
 from redge_guidance.terms import terms_of
 
 _MORE_DRAWS = "take more `num_draws`, or a function that says how near a sample is"

@@ -13,10 +13,12 @@ from redge_guidance.estimators import Estimator, ReinforceLOO, ScoreFunction
 from redge_guidance.evaluation import checked
 from redge_guidance.goals import Goals
 from redge_guidance.precision import Autocast
-from redge_guidance.reward import AnyReward, RewardSum, Sample
+from redge_guidance.reward import AnyReward, RewardSum
+from redge_guidance.sample import Sample
+from redge_guidance.strength import Slope, Strength, dearest, least_strengths
 from redge_guidance.terms import split
 from redge_guidance.trace import Figures
-from redge_guidance.updates import Gradient
+from redge_guidance.updates import Gradient, LogProbs, Start
 
 _MOST_TOGETHER = 2**24  # numbers in the samples that are held at once, 64 MiB
 
@@ -29,12 +31,20 @@ class RewardGradients:
 
     Args:
         reward: see `Guidance`.
-        config: its estimator, number of draws and scale count here.
+        config: its estimator and number of draws count here.
+        strength: what is pursued, and at what cost.
+        log_p: `(rows, S)`, what the model says, in nats.
+        mass: `(rows,)`, the probability of these S tokens.
         draws: of the step.
         figures: where rewards, gradients and notes go.
         goals: told what moves and what does not.
         ambient: how the reward is computed; None: as it is where the gradients are asked for.
         along: from log_q `(rows, S)` and a number of draws to what each is drawn from, `(draws, rows, S)`; None: log_q.
+        start: where q starts; None: at p.
+        ceilings: `(batch,)`, the most that strengths may be, nan where that is not known yet; None: nowhere.
+
+    Attributes:
+        last: strengths and shares `(rows, 1)` of the last update, 0 before.
 
     Raises:
         ValueError: one draw for a reward without gradient. When called: a reward of the wrong shape, not finite, or
@@ -45,22 +55,61 @@ class RewardGradients:
         self,
         reward: AnyReward,
         config: GuidanceConfig,
+        strength: Strength,
+        log_p: LogProbs,
+        mass: Tensor,
         draws: Draws,
         figures: Figures,
         goals: Goals,
         ambient: Autocast | None = None,
         along: Callable[[Tensor, int], Tensor] | None = None,
+        start: Start | None = None,
+        ceilings: Tensor | None = None,
     ):
-        self._along = along
-        self.scale, self._goals, self._ambient = config.scale, goals, ambient
-        self._draws, self._count, self._figures = draws, config.num_draws, figures
+        self._along, self.start, self._ceilings = along, start, ceilings
+        self._first = ceilings is None or bool(ceilings.isnan().any())
+        self._strength, self._log_p, self._mass = strength, log_p, mass
+        self._goals, self._ambient = goals, ambient
+        self._draws, self._config, self._figures = draws, config, figures
         self._parts = routes(reward, config)
         self._reward: Tensor = torch.zeros(())  # of every sequence, of the last draws
+        nothing = torch.zeros(len(draws.sequence), 1, device=draws.sequence.device)
+        self.last = (nothing, nothing)
 
     def gradients(self, log_q: Tensor) -> list[Gradient]:
         found = [self._gradient(reward, estimator, log_q) for reward, estimator in self._parts]
         self._reward = torch.stack([reward for _, reward in found]).sum(0)
         return [gradient for gradient, _ in found]
+
+    def strengths(self, log_q: Tensor, grad: Tensor, mean: Tensor, shares: Tensor) -> Tensor:
+        sequence, strength = self._draws.sequence, self._strength
+        if strength.scale is not None:
+            found = torch.full_like(self._reward, strength.scale)
+            self._figures.push(found)
+            self.last = (found[sequence, None], shares)
+            return found[sequence, None]
+        budget = None
+        if strength.budget is not None:
+            budget = strength.budget * torch.bincount(sequence, minlength=len(self._reward)).to(grad.dtype)
+        drawn = Slope(self._reward, grad, self._log_p, log_q, sequence, self._mass)
+        unknown = torch.full_like(self._reward, torch.nan) if self._ceilings is None else self._ceilings
+        if strength.most is not None:
+            unknown = torch.full_like(unknown, strength.most)
+        ceilings = unknown
+        if budget is not None and bool(unknown.isnan().any()):
+            ceilings = torch.where(unknown.isnan(), dearest(drawn, budget), unknown)
+        share = torch.ones_like(self._reward).index_copy_(0, sequence, shares[:, 0])
+        along = drawn._replace(gradient=mean)
+        limit = None if budget is None else strength.factor * budget
+        solved = least_strengths(along, strength.target, strength.factor * ceilings, limit, share)
+        # a reward that is where it should be says nothing of what it would cost to get there
+        self._ceilings = ceilings.masked_fill(unknown.isnan() & solved.at_rest, torch.nan)
+        known = strength.target is not None
+        self._figures.push(
+            solved.strengths, self._ceilings, solved.reaches if known else None, solved.at_rest if known else None
+        )
+        self.last = (solved.strengths[sequence, None], shares)
+        return solved.strengths[sequence, None]
 
     def used(self, grad: Tensor) -> None:
         self._figures.add(self._reward, torch.linalg.vector_norm(grad, dim=-1).square())
@@ -72,13 +121,14 @@ class RewardGradients:
 
     def _through_samples(self, reward: AnyReward, estimator: Estimator, log_q: Tensor) -> tuple[Gradient, Tensor]:
         """The mean over the draws, which go through the reward together, or in as many parts as their size asks for."""
-        together = min(self._count, max(1, _MOST_TOGETHER // max(log_q.numel(), 1)))
+        draws = self._config.draws_of(estimator, self._first)
+        together = min(draws, max(1, _MOST_TOGETHER // max(log_q.numel(), 1)))
         grads: Tensor | None = None
         rewards = []
-        for first in range(0, self._count, together):
-            count = min(together, self._count - first)
+        for first in range(0, draws, together):
+            count = min(together, draws - first)
             grad, reward_of_draws = self._through_draws(reward, estimator, log_q, count)
-            share = count / self._count
+            share = count / draws
             grad = grad if share == 1 else grad * share
             grads = grad if grads is None else grads.add_(grad)
             del grad
@@ -118,12 +168,13 @@ class RewardGradients:
         return grad, rewards.detach().float().view(count, -1).mean(0)
 
     def _by_score(self, reward: AnyReward, estimator: ScoreFunction, log_q: Tensor) -> tuple[Gradient, Tensor]:
-        drawn = self._draws.draw(estimator, self._drawn_from(log_q, self._count), self._count)
+        count = self._config.draws_of(estimator, self._first)
+        drawn = self._draws.draw(estimator, self._drawn_from(log_q, count), count)
         rewards, values = self._ask(reward, self._draws.sample(drawn, estimator.one_hot, log_q))
-        self._goals.differences(reward, values, self._count)
-        by_sequence = rewards.detach().float().view(self._count, -1)
+        self._goals.differences(reward, values, count)
+        by_sequence = rewards.detach().float().view(count, -1)
         grad = estimator.gradient(log_q, by_sequence[:, self._draws.sequence], drawn)
-        return Gradient(grad, "logits", resolution=1 / self._count), by_sequence.mean(0)
+        return Gradient(grad, "logits", resolution=1 / count), by_sequence.mean(0)
 
     def _drawn_from(self, logits: Tensor, count: int) -> Tensor:
         """`logits`, or, where texts have a form, of the tokens that keep to it; with the gradient of `logits`."""
@@ -156,7 +207,7 @@ def routes(reward: AnyReward, config: GuidanceConfig) -> list[tuple[AnyReward, E
     if isinstance(config.estimator, ScoreFunction):
         return [(reward, config.estimator)]
     smooth, black_box = split(reward)
-    if black_box is not None and config.num_draws < 2:
+    if black_box is not None and config.draws_of(ReinforceLOO()) < 2:
         raise ValueError(
             f"`num_draws` must be >= 2 for a reward without gradient, got {config.num_draws}; each draw is compared "
             "with the mean of the others. 32 or more serve better."

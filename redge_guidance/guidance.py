@@ -1,32 +1,35 @@
-"""Guidance of one denoising step: the reward's gradient, carried into the logits."""
+"""Guidance of a sampler: at every denoising step, which sequences are moved toward the reward, and how far."""
 
 import copy
 import time
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from redge_guidance.accepting import as_reward, as_strings
 from redge_guidance.config import GuidanceConfig
 from redge_guidance.constraints.constraint import parted
-from redge_guidance.draws import Draws, Noise
+from redge_guidance.course import Course, Plan
 from redge_guidance.evaluation import WrongKind
 from redge_guidance.form import formed
 from redge_guidance.formed import FormOfStep
-from redge_guidance.forming import constrained_logits, formed_logits, together
+from redge_guidance.forming import formed_logits, together
 from redge_guidance.goals import Goals, exchanged
-from redge_guidance.gradients import RewardGradients, routes
+from redge_guidance.gradients import routes
 from redge_guidance.inference import gradients_allowed, outside_inference_mode
+from redge_guidance.parts import Part, figures_of, host_logits, p_logits, put_together
 from redge_guidance.precision import Autocast
-from redge_guidance.prediction import HostLogits, Prediction, distances
 from redge_guidance.randomness import check_seed, noise_of
-from redge_guidance.reward import AnyReward, Wanted, named_tokens
-from redge_guidance.step import DenoisingStep
-from redge_guidance.stopping import Stopping, StopRule
+from redge_guidance.reward import Wanted
+from redge_guidance.step import DenoisingStep, rows_of, without_others
+from redge_guidance.stopping import StopRule
+from redge_guidance.strength import Strength, strength_of
 from redge_guidance.terms import asks_for_whole_batch
-from redge_guidance.trace import Figures, StepTrace, Trace
-from redge_guidance.updates import LogProbs, project_to_budget
+from redge_guidance.tilting import tilted
+from redge_guidance.tilts import Tilts, carried
+from redge_guidance.trace import StepTrace, Trace
 
 
 class Guidance:
@@ -48,6 +51,7 @@ class Guidance:
 
     Attributes:
         config: the settings in force.
+        strength: what is pursued, and at what cost.
         trace: a `Trace`, one `StepTrace` a guided step.
 
     Raises:
@@ -70,11 +74,11 @@ class Guidance:
         self._form, wanted = formed(wanted, constraint)
         if wanted is not None:
             routes(wanted, self.config)
-        self.trace = Trace()
-        self._reward, self._seed, self._index = wanted, check_seed(seed), 0
-        self._goals, self._told = Goals(wanted), set[str]()
-        self._formed: FormOfStep | None = None  # of the step that the host is taking
-        self._stopping = Stopping(stop_when)
+        self._reward, self._seed, self._rule = wanted, check_seed(seed), stop_when
+        self.strength = strength_of(wanted, self.config)
+        self.trace = Trace(aim=str(self.strength))
+        self._told = set[str]()
+        self.begin()
 
     def alike(self) -> "Guidance":
         """The same guidance, of another sampler at the same time; its trace is this one's."""
@@ -85,7 +89,9 @@ class Guidance:
     def begin(self) -> None:
         """A call of the sampler begins: its steps are counted from 0."""
         self._index, self._goals = 0, Goals(self._reward)
-        self._stopping = Stopping(self._stopping.rule)
+        self._course = Course(self._rule, 1 if self._reward is None else self.config.every)
+        self._tilts = Tilts()
+        self._formed: FormOfStep | None = None  # of the step that the host is taking
 
     def settle(self, step: DenoisingStep, tokens: Tensor, positions: Tensor) -> Tensor | None:
         """Told what the host has drawn from the logits of a step that can be settled, `(batch, length)` both.
@@ -114,40 +120,26 @@ class Guidance:
         """Guided logits `(free positions, vocabulary)`, float32; None where this step is not to be guided.
 
         Raises:
-            ValueError: a reward of the wrong shape, not finite, or without gradient.
+            ValueError: a reward of the wrong shape, not finite, or without gradient; an `every` that is longer than the
+                call has steps.
             RuntimeError: a reward with parameters that were made under `torch.inference_mode()`.
         """
-        started = time.perf_counter()
-        config, index = self.config, self._index
+        started, index = time.perf_counter(), self._index
         self._index += 1
-        if not step.free.any() or (not self.is_hard and not self._acts(step)):
+        self._check_every(step, index)
+        acts = self._acts(step)
+        self._formed = None
+        if not step.free.any() or not (acts or self.is_hard):
             return None
-
-        def guided(step: DenoisingStep) -> tuple[Tensor, StepTrace]:
-            while True:
-                noise = noise_of(step, self._seed, index)
-                try:
-                    self._formed = None if self._form is None else FormOfStep(self._form, step)
-                    return guided_logits(step, self._reward, config, noise, self._goals, self._formed)
-                except WrongKind as error:
-                    self._reward = exchanged(self._reward, error.reward, as_strings(error))
-                    self._goals = Goals(self._reward)
-
-        with gradients_allowed():
-            here, logits, figures = outside_inference_mode(step), None, None
-            if here.settles and self._stopping.rule is not None:  # some may be guided by themselves
-                here = replace(here, settles=False)
-            self._formed = None
-            going = torch.zeros(len(step.ids), dtype=torch.bool, device=step.ids.device)  # guided by rewards
-            if self._acts(step):
-                whole = self._reward is not None and asks_for_whole_batch(self._reward)
-                logits, figures = self._stopping.guide(here, guided, whole)
-                if figures is not None:
-                    going = torch.tensor([not one.stopped for one in figures.sequences], device=going.device)
-            if self._form is not None and self.is_hard and (here.free.any(-1) & ~going).any():
-                noise = noise_of(here, self._seed, index)
-                logits, others, self._formed = constrained_logits(here, self._form, noise, going, logits, config)
-                figures = others if figures is None else figures
+        with gradients_allowed(), torch.no_grad():
+            here = outside_inference_mode(step)
+            plan = None
+            if acts:
+                plan = self._course.plan(here.free, self._reward is not None and asks_for_whole_batch(self._reward))
+            parts = [] if plan is None or self._reward is None else self._moved(here, plan, index)
+            logits, figures = self._with_form(here, parts, plan, index)
+        if plan is not None and figures is not None:
+            figures = self._course.note(plan, figures)
         if figures is not None:
             self.trace.append(replace(figures, seconds=time.perf_counter() - started, step=index))
         return logits
@@ -161,68 +153,74 @@ class Guidance:
         """Whether rewards count in this step."""
         config = self.config
         rewarding = self._reward is not None or (self._form is not None and self._form.is_rewarding)
-        return rewarding and config.scale > 0 and config.start <= step.progress < config.stop
+        within = rewarding and config.scale != 0 and config.start <= step.progress < config.stop
+        return within and config.factor(step.progress) > 0
 
+    def _moved(self, step: DenoisingStep, plan: Plan, index: int) -> list[Part]:
+        """What the reward makes of the sequences that are asked, and of those that are tilted as before."""
+        parts, strength = list[Part](), self.strength.times(self.config.factor(step.progress))
+        assert self._reward is not None
+        found = self._tilts.at(step.free & plan.kept[:, None])
+        if found is not None:
+            part = rows_of(step, plan.kept)
+            logits, divergence, entropy = carried(part, *found, strength.limit)
+            parts.append(Part(plan.kept, logits, figures_of(part, divergence, entropy)))
+        whole = asks_for_whole_batch(self._reward)
+        groups = [plan.asked] if whole else [plan.first, plan.asked & ~plan.first]  # which draw as many samples each
+        return parts + [self._asked(step, chosen, strength, index) for chosen in groups if bool(chosen.any())]
 
-def guided_logits(
-    step: DenoisingStep,
-    reward: AnyReward | None,
-    config: GuidanceConfig,
-    noise: Noise,
-    goals: Goals | None = None,
-    form: FormOfStep | None = None,
-) -> tuple[Tensor, StepTrace]:
-    """Logits of the free positions, moved toward the reward, and the figures of the step.
+    def _asked(self, step: DenoisingStep, chosen: Tensor, strength: Strength, index: int) -> Part:
+        """What the reward makes of some sequences, `(batch,)` bool; their tilts are kept where they will be needed."""
+        config, free = self.config, step.free & chosen[:, None]
+        ceilings, start = self._course.ceilings(chosen), self._tilts.at(free) if config.warm_start else None
+        while True:
+            assert self._reward is not None
+            whole = asks_for_whole_batch(self._reward)
+            part = without_others(step, chosen) if whole else rows_of(step, chosen)
+            if whole and len(ceilings) < len(step.ids):
+                ceilings = torch.full_like(chosen, torch.nan, dtype=ceilings.dtype).masked_scatter(chosen, ceilings)
+            form = None if self._form is None else FormOfStep(self._form, part)
+            try:
+                noise = noise_of(part, self._seed, index)
+                found = tilted(part, self._reward, config, strength, noise, self._goals, form, start, ceilings)
+                break
+            except WrongKind as error:
+                self._reward = exchanged(self._reward, error.reward, as_strings(error))
+                self._goals = Goals(self._reward)
+        if config.every > 1 or config.warm_start:
+            self._tilts.keep(free, found.tilts(), chosen)
+        trace = found.trace
+        if whole:
+            among = zip(trace.sequences, chosen.tolist(), strict=True)
+            trace = replace(trace, sequences=tuple(one for one, mine in among if mine))
+        at_rest = (found.strengths == 0)[:, 0] & torch.tensor(
+            [one.at_rest for one in trace.sequences], device=chosen.device
+        ).repeat_interleave(free[chosen].sum(-1))
+        return Part(chosen, found.logits, trace, at_rest)
 
-    Guidance acts on `p = softmax(logits / temperature)`, what the host draws from. Within `config.support`, and on the
-    tokens that the reward names, it moves q; the probability of all other tokens stays what it was. Its own arithmetic
-    is float32, inside `torch.autocast` too, in which the reward alone is computed.
+    def _with_form(
+        self, step: DenoisingStep, parts: list[Part], plan: Plan | None, index: int
+    ) -> tuple[Tensor | None, StepTrace | None]:
+        """The logits of a step for the host, None for its own ones, and the figures of all its sequences."""
+        figures = put_together(step, parts)
+        with Autocast.off(step.logits.device):
+            if self._form is None:
+                return host_logits(step, parts), figures
+            self._formed = FormOfStep(self._form, step)
+            scale = np.zeros(len(step.ids))
+            if plan is not None:
+                forms = self.strength.times(self.config.factor(step.progress)).forms
+                scale = np.where(plan.stopped.cpu().numpy(), 0.0, forms)
+            noise = noise_of(step, self._seed, index, "form" if parts else "")
+            before, budget = p_logits(step, parts), self.config.kl_budget
+            logits, shaped = formed_logits(step, self._formed, before, noise, scale, budget)
+        return logits, shaped if figures is None else together(figures, shaped)
 
-    Args:
-        step: at least one position of it is free.
-        reward, config: as for `Guidance`; None: the form alone counts.
-        noise: one generator on the device of the logits, or one for every sequence.
-        goals: told what moves and what does not; None: nobody asks.
-        form: what texts are to be: q is tilted by the reward, whose samples keep to the form, then conditioned.
-
-    Returns:
-        `(free positions, vocabulary)` float32 logits, and a `StepTrace` without seconds.
-    """
-    ambient = Autocast.here(step.logits.device)
-    with torch.no_grad(), Autocast.off(step.logits.device):
-        if reward is None:
-            assert form is not None
-            return formed_logits(step, form, HostLogits(step).logits(), noise, config)
-        named = [] if config.support is None else named_tokens(reward, step.tokenizer)
-        whole = None if form is None else form.marginals(HostLogits(step).logits(), config.scale)
-        model = Prediction(step, config.support, named, None if whole is None else lambda rows, _: whole[rows])
-        log_p: LogProbs = model
-        log_z, support = model.log_z, model.support
-        if model.kept is not None:
-            log_z = model.kept.logsumexp(-1, keepdim=True)
-            log_p = model.kept - log_z
-        mass = (log_z - model.log_z).exp()[:, 0]  # (rows,), probability of the support under p
-        draws = Draws(step, support, noise)
-        figures = Figures(draws.sequence, len(step.ids))
-
-        def project(log_q: Tensor) -> Tensor:
-            if config.kl_budget is None:
-                return log_q
-            budget = config.kl_budget * step.free.sum(-1).to(log_q.dtype)
-            return project_to_budget(log_q, log_p, budget, draws.sequence, mass)
-
-        def along(log_q: Tensor, count: int) -> Tensor:
-            assert form is not None
-            return form.draws_along(log_q, support, count, noise)
-
-        told = Goals(reward) if goals is None else goals
-        ascent = RewardGradients(reward, config, draws, figures, told, ambient, None if form is None else along)
-        log_q = config.update(log_p, ascent, project)
-        trace = figures.step(step.progress, *distances(log_q, log_p, mass))
-        logits = log_q.add_(log_z) if support is None else model.logits().scatter_(-1, support, log_q + log_z)
-        if form is not None:
-            logits, formed_trace = formed_logits(step, form, logits, noise, config)
-            return logits, together(trace, formed_trace)
-        if step.temperature != 1:
-            logits *= step.temperature
-    return logits, trace
+    def _check_every(self, step: DenoisingStep, index: int) -> None:
+        """A ValueError where a call has fewer steps than lie between two at which the reward is asked."""
+        every = self.config.every
+        if index == 1 and step.progress > 0 and (steps := round(1 / step.progress)) < every and every > 2:
+            raise ValueError(
+                f"`every` must be at most the number of denoising steps, here {steps}, got {every}: the reward would "
+                "be asked at the first one alone. Take a smaller `every`, or `stop` to guide the beginning alone."
+            )

@@ -27,7 +27,7 @@ def check_seed(seed: Any, argument: str = "seed") -> int:
     return number
 
 
-def noise_of(step: DenoisingStep, seed: int, index: int) -> torch.Generator | list[torch.Generator]:
+def noise_of(step: DenoisingStep, seed: int, index: int, purpose: str = "") -> torch.Generator | list[torch.Generator]:
     """What guidance draws from in one denoising step: one generator, or one for every sequence of the batch.
 
     Each is seeded by a hash of the state of the sampler's generator, of `seed` and of `index`. The sampler's generator
@@ -38,14 +38,15 @@ def noise_of(step: DenoisingStep, seed: int, index: int) -> torch.Generator | li
         step: whose `generator` is read; the results are on the device of its logits.
         seed: that of `guide`.
         index: number of the step within its call, since a greedy sampler's generator does not move.
+        purpose: another one, another noise.
     """
-    device = step.logits.device
+    device, index_and = step.logits.device, f"{index}{purpose}"
     if step.generator is None or isinstance(step.generator, torch.Generator):
-        return _seeded(_state(step.generator, device), seed, index, device)
-    return [_seeded(_state(generator, device), seed, index, device) for generator in step.generator]
+        return _seeded(_state(step.generator, device), seed, index_and, device)
+    return [_seeded(_state(generator, device), seed, index_and, device) for generator in step.generator]
 
 
-def _seeded(state: bytes, seed: int, index: int, device: torch.device) -> torch.Generator:
+def _seeded(state: bytes, seed: int, index: str, device: torch.device) -> torch.Generator:
     digest = hashlib.blake2b(state + f"|{seed}|{index}".encode(), digest_size=8).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest, "little") >> 1)
 

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from redge_guidance import usual
 from redge_guidance.accepting import as_reward
 from redge_guidance.chats import Prompt
 from redge_guidance.checks import as_real
@@ -15,39 +16,10 @@ from redge_guidance.constraints.valued import Valued
 from redge_guidance.evaluation import checked, name_of, of_pixels
 from redge_guidance.finished import to_judge
 from redge_guidance.recipe import Noted
+from redge_guidance.sample import Sample
 
 AnyReward = Callable[[Any], Tensor]
 Wanted = AnyReward | Constraint | Constrained  # what `guide` takes
-
-
-class Sample(Protocol):
-    """What guidance shows to rewards: `RelaxedTokens` or `RelaxedImages`, which know how they are judged.
-
-    Attributes:
-        notes: figures for the trace, by name.
-        prompts: what each sequence was asked for, or None.
-        weights: the relaxed sample itself, through which all gradients go.
-    """
-
-    @property
-    def notes(self) -> dict[str, Any]: ...
-
-    @property
-    def prompts(self) -> Sequence[Prompt] | None: ...
-
-    @property
-    def weights(self) -> Tensor: ...
-
-    def __len__(self) -> int: ...
-
-    def evaluate(self, reward: Any) -> Tensor:
-        """The reward of these samples, `(batch,)`."""
-
-    def finished(self, answer_only: bool | None = None) -> Any:
-        """The same without relaxation, as `Reward.score` takes them: strings, or pixels.
-
-        Of texts the answers without the prompt if `answer_only`, or, where that is None, if this is a chat.
-        """
 
 
 class Reward(Noted):
@@ -97,6 +69,22 @@ class Reward(Noted):
     def token_ids(self, tokenizer: Any) -> list[int]:
         """Tokens of the generator that guidance has to consider everywhere, however unlikely they are."""
         return []
+
+    @property
+    def usual_target(self) -> float | None:
+        """What a good sample is worth, which guidance aims at unless told otherwise; None: not known.
+
+        A class says it by a number, `usual_target = 0.9`.
+        """
+        return None
+
+    @property
+    def usual_scale(self) -> float | None:
+        """The most nats that a unit of it is worth where neither scale nor budget is set; None: what a budget buys.
+
+        A reward says it that is itself in nats.
+        """
+        return None
 
     def valued(self) -> list[Valued]:
         """The same reward as automata, which guidance follows exactly, without a gradient; none: it is not one."""
@@ -253,6 +241,16 @@ class RewardSum(Reward):
                 )
             terms.append(replace(term, weight=term.weight / deviation))
         return RewardSum(terms)
+
+    @property
+    def usual_target(self) -> float | None:
+        """`sum_k weight_k target_k`; None where a term names none, or is to be low."""
+        return usual.target_of(self.terms)
+
+    @property
+    def usual_scale(self) -> float | None:
+        """That of its terms, each divided by its weight, where all name one: the least."""
+        return usual.scale_of(self.terms)
 
     def token_ids(self, tokenizer: Any) -> list[int]:
         return sorted({i for term in self.terms for i in named_tokens(term.reward, tokenizer)})

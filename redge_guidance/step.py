@@ -1,7 +1,7 @@
 """One denoising step of a sampler, as guidance needs to know it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -72,3 +72,38 @@ class DenoisingStep:
     greedy: bool = False
     decisive: bool = False
     settles: bool = False
+
+
+_BY_ROW = (
+    "logits",
+    "ids",
+    "free",
+    "attention_mask",
+    "given",
+    "prompts",
+    "generator",
+    "unending",
+    "lead",
+    "later",
+    "held",
+)
+
+
+def rows_of(step: DenoisingStep, chosen: Tensor) -> DenoisingStep:
+    """The step of the sequences `chosen` alone, `(batch,)` bool."""
+    if bool(chosen.all()):
+        return step
+    index = chosen.nonzero()[:, 0]
+
+    def rows(values: Any) -> Any:
+        if isinstance(values, Tensor):
+            return values[index]
+        several = isinstance(values, Sequence) and not isinstance(values, str)
+        return [values[k] for k in index.tolist()] if several else values
+
+    return replace(step, **{name: rows(getattr(step, name)) for name in _BY_ROW})
+
+
+def without_others(step: DenoisingStep, chosen: Tensor) -> DenoisingStep:
+    """The step, with nothing free in sequences that are not `chosen`, `(batch,)` bool."""
+    return replace(step, free=step.free & chosen[:, None])

@@ -27,3 +27,17 @@ def split(reward: AnyReward) -> tuple[AnyReward | None, AnyReward | None]:
 def asks_for_whole_batch(reward: AnyReward) -> bool:
     """Whether a reward, or a term of a sum, says that it knows sequences by their place in the batch."""
     return any(getattr(term.reward, "whole_batch", False) for term in terms_of(reward))
+
+
+def usual_target(reward: AnyReward) -> tuple[float | None, str]:
+    """`reward.usual_target`, and where it comes from, or which term of a sum names none."""
+    target = getattr(reward, "usual_target", None)
+    terms = [term for term in terms_of(reward) if term.weight != 0]
+    if target is not None:
+        return float(target), f"the usual target of {' + '.join(term.name for term in terms)}"
+    for term in terms:
+        if term.weight < 0:
+            return None, f"{term.name} is to be low, for which it names no usual target"
+        if getattr(term.reward, "usual_target", None) is None:
+            return None, f"{term.name} names no usual target"
+    return None, "nothing is wanted"

@@ -1,6 +1,7 @@
 """What guidance did: figures by step and by sequence."""
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, SupportsIndex
 
@@ -25,6 +26,13 @@ class SequenceFigures:
         free: number of its free positions.
         stopped: whether `stop_when` had ended its guidance before this step. Its `reward` and `entropy` are then those
             of the last step in which it was guided, `kl` and `grad_norm` are 0.
+        strength: nats that one unit of reward was worth, after the last update.
+        ceiling: the most that it may be until guidance of this sequence begins anew: what the budget bought when its
+            reward was first asked; None where a scale is set.
+        reached: whether its reward is expected to reach the target; None without a target.
+        at_rest: whether it is so without being moved, so that it was left alone.
+        asked: whether its reward was asked in this step; if not, `reward`, `grad_norm`, `strength` and `reached` are
+            those of the step before. Not asked any more, either, where nothing is free.
     """
 
     reward: float
@@ -33,6 +41,11 @@ class SequenceFigures:
     entropy: float
     free: int
     stopped: bool = False
+    strength: float = 0.0
+    ceiling: float | None = None
+    reached: bool | None = None
+    at_rest: bool = False
+    asked: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +61,9 @@ class StepTrace:
         entropy: of q within the support, in nats per free token.
         seconds: spent on guidance, the model and the scheduler left out.
         notes: figures that the reward noted on its tokens, means over the updates: the terms of a sum by name,
-            `"coverage"` where a reward has another tokenizer.
-        sequences: the same for every sequence of the batch; `reward` is the mean of those that were not stopped before,
-            `kl` and `entropy` are their means weighted by `free`.
+            `"coverage"` where a reward has another tokenizer; where the reward was not asked, those of the step before.
+        sequences: the same for every sequence of the batch; `reward` is the mean of those that were not stopped before
+            and have something free, `kl` and `entropy` are their means weighted by `free`.
         step: number of the step within its call of the sampler, from 0; steps that were not guided count.
     """
 
@@ -65,6 +78,29 @@ class StepTrace:
     step: int = 0
 
 
+def of_sequences(progress: float, sequences: Sequence[SequenceFigures]) -> StepTrace:
+    """The means of a step over those of its sequences that have free positions and are not stopped: of the reward; of
+    `kl` and `entropy` weighted by `free`; of `grad_norm`, over those that were asked, the root mean square weighted by
+    `free`; no seconds.
+    """
+    going = [one for one in sequences if one.free and not one.stopped]
+    asked = [one for one in going if one.asked]
+
+    def mean(values: Iterable[tuple[float, float]]) -> float:
+        pairs = list(values)
+        return sum(value * weight for value, weight in pairs) / max(sum(weight for _, weight in pairs), 1e-30)
+
+    return StepTrace(
+        progress=progress,
+        reward=mean((one.reward, 1.0) for one in going),
+        kl=mean((one.kl, one.free) for one in going),
+        grad_norm=mean((one.grad_norm**2, one.free) for one in asked) ** 0.5,
+        entropy=mean((one.entropy, one.free) for one in going),
+        seconds=0.0,
+        sequences=tuple(sequences),
+    )
+
+
 class Trace(list[StepTrace]):
     """The last guided steps, a list: at most `limit` of them, and of as many sequences together as `figures` says.
 
@@ -73,6 +109,7 @@ class Trace(list[StepTrace]):
     Args:
         limit: steps that are kept, at least 1.
         figures: sequences of these steps, counted once a step, at least 1.
+        aim: what guidance pursues, at what cost, and why: one line for people.
 
     Attributes:
         total: number of all steps that there were.
@@ -84,8 +121,9 @@ class Trace(list[StepTrace]):
     ([True, True], 3)
     """
 
-    def __init__(self, limit: int = 10_000, figures: int = 100_000):
+    def __init__(self, limit: int = 10_000, figures: int = 100_000, aim: str = ""):
         super().__init__()
+        self.aim = aim
         self.limit, self.figures = whole_number("limit", limit, 1), whole_number("figures", figures, 1)
         self.total, self._told = 0, False
         self._length = self._held = 0  # when something was last appended: what is here now, unless somebody took away
@@ -112,7 +150,7 @@ class Trace(list[StepTrace]):
             self.append(step)
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
-        return _restored, (list(self), self.limit, self.figures, self.total)
+        return _restored, (list(self), self.limit, self.figures, self.total, self.aim)
 
     def _tell(self) -> None:
         if not self._told:
@@ -125,9 +163,9 @@ class Trace(list[StepTrace]):
             )
 
 
-def _restored(steps: list[StepTrace], limit: int, figures: int, total: int) -> Trace:
+def _restored(steps: list[StepTrace], limit: int, figures: int, total: int, aim: str) -> Trace:
     """A copy of a trace."""
-    trace = Trace(limit, figures)
+    trace = Trace(limit, figures, aim)
     trace.extend(steps)
     trace.total = total
     return trace
@@ -146,6 +184,18 @@ class Figures:
         self._rewards: list[Tensor] = []  # (batch,), of every update
         self._squares: list[Tensor] = []  # (rows,), squared norms of every update's gradient
         self._notes: dict[str, list[tuple[int, Tensor]]] = {}
+        self._pushed: dict[str, Tensor] = {}
+
+    def push(
+        self,
+        strengths: Tensor,
+        ceilings: Tensor | None = None,
+        reached: Tensor | None = None,
+        at_rest: Tensor | None = None,
+    ) -> None:
+        """Of one update, as `SequenceFigures` has them, `(batch,)` each; None: there are none."""
+        columns = {"strength": strengths, "ceiling": ceilings, "reached": reached, "at_rest": at_rest}
+        self._pushed = {name: values for name, values in columns.items() if values is not None}
 
     def add(self, reward: Tensor, squared_norms: Tensor) -> None:
         """Of one update: the reward of every sequence, `(batch,)`, the squared norm of every row's gradient."""
@@ -163,7 +213,7 @@ class Figures:
         free = torch.bincount(self._sequence, minlength=self._batch)
         norms = [self._by_sequence(squares, free).sqrt() for squares in self._squares]
         columns = [reward, self._by_sequence(kl, free), torch.stack(norms).mean(0), self._by_sequence(entropy, free)]
-        rows = torch.stack([*columns, free.to(reward)], -1).tolist()
+        rows = torch.stack([*columns, *(one.to(reward) for one in (free, *self._pushed.values()))], -1).tolist()
         norm = torch.stack([squares.mean().sqrt() for squares in self._squares]).mean()
         means = torch.stack([reward.mean(), kl.mean(), norm, entropy.mean()]).tolist()
         return StepTrace(
@@ -174,8 +224,16 @@ class Figures:
             entropy=means[3],
             seconds=0.0,
             notes=self._means_of_notes(),
-            sequences=tuple(SequenceFigures(r, k, g, h, int(n)) for r, k, g, h, n in rows),
+            sequences=tuple(self._sequence_figures(*row) for row in rows),
         )
+
+    def _sequence_figures(
+        self, reward: float, kl: float, norm: float, entropy: float, free: float, *pushed: float
+    ) -> SequenceFigures:
+        more: dict[str, Any] = dict(zip(self._pushed, pushed, strict=True))
+        more |= {name: bool(more[name]) for name in ("reached", "at_rest") if name in more}
+        more |= {"ceiling": None} if math.isnan(more.get("ceiling", 0.0)) else {}
+        return SequenceFigures(reward, kl, norm, entropy, int(free), **more)
 
     def _by_sequence(self, values: Tensor, free: Tensor) -> Tensor:
         """Means over the rows of every sequence, `(batch,)`; 0 for one without rows."""

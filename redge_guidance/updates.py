@@ -1,8 +1,8 @@
 """Update rules: how the factorised distribution q of the free positions climbs the guidance objective.
 
-All rules maximise, for every sequence, `scale * E_q[r] - KL(q || p)`. They see the free positions of the whole batch as
-rows: `log_p` and `log_q` are `(rows, S)`, normalised log-probabilities in nats. `log_q` is a tensor, `log_p` may be
-computed anew for every slice of rows that is asked for.
+All rules maximise, for every sequence, `s * E_q[r] - KL(q || p)`, s its strength. They see the free positions of the
+whole batch as rows: `log_p` and `log_q` are `(rows, S)`, normalised log-probabilities in nats. `log_q` is a tensor,
+`log_p` may be computed anew for every slice of rows that is asked for.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +17,7 @@ from redge_guidance.checks import real_number, whole_number
 # Numbers that are worked on at once where something is done row by row: on a CPU they stay in the cache, on an
 # accelerator they are enough to keep it busy.
 _CHUNK_ELEMENTS, _CHUNK_ELEMENTS_ACCELERATOR = 2**18, 2**24
+_DAMPING = 1e-3  # probability
 
 
 class LogProbs(Protocol):
@@ -58,17 +59,37 @@ class Gradient:
         return probs * (self.value - (probs * self.value).sum(-1, keepdim=True))
 
 
-class Ascent(Protocol):
-    """Where an update rule gets reward gradients from.
+@dataclass(frozen=True, eq=False)
+class Start:
+    """Where q starts: `log_q` `(rows, S)`, normalised, in nats, which is `p exp(strengths * mean)`, of some mean.
 
-    Attributes:
-        scale: nats that one unit of reward is worth.
+    `strengths` is `(rows, 1)`; where it is 0 q starts at p. `shares` `(rows, 1)` are the weights of all gradients in
+    that mean, in [0, 1]; the rest is that of 0.
     """
 
-    scale: float
+    log_q: Tensor
+    strengths: Tensor
+    shares: Tensor
+
+
+class Ascent(Protocol):
+    """Where an update rule gets reward gradients from, and how hard it is to climb them.
+
+    Attributes:
+        start: where q starts; None: at p.
+    """
+
+    start: "Start | None"
 
     def gradients(self, log_q: Tensor) -> Sequence[Gradient]:
         """Parts of the gradient of E_q[r], drawn anew at `log_q` `(rows, S)`."""
+
+    def strengths(self, log_q: Tensor, grad: Tensor, mean: Tensor, shares: Tensor) -> Tensor:
+        """Nats s that one unit of reward is worth at every row, `(rows, 1)`, a new tensor.
+
+        `grad` `(rows, S)` is the last gradient that was drawn, at `log_q`, with respect to the one-hot sample; q goes
+        to `p exp(s * mean)`, `mean` `(rows, S)` being gradients of weights that sum to `shares` `(rows, 1)`.
+        """
 
     def used(self, grad: Tensor) -> None:
         """Told once an update which gradient, `(rows, S)`, the rule climbs, for the figures of the trace."""
@@ -82,12 +103,14 @@ class Update(Protocol):
 
 @dataclass(frozen=True)
 class Natural:
-    """Natural-gradient ascent: `log q <- (1 - eta) log q + eta (log p + scale * G) + const`.
+    """Natural-gradient ascent: `log q <- log p + s * M + const` with `M <- (1 - eta) M + eta G`, M = 0 at first.
 
-    G is the gradient of the reward with respect to the one-hot sample. The fixed point `q = p exp(scale * G) / Z` is
-    the exact maximiser for a reward that is linear in each token; with `eta = 1` one update reaches it. Several
-    smaller updates follow a reward that is not linear, each with fresh samples of the q so far; from p they go
-    `1 - (1 - eta)^num_updates` of the way, 70 % at the defaults.
+    G is the gradient of the reward with respect to the one-hot sample. For a constant s that is
+    `log q <- (1 - eta) log q + eta (log p + s * G) + const`. The fixed point `q = p exp(s * G) / Z` is the exact
+    maximiser for a reward that is linear in each token; with `eta = 1` one update reaches it. Several smaller updates
+    follow a reward that is not linear, each with fresh samples of the q so far; from p they go
+    `1 - (1 - eta)^num_updates` of the way, 70 % at the defaults. With `GuidanceConfig.warm_start` they go on where the
+    step before ended.
 
     For straight-through G is the reward's own gradient at the drawn tokens. Other estimators are carried to the same
     coordinates, `G = g / (q + damping)` with g their gradient with respect to the logits: for straight-through and
@@ -103,7 +126,7 @@ class Natural:
 
     num_updates: int = 3
     step_size: float = 1 / 3
-    damping: float = 1e-3
+    damping: float = _DAMPING
 
     def __post_init__(self) -> None:
         _make_plain(self, "step_size", "damping")
@@ -113,17 +136,29 @@ class Natural:
             raise ValueError(f"`damping` must be >= 0, got {self.damping!r}.")
 
     def __call__(self, log_p: LogProbs, ascent: Ascent, project: Callable[[Tensor], Tensor]) -> Tensor:
-        log_q = log_p[:].clone()
+        log_q, mean = log_p[:].clone(), None
+        shares = torch.zeros_like(log_q[:, :1])
+        if ascent.start is not None:
+            log_q, mean = ascent.start.log_q.clone(), _mean(ascent.start.log_q, log_p, ascent.start.strengths)
+            shares = ascent.start.shares.masked_fill(ascent.start.strengths == 0, 0.0)
         for _ in range(self.num_updates):
             grad = _sum([part.at_sample(log_q, self.damping) for part in ascent.gradients(log_q)])
             ascent.used(grad)
+            mean = (
+                grad * self.step_size
+                if mean is None
+                else mean.mul_(1 - self.step_size).add_(grad, alpha=self.step_size)
+            )
+            shares = (1 - self.step_size) * shares + self.step_size
+            strengths = ascent.strengths(log_q, grad, mean, shares)
+            del grad
             for rows in row_chunks(log_q.shape, log_q.device):
                 p = log_p[rows]
-                tilted = grad[rows] * (self.step_size * ascent.scale)
-                tilted.add_(log_q[rows], alpha=1 - self.step_size).add_(p, alpha=self.step_size)
+                tilted = torch.addcmul(p, mean[rows], strengths[rows])
                 log_q[rows] = tilted.masked_fill_(p == -torch.inf, -torch.inf).log_softmax(-1)
-            del grad
-            log_q = project(log_q)
+            projected = project(log_q)
+            if projected is not log_q:
+                log_q, mean = projected, _mean(projected, log_p, strengths)
         return log_q
 
 
@@ -150,14 +185,17 @@ class Adam:
 
     def __call__(self, log_p: LogProbs, ascent: Ascent, project: Callable[[Tensor], Tensor]) -> Tensor:
         log_p = log_p[:]
-        logits = log_p.clone()
+        logits = log_p.clone() if ascent.start is None else ascent.start.log_q.clone()
         unit = log_p.exp().mul_(1e-4).add_(1e-7)  # constant, so that Adam does not notice it
         adam = torch.optim.Adam([logits], lr=self.learning_rate, eps=1.0)  # eps of a unit: steps begin at 0
         for _ in range(self.num_updates):
             log_q = logits.log_softmax(-1)
-            grad = _sum([part.at_logits(log_q) for part in ascent.gradients(log_q)])
+            parts = ascent.gradients(log_q)
+            grad = _sum([part.at_logits(log_q) for part in parts])
             ascent.used(grad)
-            slope = kl_gradient(log_q, log_p) - ascent.scale * grad
+            at_sample = _sum([part.at_sample(log_q, _DAMPING) for part in parts])
+            strengths = ascent.strengths(log_q, at_sample, at_sample, torch.ones_like(at_sample[:, :1]))
+            slope = kl_gradient(log_q, log_p) - strengths * grad
             logits.grad = torch.nn.functional.softshrink(slope / unit, 1.0)
             adam.step()
             logits.copy_(project(logits.log_softmax(-1)))
@@ -210,7 +248,7 @@ def project_to_budget(log_q: Tensor, log_p: LogProbs, budget: Tensor, groups: Te
         weights: `(rows,)`, what a row's KL counts.
 
     Returns:
-        `(rows, S)`; groups within their budget come back as they were.
+        `(rows, S)`; groups within their budget come back as they were, log_q itself where all are.
     """
 
     def path(s: Tensor, rows: slice, p: Tensor) -> Tensor:
@@ -226,6 +264,8 @@ def project_to_budget(log_q: Tensor, log_p: LogProbs, budget: Tensor, groups: Te
         return total <= budget
 
     inside = fits(None)
+    if bool(inside.all()):
+        return log_q
     low, high = inside.to(log_q.dtype), torch.ones_like(budget, dtype=log_q.dtype)
     for _ in range(20):
         middle = (low + high) / 2
@@ -235,6 +275,15 @@ def project_to_budget(log_q: Tensor, log_p: LogProbs, budget: Tensor, groups: Te
     for rows in row_chunks(log_q.shape, log_q.device):
         result[rows] = torch.where(inside[groups[rows], None], log_q[rows], path(low, rows, log_p[rows]))
     return result
+
+
+def _mean(log_q: Tensor, log_p: LogProbs, strengths: Tensor) -> Tensor:
+    """M of `log q = log p + strengths * M + const`, 0 where a strength is 0."""
+    mean = torch.empty_like(log_q)
+    for rows in row_chunks(log_q.shape, log_q.device):
+        s = strengths[rows]
+        mean[rows] = log_ratio(log_q[rows], log_p[rows]).div_(s.clamp(min=1e-30)).masked_fill_(s == 0, 0.0)
+    return mean
 
 
 def _make_plain(update: Any, *names: str) -> None:

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from redge_guidance.chats import Prompt, key_of
 from redge_guidance.finished import to_judge
-from redge_guidance.reward import Reward, Sample
+from redge_guidance.reward import Reward
+from redge_guidance.sample import Sample
 
 
 class BlackBoxReward(Reward):

@@ -9,8 +9,9 @@ from torch import Tensor
 from redge_guidance.chats import Prompt, as_messages, key_of
 from redge_guidance.finished import to_judge
 from redge_guidance.records import columns_of
-from redge_guidance.reward import Reward, Sample
+from redge_guidance.reward import Reward
 from redge_guidance.rewards.black_box import BlackBoxReward, numbers_of
+from redge_guidance.sample import Sample
 from redge_guidance.signatures import Arranged, parameters_of
 
 _TOLD = ("prompts", "completions", "completion_ids")

@@ -1,11 +1,14 @@
 """What a classifier's logits are worth."""
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from redge_guidance.checks import as_real, as_whole
+
+_SURE = 19.0  # odds of a label that is taken for reached, a probability of 0.95
 
 
 class Label:
@@ -28,6 +31,7 @@ class Label:
 
     Attributes:
         name: the label as the config spells it.
+        temperature: as given.
     """
 
     def __init__(self, config: Any, label: str | int | None, against: str | int | None, temperature: float):
@@ -38,14 +42,14 @@ class Label:
         number = as_real(temperature)
         if number is None or not 0 < number < float("inf"):
             raise ValueError(f"`temperature` must be > 0, got {temperature!r}.")
-        self._temperature = number
+        self.temperature = number
         self._several = getattr(config, "problem_type", None) == "multi_label_classification"
         self._names = {int(i): str(name) for i, name in config.id2label.items()}
         self.name = self._names[self._index]
 
     def __call__(self, logits: Tensor) -> Tensor:
         """`(batch, labels)` to `(batch,)`."""
-        logits = logits / self._temperature
+        logits = logits / self.temperature
         if self._against is not None:
             return logits[:, self._index] - logits[:, self._against]
         if logits.shape[-1] == 1:
@@ -53,6 +57,18 @@ class Label:
         if self._several:
             return torch.nn.functional.logsigmoid(logits[:, self._index])
         return logits.log_softmax(-1)[:, self._index]
+
+    @property
+    def usual_target(self) -> float | None:
+        """The value where the label has a probability of 0.95 (at T = 1), all others being alike; None: one output.
+
+        With a temperature T, of K labels: `-log(1 + (K - 1) (19 (K - 1))^(-1 / T))`.
+        """
+        others = 1 if self._several or self._against is not None else len(self._names) - 1
+        if others == 0:
+            return None
+        odds = (_SURE * others) ** (1 / self.temperature) / others
+        return math.log(odds) if self._against is not None else -math.log1p(1 / odds)
 
     def names(self, logits: Tensor) -> list[str]:
         """Of the likeliest labels, `(batch, labels)` to `batch` names."""

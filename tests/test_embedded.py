@@ -32,20 +32,23 @@ def test_any_text_round_trips_through_the_tokenizer(embedded):
         assert embedded.tokenizer.decode(ids, skip_special_tokens=True) == text
 
 
+@pytest.fixture(scope="module")
+def bare(embedded):
+    return embedded([""] * 16, generator=torch.Generator().manual_seed(0)).texts
+
+
 @pytest.mark.parametrize("label", ["negative", "positive"])
-def test_guidance_reaches_the_label(embedded, label):
+def test_guidance_reaches_the_label(embedded, bare, label):
     reward = TextClassifierReward.from_pretrained("builtin:sentiment", label=label)
 
     def hits(texts):
         return sum(found == label for found in reward.predict(texts)) / len(texts)
 
-    prompts = [""] * 32
-    bare = embedded(prompts, generator=torch.Generator().manual_seed(0)).texts
     with guide(embedded, reward):
-        guided = embedded(prompts, generator=torch.Generator().manual_seed(0)).texts
+        guided = embedded([""] * 16, generator=torch.Generator().manual_seed(0)).texts
     assert hits(bare) < 0.5
     assert hits(guided) > 0.8
-    assert len(set(guided)) >= 30
+    assert len(set(guided)) >= 15
 
 
 @pytest.fixture(scope="module")
@@ -67,8 +70,8 @@ def test_guidance_of_the_uniform_model_reaches_the_label(uniform):
     reward = TextClassifierReward.from_pretrained("builtin:sentiment", label="positive")
 
     def hits(**settings):
-        texts = uniform([""] * 16, generator=torch.Generator().manual_seed(0), **settings).texts
-        assert len(set(texts)) >= 14
+        texts = uniform([""] * 8, generator=torch.Generator().manual_seed(0), **settings).texts
+        assert len(set(texts)) >= 7
         return sum(found == "positive" for found in reward.predict(texts)) / len(texts)
 
     bare = hits(num_inference_steps=16)
@@ -107,13 +110,13 @@ def test_guidance_of_digits_without_a_class(digits):
     reward = ImageClassifierReward.from_pretrained("builtin:mnist-classifier", "7", temperature=8.0)
 
     def draw():
-        return digits(num_images_per_prompt=16, generator=torch.Generator().manual_seed(0), output_type="pt").images
+        return digits(num_images_per_prompt=8, generator=torch.Generator().manual_seed(0), output_type="pt").images
 
     bare = draw()
     with guide(digits, reward, GuidanceConfig(scale=500.0)):
         guided = draw()
-    assert sum(label == "7" for label in reward.predict(bare)) <= 6
-    assert sum(label == "7" for label in reward.predict(guided)) >= 15
+    assert sum(label == "7" for label in reward.predict(bare)) <= 3
+    assert sum(label == "7" for label in reward.predict(guided)) >= 7
     assert torch.pdist(guided[:, 0].flatten(1)).min() > 1  # no two alike
 
 

@@ -2,13 +2,13 @@
 
 import ast
 import re
-import subprocess
 import zipfile
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import pytest
 
+from tests.helpers.started import run
 from tests.helpers.wheel import ROOT, Installed, build
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -55,31 +55,31 @@ def test_a_wheel_has_all_that_the_checkout_has(wheel):
 
 def test_its_script_and_its_module_are_the_command(installed, tmp_path):
     """Started as people start them."""
-    script = subprocess.run([installed.bin / "redge-guidance", "--version"], cwd=tmp_path, capture_output=True)
+    script = run([installed.bin / "redge-guidance", "--version"], cwd=tmp_path)
     module = [installed.bin / "python", "-I", "-m", "redge_guidance", "--version"]
-    assert script.stdout == subprocess.run(module, cwd=tmp_path, capture_output=True).stdout
-    assert script.stdout.startswith(b"redge-guidance ")
-    where = "import redge_guidance, redge_guidance.rewards as r; print(redge_guidance.__file__, r.__file__, sep='\\n')"
-    done = subprocess.run([installed.bin / "python", "-I", "-c", where], cwd=tmp_path, capture_output=True, text=True)
+    assert script.stdout == run(module, cwd=tmp_path).stdout
+    assert script.stdout.startswith("redge-guidance ")
+    where = "from importlib.util import find_spec as find\n"
+    where += "for room in ('', '.rewards'): print(find('redge_guidance' + room).origin)"
+    done = run([installed.bin / "python", "-I", "-c", where], cwd=tmp_path)
     assert all(installed.bin.parent in Path(file).parents for file in done.stdout.splitlines()), (
         done.stdout + done.stderr
     )
     assert len(done.stdout.splitlines()) == 2
 
 
+@pytest.mark.timeout(900)  # some forty of them, of which none has more than two minutes
 def test_documented_examples_and_commands_run(installed, tmp_path):
-    """All blocks of a page that are Python or for a shell, each in an empty folder."""
+    """All blocks of a page that are Python or for a shell, each in an empty folder, with few steps (`warm.py`)."""
 
     def trouble(block):
         name, language, code = block
         here = tmp_path / name.replace(" ", "-")
         here.mkdir()
-        script = here.with_suffix(f".{language}")
+        script = here.with_name(f"{here.name}.{language}")  # of this block alone
         script.write_text(code, encoding="utf-8")
         command = ["python", str(script)] if language == "python" else ["bash", "-eu", str(script)]
-        done = subprocess.run(
-            command, cwd=here, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=600
-        )
+        done = run(command, cwd=here, env=environment)
         return f"{name}: exit code {done.returncode}\n{done.stdout}\n{done.stderr}" if done.returncode else None
 
     blocks = [block for block in BLOCKS if block[1] != "py" and "make demo" not in block[2]]
@@ -98,4 +98,4 @@ def test_what_is_not_run_is_sound():
             exec(ast.unparse(line), {})
     targets = [line.split()[1] for _, _, code in BLOCKS for line in code.splitlines() if line.startswith("make ")]
     assert targets
-    subprocess.run(["make", "-n", *targets], cwd=ROOT, check=True, capture_output=True)
+    assert run(["make", "-n", *targets], cwd=ROOT).returncode == 0

@@ -45,15 +45,13 @@ def running(setup: Setup) -> AbstractContextManager[None]:
 
 @dataclass(frozen=True)
 class Run:
-    """Samples of one strength.
+    """Samples, guided or not.
 
     Attributes:
-        scale: of guidance; 0: none.
         records: of all samples, in their order, without those that failed.
         failed: those.
     """
 
-    scale: float
     records: list[Record] = field(default_factory=list)
     failed: list[Record] = field(default_factory=list)
 
@@ -94,13 +92,15 @@ def draw(
     setup: Setup,
     prompts: Sequence[Any],
     options: Options,
-    scale: float,
+    guided: bool = True,
     nats: bool = False,
     enforced: bool = True,
     make: Callable[..., Iterable[Record]] = generate,
 ) -> Run:
-    """All samples, at a strength of guidance, with or without the constraint; without a reward nothing is guided."""
-    config: GuidanceConfig | None = None if setup.reward is None else replace(setup.config, scale=scale)
+    """All samples, with or without guidance and the constraint; without a reward nothing is guided."""
+    config: GuidanceConfig | None = None
+    if setup.reward is not None:
+        config = setup.config if guided else replace(setup.config, scale=0.0, target=None)
     records = make(
         setup.pipe,
         prompts,
@@ -113,10 +113,19 @@ def draw(
         **({} if enforced else {"enforced": False}),
         **setup.settings,
     )
-    run = Run(scale)
+    run = Run()
     for record in records:
         (run.records if record.error is None else run.failed).append(record)
     return run
+
+
+def aim(setup: Setup) -> list[str]:
+    """What guidance pursued, at what cost and why, as a line of a report; no line without a reward."""
+    from redge_guidance.guidance import Guidance
+
+    if setup.reward is None:
+        return []
+    return [f"aim: {Guidance(setup.reward, setup.config).trace.aim}"]
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from redge_guidance.cli.common import Made, Run, as_json, draw, running
+from redge_guidance.cli.common import Made, Run, aim, as_json, draw, running
 from redge_guidance.config import GuidanceConfig
 from redge_guidance.generation import Record
 from redge_guidance.generation import generate as generate_records
@@ -43,12 +43,12 @@ def generate(setup: Setup, options: Options) -> Made:
     runs = []
     with running(setup):
         if options.get("baseline") or out is not None:
-            runs.append(draw(setup, prompts, options, scale=0.0))
+            runs.append(draw(setup, prompts, options, guided=False))
         make = partial(_traced, trace) if out is not None else generate_records
-        runs.append(draw(setup, prompts, options, scale=setup.config.scale, make=make))
+        runs.append(draw(setup, prompts, options, make=make))
     failed = [record for run in runs for record in run.failed]
     files = {"json": as_json(runs)} if "json" in options else {}
-    report = _report(runs)
+    report = [*aim(setup), *_report(runs)]
     if out is not None:
         kind, sheet = _KINDS[Path(out).suffix.lower()], io.BytesIO()
         _contact_sheet(runs).save(sheet, kind)

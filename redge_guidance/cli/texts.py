@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from redge_guidance.cli.common import Made, Run, as_json, draw, running
+from redge_guidance.cli.common import Made, Run, aim, as_json, draw, running
 from redge_guidance.cli.terminal import PROGRAM, remark
 from redge_guidance.setups.options import Options
 from redge_guidance.setups.setup import Setup
@@ -12,10 +12,9 @@ def generate(setup: Setup, options: Options) -> Made:
     """Texts, and a comparison where there is a baseline."""
     prompts, compares = options.get("prompt", [""]), bool(options.get("baseline"))
     nats = bool(options.get("nats", compares))
-    scale = 0.0 if setup.reward is None else setup.config.scale
     with running(setup):
-        runs = [draw(setup, prompts, options, scale=0.0, nats=nats, enforced=False)] if compares else []
-        runs.append(draw(setup, prompts, options, scale=scale, nats=nats))
+        runs = [draw(setup, prompts, options, guided=False, nats=nats, enforced=False)] if compares else []
+        runs.append(draw(setup, prompts, options, nats=nats))
     if runs[-1].rejected:
         remark(PROGRAM, rejected(runs[-1].rejected, len(runs[-1].records)))
     files = {"json": as_json(runs)} if "json" in options else {}
@@ -33,6 +32,7 @@ def _report(setup: Setup, runs: Sequence[Run]) -> str:
     lines = []
     for name, run in zip(("unguided", "guided"), runs, strict=True):
         lines += [f"{name}:", *(f"  {record.text}" for record in run.records), ""]
+    lines += aim(setup)
     formed = setup.constraint is not None
     head = f"{'accepted':>10}" if formed else ""
     lines.append(f"{'':10}{'reward':>9}{'on target':>12}{head}{'nats/token':>12}{'distinct':>10}{'seconds':>9}")

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -129,7 +129,20 @@ def bound_of(pipe: Any, request: Request, drawn: Drawn) -> float | None:
         return None
 
 
-def kl_of(steps: Sequence[StepTrace], row: int) -> float | None:
-    """KL(q || p) of one sequence, nats per free token, mean over the guided steps that left it something to draw."""
-    found = [step.sequences[row].kl for step in steps if row < len(step.sequences) and step.sequences[row].free]
-    return sum(found) / len(found) if found else None
+class Guided(NamedTuple):
+    """What guidance noted of one sequence in one call; see `Record` for `kl`, `strength` and `target_reached`."""
+
+    kl: float | None = None
+    strength: float = 0.0
+    target_reached: bool | None = None
+
+
+def guided_of(steps: Sequence[StepTrace], row: int) -> Guided:
+    """From the guided steps that left it something to draw."""
+    found = [step.sequences[row] for step in steps if row < len(step.sequences) and step.sequences[row].free]
+    asked = [one for one in found if one.asked]
+    return Guided(
+        kl=sum(one.kl for one in found) / len(found) if found else None,
+        strength=sum(one.strength for one in asked) / len(asked) if asked else 0.0,
+        target_reached=asked[-1].reached if asked else None,
+    )

@@ -11,7 +11,7 @@ from redge_guidance.checks import whole_number
 from redge_guidance.config import GuidanceConfig
 from redge_guidance.constraints.constraint import Constrained, parted
 from redge_guidance.generation.batches import Halving, windows
-from redge_guidance.generation.judging import Judge, bound_of, kl_of
+from redge_guidance.generation.judging import Guided, Judge, bound_of, guided_of
 from redge_guidance.generation.record import Key, Record
 from redge_guidance.generation.requests import Line, Request, as_lines, requests_of
 from redge_guidance.generation.sampler import Drawn, Sampler
@@ -126,6 +126,11 @@ class Run:
         return self._sampler.makes_images
 
     @property
+    def aim(self) -> str:
+        """What guidance pursues, at what cost, and why; while it is guiding."""
+        return "" if self._handle is None else self._handle.trace.aim
+
+    @property
     def trace(self) -> list[StepTrace]:
         """What guidance noted of the last batch, while it is guiding."""
         return [] if self._handle is None else list(self._handle.trace)
@@ -203,9 +208,8 @@ class Run:
             judged = self._judge(requests, drawn)
         bounds = [bound_of(self._pipe, r, d) if self._nats else None for r, d in zip(requests, drawn, strict=True)]
         seconds = (time.perf_counter() - started) / len(requests)
-        kls = self._kls(len(requests))
+        guided = self._guided(len(requests))
         self._first = False
-        scale = 0.0 if handle is None or self._reward is None else handle.config.scale
         return [
             Record(
                 index=request.line.number,
@@ -220,18 +224,19 @@ class Run:
                 reached=judgement.reached,
                 accepted=judgement.accepted,
                 nats=bound,
-                scale=scale,
-                kl=kl,
+                strength=figures.strength,
+                target_reached=figures.target_reached,
+                kl=figures.kl,
                 seed=request.seed,
                 seconds=seconds,
             )
-            for request, one, judgement, bound, kl in zip(requests, drawn, judged, bounds, kls, strict=True)
+            for request, one, judgement, bound, figures in zip(requests, drawn, judged, bounds, guided, strict=True)
         ]
 
-    def _kls(self, count: int) -> list[float | None]:
+    def _guided(self, count: int) -> list[Guided]:
         if self._handle is None or not self._handle.trace:
-            return [None] * count
-        return [kl_of(self._handle.trace, row) for row in range(count)]
+            return [Guided()] * count
+        return [guided_of(self._handle.trace, row) for row in range(count)]
 
     def _raise_if_all_failed(self, requests: Sequence[Request], records: Sequence[Record]) -> None:
         """What is wrong with everything that was tried so far is no matter of an entry."""

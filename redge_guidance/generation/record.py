@@ -9,8 +9,8 @@ from redge_guidance.generation.requests import Prompt, Request
 Key = tuple[int, int]  # place of an entry in the input, number of the sample
 
 _DIGITS = 5  # of figures in files: what the last bits of a sum depend on, the batch, is left out
-_OWN = ("index", "sample", "prompt", "text", "answer", "file_name", "reward", "rewards", "reached", "nats", "scale")
-OWN_FIELDS = frozenset((*_OWN, "accepted", "kl", "seed", "error", "image"))
+_OWN = ("index", "sample", "prompt", "text", "answer", "file_name", "reward", "rewards", "reached", "nats")
+OWN_FIELDS = frozenset((*_OWN, "accepted", "kl", "strength", "target_reached", "seed", "error", "image"))
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,10 @@ class Record:
             leaves out.
         nats: the model's own upper bound on `-log p(text)` of the whole text, in a chat on `-log p(answer | prompt)`;
             None where it has none.
-        scale: nats a unit of reward was worth; 0: not guided by a reward.
+        strength: nats a unit of reward was worth, mean over the steps in which it was asked; 0: none was followed by its
+            gradient.
+        target_reached: whether guidance expected the target to be reached when the reward was last asked; None without
+            a target.
         kl: KL(q || p), nats per free token, mean over the guided steps; None where no step was guided.
         seed: of the generator that drew it.
         seconds: its share of the time that its batch took.
@@ -53,7 +56,8 @@ class Record:
     reached: bool | None = None
     accepted: bool | None = None
     nats: float | None = None
-    scale: float = 0.0
+    strength: float = 0.0
+    target_reached: bool | None = None
     kl: float | None = None
     seed: int = 0
     seconds: float = 0.0
@@ -88,9 +92,10 @@ class Record:
             "accepted": self.accepted,
             "nats": _short(self.nats),
             "kl": _short(self.kl),
+            "target_reached": self.target_reached,
         }
         found |= {name: value for name, value in optional.items() if value is not None}
-        return found | {"scale": self.scale, "seed": self.seed}
+        return found | {"strength": _short(self.strength), "seed": self.seed}
 
 
 def _renamed(name: str, fields: Mapping[str, Any]) -> str:

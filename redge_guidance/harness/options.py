@@ -27,7 +27,20 @@ _FROM_ZERO = ("cfg", "cfg_scale")  # LLaDA's scale, at which 0 is none
 _ORDERS = {"low_confidence": "confidence", "origin": "ancestral"}
 _ONLY = {"nll_type": "mc", "add_bos_token": True}  # options of Dream's that have one value here
 SAMPLING = ("gen_length", "num_inference_steps", "block_length", "temperature", "top_k", "top_p", "guidance_scale")
-GUIDANCE = ("scale", "estimator", "update", "num_draws", "start", "stop", "kl_budget", "support")
+GUIDANCE = (
+    "scale",
+    "target",
+    "estimator",
+    "update",
+    "num_draws",
+    "every",
+    "schedule",
+    "warm_start",
+    "start",
+    "stop",
+    "kl_budget",
+    "support",
+)
 _COUNTS = ("gen_length", "num_inference_steps", "block_length", "top_k", "num_corruptions", "max_length")
 _FLAGS = ("trust_remote_code", "is_check_greedy", "escape_until")
 
@@ -44,7 +57,8 @@ class Options:
         device, dtype, tokenizer, family, mask_token_id, revision, trust_remote_code: of the pipeline.
         peft: a folder or hub id of an adapter for the pipeline's model.
         reward: name of a text classifier; its label by `label`, its `reward_temperature`.
-        scale, estimator, update, num_draws, start, stop, kl_budget, support: as in `GuidanceConfig`.
+        scale, target, estimator, update, num_draws, every, schedule, warm_start, start, stop, kl_budget, support: as in
+            `GuidanceConfig`.
         seed: of sampler, guidance and corruptions.
         gen_length, num_inference_steps, block_length, temperature, top_k, top_p, guidance_scale: as in a call of the
             pipeline; they go before what a task says.
@@ -71,9 +85,13 @@ class Options:
     label: str | int | None = None
     reward_temperature: float = 1.0
     scale: float | None = None
+    target: float | None = None
     estimator: str | None = None
     update: str | None = None
     num_draws: int | None = None
+    every: int | None = None
+    schedule: str | None = None
+    warm_start: float | None = None
     start: float | None = None
     stop: float | None = None
     kl_budget: float | None = None

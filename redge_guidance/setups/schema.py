@@ -13,8 +13,6 @@ Kind = Literal[
 WORD, LENGTH = 15.0, 8.0  # units of reward of a wanted or banned word, of a word too few or too many
 FORM = 15.0  # of a match of a regular expression
 CLASSIFIER_TEMPERATURE = 8.0  # of a classifier of images: the reward goes on where the classifier is sure
-CLASSIFIER_SCALE = 500.0  # at that temperature; many pixels have to change for a nat
-CLIP_SCALE = 100.0  # a cosine hardly changes by more than 0.1
 MOST = 10**6  # of anything that is counted: more would fill the memory before it was refused
 
 ESTIMATOR_NAMES = (
@@ -132,9 +130,18 @@ _GUIDANCE = (
         "scale",
         "guidance",
         "number",
-        "strength of guidance in nats a unit of reward, 0 is off; under --soft a word wanted or banned is "
+        "a fixed strength of guidance, in nats a unit of reward, 0 is off; under --soft a word wanted or banned is "
         f"{WORD:g} units, each word too few or too many {LENGTH:g}, a match {FORM:g}",
-        default=f"2; with --label {CLASSIFIER_SCALE:g} for a classifier of images, {CLIP_SCALE:g} for CLIP",
+        optional=True,
+        default="what --target and --kl-budget ask for",
+    ),
+    Option(
+        "target",
+        "guidance",
+        "number",
+        "reward that a sample is to reach, in units of the reward; one that has reached it is left alone",
+        optional=True,
+        default="the reward's usual one, such as a probability of 0.95 of a label",
     ),
     Option(
         "estimator",
@@ -150,16 +157,35 @@ _GUIDANCE = (
         "natural or adam; with settings as in 'natural: {num_updates: 4}'",
         default="natural",
     ),
-    Option("num_draws", "guidance", "integer", "relaxed samples an update of guidance", lowest=1, default="4"),
+    Option(
+        "num_draws",
+        "guidance",
+        "integer",
+        "relaxed samples an update of guidance",
+        lowest=1,
+        optional=True,
+        default="2, 4 at first, 32 for a reward without gradient",
+    ),
+    Option("every", "guidance", "integer", "ask the reward at every n-th step", lowest=1, metavar="N", default="2"),
+    Option(
+        "schedule",
+        "guidance",
+        "text",
+        "how strong guidance is in the course of the steps",
+        choices=("constant", "linear", "early"),
+        default="constant",
+    ),
+    Option("warm_start", "guidance", "number", "share of the step before that a step begins from", default="0.5"),
     Option("start", "guidance", "number", "share of denoising steps done, from which on is guided", default="0"),
     Option("stop", "guidance", "number", "share of denoising steps done, up to which is guided", default="1"),
     Option(
         "kl_budget",
         "guidance",
         "number",
-        "most nats per free token that guidance may move away from the model in a step, or none",
+        "most nats per free token that guidance may move away from the model in a step; without --scale also how much "
+        "a unit of reward may cost",
         optional=True,
-        default="none",
+        default="1, or what a label of texts is worth; with --scale none",
     ),
     Option(
         "support",

@@ -6,7 +6,7 @@ import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -168,11 +168,9 @@ def assemble(options: Options, consent: bool) -> Setup:
     if goals_given(options, entries):
         takes_text = not images or getattr(pipe, "tokenizer", None) is not None
         with _called(options.spell("reward")):
-            entries, scale = spelled_out(options, entries, images, takes_text, consent)
+            entries = spelled_out(options, entries, images, takes_text, consent)
             device = options.get("device", "cpu")
             reward = make(entries, device, options.get("dtype", "float32"), consent)
-        if scale is not None and "scale" not in options:
-            config = replace(config, scale=scale)
     run = options.of("run", "report")
     resolved = _resolved(options, entries, forms, config)
     if constraint is not None:

@@ -10,9 +10,7 @@ from redge_guidance.setups.models import DEFAULT_MODEL
 from redge_guidance.setups.options import Options
 from redge_guidance.setups.rewards import READY_MADE, Entry
 from redge_guidance.setups.schema import (
-    CLASSIFIER_SCALE,
     CLASSIFIER_TEMPERATURE,
-    CLIP_SCALE,
     FORM,
     LENGTH,
     WORD,
@@ -38,10 +36,8 @@ def goals_given(options: Options, entries: list[Entry]) -> bool:
     return bool(entries) or any(name in options for name in _NAMES) or bool(soft_ones(options))
 
 
-def spelled_out(
-    options: Options, entries: list[Entry], images: bool, takes_text: bool, consent: bool
-) -> tuple[list[Entry], float | None]:
-    """The rewards that settings stand for, those with a name among them, and the scale that goes with them.
+def spelled_out(options: Options, entries: list[Entry], images: bool, takes_text: bool, consent: bool) -> list[Entry]:
+    """The rewards that settings stand for, those with a name among them.
 
     Args:
         options: `label`, `want` and the like among them.
@@ -64,13 +60,11 @@ def spelled_out(
         raise ValueError(f"{options.spell('reward')} must name a checkpoint or a ready-made reward, got ''.")
     found = _of_form(options)
     asked = bool(named) or "label" in options or "reward_temperature" in options
-    scale = None
     if asked or (images and not entries):
         of_model = _of_images if images else _of_texts
-        entry, scale = of_model(options, named[0] if named else None, takes_text, consent)
-        found.append(entry)
+        found.append(of_model(options, named[0] if named else None, takes_text, consent))
     kinds = [entry for entry in entries if entry.kind is not None]
-    return [_judging(options, entry) for entry in (*found, *kinds)], None if kinds else scale
+    return [_judging(options, entry) for entry in (*found, *kinds)]
 
 
 def no_goal(options: Options) -> ValueError:
@@ -112,16 +106,16 @@ def _judging(options: Options, entry: Entry) -> Entry:
     return replace(entry, arguments={"answer_only": options.get("answer_only"), **entry.arguments})
 
 
-def _of_texts(options: Options, named: Entry | None, takes_text: bool, consent: bool) -> tuple[Entry, float | None]:
+def _of_texts(options: Options, named: Entry | None, takes_text: bool, consent: bool) -> Entry:
     if named is None and "label" not in options:
         raise ValueError(
             f"{options.spell('reward_temperature')} needs {options.spell('label')}, got none; the labels of "
             f"{TEXT_REWARD} are positive, negative and neutral."
         )
-    return _classifier("TextClassifierReward", options, named, TEXT_REWARD, 1.0), None
+    return _classifier("TextClassifierReward", options, named, TEXT_REWARD, 1.0)
 
 
-def _of_images(options: Options, named: Entry | None, takes_text: bool, consent: bool) -> tuple[Entry, float | None]:
+def _of_images(options: Options, named: Entry | None, takes_text: bool, consent: bool) -> Entry:
     from transformers import AutoConfig
 
     name = IMAGE_REWARD if named is None else named.arguments["name"]
@@ -134,8 +128,7 @@ def _of_images(options: Options, named: Entry | None, takes_text: bool, consent:
             raise ValueError(
                 f"{options.spell('prompt')} has no use: {_model(options)} is given no text, and {name} is a classifier."
             )
-        entry = _classifier("ImageClassifierReward", options, named, IMAGE_REWARD, CLASSIFIER_TEMPERATURE)
-        return entry, CLASSIFIER_SCALE
+        return _classifier("ImageClassifierReward", options, named, IMAGE_REWARD, CLASSIFIER_TEMPERATURE)
     if not hasattr(config, "vision_config"):
         raise ValueError(
             f"{options.spell('reward')} must be an image classifier or a CLIP model, got {name}, {config.model_type}."
@@ -154,7 +147,7 @@ def _of_images(options: Options, named: Entry | None, takes_text: bool, consent:
             f"{len(prompts or ())}."
         )
     arguments = {"name": name} | ({} if takes_text else {"target": prompts[0]})
-    return _entry("CLIPReward", arguments, options, named), CLIP_SCALE
+    return _entry("CLIPReward", arguments, options, named)
 
 
 def _classifier(kind: str, options: Options, named: Entry | None, default: str, temperature: float) -> Entry:

@@ -44,6 +44,10 @@ class ImageClassifierReward(ImageModelReward):
         """The label as the classifier's config spells it."""
         return self._label.name
 
+    @property
+    def usual_target(self) -> float | None:
+        return self._label.usual_target
+
     def predict(self, pixels: Tensor, batch_size: int = 32) -> list[str]:
         """Names of the likeliest labels of images `(n, 3, height, width)` in [0, 1]."""
         pixels, _, batch_size = to_judge(pixels, batch_size=batch_size)

@@ -71,6 +71,15 @@ class TextClassifierReward(TextModelReward):
         """The label as the classifier's config spells it."""
         return self._label.name
 
+    @property
+    def usual_target(self) -> float | None:
+        return self._label.usual_target
+
+    @property
+    def usual_scale(self) -> float | None:
+        """2.5 nats a nat of log-probability, at T = 1; 1 would be Bayes' rule."""
+        return None if self._label.usual_target is None else 2.5 * self._label.temperature
+
     def predict(self, texts: list[str], batch_size: int = 32) -> list[str]:
         """Names of the likeliest labels of finished texts."""
         texts, _, batch_size = to_judge(texts, batch_size=batch_size)

@@ -24,7 +24,8 @@ class SentenceSimilarityReward(TextModelReward):
     """`r(x) = mean_k cos(e(x), e(y_k))`, in [-1, 1], e the sentence embedding of a model, y_k the target texts.
 
     Without targets the likeness to the prompt, of a conversation to its last turn, the answer alone being judged.
-    `-reward` repels. Differences between texts are small, so that a `scale` of 20 to 60 is in place.
+    `-reward` repels. The usual target is a cosine of 0.5: texts about the same. Differences between texts are small, so
+    that a fixed `scale` has to be large, 20 to 250.
 
     Args:
         model: an encoder, such as those of sentence-transformers, or a `SentenceTransformer` itself.
@@ -44,6 +45,7 @@ class SentenceSimilarityReward(TextModelReward):
 
     auto_class: ClassVar[Any] = AutoModel
     of_tokens: ClassVar[bool | None] = True
+    usual_target = 0.5
     unread_weights: ClassVar[tuple[str, ...]] = ("pooler.",)  # embeddings are made of the tokens' states
 
     def __init__(

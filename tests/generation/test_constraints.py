@@ -15,9 +15,11 @@ from redge_guidance.generation import generate, generate_to
 from redge_guidance.generation.differences import differences
 from redge_guidance.rewards import LexicalReward
 from tests.helpers.images import tiny_image_pipeline
+from tests.helpers.settings import PLAIN
 from tests.helpers.tiny import CHAT_TEMPLATE, tiny_llada2, tiny_pipeline, tiny_reward, tiny_uniform
 
 FORM = RegexConstraint("a( [bc]){1,4}")
+WORD = LexicalReward("c")
 PROMPTS = ["", "a", "a b", "a [MASK] c"]
 FEW = {"num_inference_steps": 2, "samples_per_prompt": 2}
 
@@ -29,12 +31,13 @@ def drawn(reward, prompts=PROMPTS, pipe=None, **given):
 
 
 @pytest.mark.parametrize("make", [tiny_pipeline, tiny_uniform])
-@pytest.mark.parametrize("reward", [FORM, tiny_reward() & FORM, LexicalReward("c") & FORM])
+@pytest.mark.parametrize("reward", [FORM, tiny_reward() & FORM, WORD & FORM])
 def test_records_are_of_the_form(make, reward):
-    found = drawn(reward, pipe=make())
+    found = drawn(reward, pipe=make(), config=GuidanceConfig(**PLAIN))
     assert len(found) == 8
     assert all(re.fullmatch(FORM.pattern, record.text) and record.accepted is True for record in found)
-    assert all(record.scale == (0.0 if reward is FORM else 2.0) for record in found)
+    followed = reward is FORM or getattr(reward, "reward", None) is WORD  # exactly, without a gradient
+    assert all(record.strength == (0.0 if followed else 2.0) for record in found)
     assert all((record.reward is None) == (reward is FORM) for record in found)
     assert all(record.to_dict()["accepted"] is True for record in found)
 
@@ -48,7 +51,7 @@ def test_batches_change_nothing(batch_size):
 
 def test_a_constraint_holds_without_the_strength_of_a_reward():
     found = drawn(tiny_reward() & FORM, config=GuidanceConfig(scale=0))
-    assert all(record.accepted and record.scale == 0 and record.reward is not None for record in found)
+    assert all(record.accepted and record.strength == 0 and record.reward is not None for record in found)
     assert [record.text for record in found] == [record.text for record in drawn(FORM)]
 
 

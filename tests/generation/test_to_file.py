@@ -2,8 +2,7 @@
 
 import json
 import os
-import subprocess
-import sys
+import resource
 
 import datasets
 import pytest
@@ -12,6 +11,7 @@ from redge_guidance.generation import Input, generate_to
 from redge_guidance.generation.journal import Journal
 from redge_guidance.generation.place import Place
 from tests.helpers.images import tiny_image_pipeline
+from tests.helpers.processes import launch
 from tests.helpers.tiny import tiny_pipeline
 
 PROMPTS = ["a", "b c", "c", "d e a", "e"]
@@ -172,23 +172,17 @@ def test_what_names_no_file(name, tmp_path, monkeypatch):
         Place(name, False)
 
 
-FULL = """
-import resource, sys
-from tests.generation.test_to_file import write
-size = int(sys.argv[2])
-resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
-try:
-    write(sys.argv[1], ["a", "b", "c", "d"] * 5, batch_size=1)
-except OSError as error:
-    sys.exit(str(error))
-"""
-
-
 def test_a_full_disk_leaves_whole_lines_and_is_gone_on_with(tmp_path):
-    run = [sys.executable, "-c", FULL, str(tmp_path / "out.jsonl"), "1500"]
-    ended = subprocess.run(run, capture_output=True, text=True, check=False)
-    assert ended.returncode == 1
-    assert "out.jsonl cannot be written: File too large." in ended.stderr
+    def full():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1500, 1500))
+        try:
+            write(tmp_path / "out.jsonl", ["a", "b", "c", "d"] * 5, batch_size=1)
+        except OSError as error:
+            (tmp_path / "told").write_text(str(error))
+            return 1
+
+    assert launch(full) == [1]
+    assert "out.jsonl cannot be written: File too large." in (tmp_path / "told").read_text()
     lines = (tmp_path / "out.jsonl").read_text()
     assert lines.endswith("\n")
     assert 1 < len([json.loads(line) for line in lines.splitlines()]) < 20

@@ -13,16 +13,16 @@ from diffusers import (
     EntropyBoundScheduler,
 )
 
-from redge_guidance import GuidanceConfig
 from redge_guidance.updates import Natural
 from tests.helpers.images import tiny_amused, tiny_image_pipeline
+from tests.helpers.settings import plain_config
 from tests.helpers.tiny import WORDS, tiny_gemma, tiny_llada2, tiny_pipeline, tiny_uniform
 from tests.helpers.unified import ImagesPipeline, UnifiedPipeline, tiny_unified
 
 PAD, EOS, MASK, A = 0, 1, 2, 3
 RESERVED = [PAD, MASK]
 # One update to the tilted p, which is the exact optimum for a reward linear in the tokens.
-JUMP = GuidanceConfig(
+JUMP = plain_config(
     scale=1.5,
     estimator="straight_through",
     update=Natural(num_updates=1, step_size=1.0, damping=0.0),

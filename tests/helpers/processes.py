@@ -9,6 +9,8 @@ import time
 import traceback
 import warnings
 
+LIMIT = 120.0
+
 
 def launch(work, count=1, kill_after=None, errors=None, number=signal.SIGKILL):
     """Run `work()` in `count` processes; like `torchrun`, when one fails the others are ended.
@@ -21,6 +23,9 @@ def launch(work, count=1, kill_after=None, errors=None, number=signal.SIGKILL):
 
     Returns:
         Exit codes, as `subprocess` has them.
+
+    Raises:
+        AssertionError: they were not done after `LIMIT` seconds, and were ended.
     """
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
@@ -40,6 +45,11 @@ def launch(work, count=1, kill_after=None, errors=None, number=signal.SIGKILL):
             for child in set(children) - set(codes):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(child, number if late else signal.SIGTERM)
+        if time.monotonic() - started > LIMIT:
+            for child in set(children) - set(codes):
+                os.kill(child, signal.SIGKILL)
+                os.waitpid(child, 0)
+            raise AssertionError(f"of {count} processes {count - len(codes)} were not done after {LIMIT} s")
         time.sleep(0.005)
     return [codes[child] for child in children]
 

@@ -7,8 +7,10 @@ import sys
 import time
 import venv
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from tests.helpers.started import LIMIT, end, run
 
 ROOT = Path(__file__).parent.parent.parent
 _SOURCES = ("pyproject.toml", "README.md", "LICENSE", "redge_guidance", "pipelines", "rewards", "checkpoints")
@@ -62,22 +64,27 @@ class Installed:
         environment |= {"PATH": f"{commands}:{os.environ['PATH']}", "WARM_STRICT": "1", "OMP_NUM_THREADS": "1"}
         environment |= {"PYTHON_EXEC": str(commands / "python")}  # what torchrun starts
         command = [str(self.bin / "python"), "-I", str(client), "serve", str(path), *_WARM]
-        with open(self._folder / "server.log", "wb") as log:
-            server = subprocess.Popen(command, cwd=self._folder, env=environment, stdout=log, stderr=log)
+        log = self._folder / "server.log"
+        with open(log, "wb") as file:
+            how = {"stdin": subprocess.DEVNULL, "stdout": file, "stderr": file, "start_new_session": True}
+            server = subprocess.Popen(command, cwd=self._folder, env=environment, **how)
         try:
+            last = time.monotonic() + LIMIT
             while not path.exists():
-                assert server.poll() is None, (self._folder / "server.log").read_text(encoding="utf-8")
+                assert server.poll() is None, log.read_text(encoding="utf-8")
+                assert time.monotonic() < last, f"not there after {LIMIT} s\n{log.read_text(encoding='utf-8')}"
                 time.sleep(0.05)
             yield environment
         finally:
-            server.terminate()
+            server.terminate()  # it ends its children
+            with suppress(subprocess.TimeoutExpired):
+                server.wait(10)
+            end(server.pid)
             server.wait()
 
 
 def _pip(command: str, *arguments: str, python: str | None = None) -> None:
     target = [] if python is None else ["--python", python]
     options = ["--quiet", "--no-deps", "--no-index", "--disable-pip-version-check"]
-    done = subprocess.run(
-        [sys.executable, "-m", "pip", *target, command, *options, *arguments], capture_output=True, text=True
-    )
+    done = run([sys.executable, "-m", "pip", *target, command, *options, *arguments])
     assert done.returncode == 0, done.stdout + done.stderr

@@ -343,7 +343,9 @@ def test_one_guided_step_draws_from_the_exact_tilted_distribution():
         return tokens.embed(table)[..., 0].sum(-1)
 
     jump = Natural(num_updates=1, step_size=1.0)
-    with guide(pipe, reward, GuidanceConfig(2.0, "straight_through", jump, num_draws=1, support=None)):
+    with guide(
+        pipe, reward, GuidanceConfig(2.0, "straight_through", jump, num_draws=1, support=None, every=1, warm_start=0.0)
+    ):
         ids = pipe([""] * 4_000, generator=seeded()).sequences
     found = torch.bincount(ids.flatten(), minlength=len(WORDS)) / ids.numel()
     tilted = (log_p + 2.0 * table[:, 0]).softmax(-1)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,7 @@ from redge_guidance.pipelines import MaskedTextPipeline, TextPipeline
 from redge_guidance.pipelines.text.calling import BlockReader
 from redge_guidance.pipelines.text.loading import read_config
 from redge_guidance.remote import load_config, load_model
+from tests.helpers import started
 from tests.helpers.tiny import word_tokenizer
 from tests.published.checkpoints import KINDS, MASK, WORDS, reference, weights, write
 
@@ -312,7 +312,8 @@ def test_pickles_are_read_on_request_only(tmp_path):
         torch.testing.assert_close(pipe._logits(IDS, EVERYWHERE), values("plain", IDS, None))
     command = str(refused.value).split("`")[1]
     environment = os.environ | {"PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"}
-    subprocess.run(command, shell=True, cwd=folder, check=True, env=environment)  # as the message says
+    done = started.run(command, shell=True, cwd=folder, env=environment)  # as the message says
+    assert done.returncode == 0, done.stderr
     load(folder)
 
 

@@ -17,6 +17,7 @@ from redge_guidance.hosts.attachment import Attachment
 from redge_guidance.rewards import BlackBoxReward
 from tests.helpers.hosts import JUMP, brightness, masked_image, seeded, spied, state_of
 from tests.helpers.images import CODES, tiny_amused, tiny_vqvae
+from tests.helpers.settings import plain_config
 from tests.helpers.tiny import tiny_pipeline
 from tests.helpers.unified import LENGTH, WORDS, UnifiedPipeline, UnifiedScheduler, tiny_unified
 
@@ -80,14 +81,14 @@ def test_images_need_not_be_square(make):
     assert images.shape == (2, 3, 8, 12)
     torch.testing.assert_close(decoder.decode(decoder.codebook[tokens.flatten(1)]), images)
     for scale in (0.0, 30.0, 300.0):
-        with guide(pipe, lambda pixels: pixels[..., :4, :4].mean((1, 2, 3)), GuidanceConfig(scale=scale)):
+        with guide(pipe, lambda pixels: pixels[..., :4, :4].mean((1, 2, 3)), plain_config(scale=scale)):
             means.append(run("pt")[..., :4, :4].mean())
     assert means[0] < means[1] < means[2]
 
 
 def test_pixels_are_normalised_where_the_pipeline_says_so():
     pipe, seen = tiny_unified(), []
-    with guide(pipe, lambda pixels: (seen.append(pixels.detach()), brightness(pixels))[1], GuidanceConfig(num_draws=1)):
+    with guide(pipe, lambda pixels: (seen.append(pixels.detach()), brightness(pixels))[1], plain_config(num_draws=1)):
         pipe("a", generator=seeded(), num_inference_steps=1)
         pipe.image_processor.register_to_config(do_normalize=True)
         pipe("a", generator=seeded(), num_inference_steps=1)
@@ -106,7 +107,7 @@ def test_prompts_are_those_of_the_call_and_none_where_it_has_embeddings():
             return brightness(pixels)
 
     embeddings = dict(zip(("prompt_embeds", "encoder_hidden_states"), pipe.encode_text(["a", "b"]), strict=True))
-    with guide(pipe, Scored(), GuidanceConfig(num_draws=1)):
+    with guide(pipe, Scored(), plain_config(num_draws=1)):
         pipe(["a", "b"], num_images_per_prompt=2)
         assert all(prompts == ["a", "b", "a", "b"] for prompts in seen)
         seen.clear()
@@ -134,7 +135,7 @@ def test_an_amused_reward_is_never_told_a_stale_or_a_negative_prompt():
     pair = {"prompt_embeds": outputs.text_embeds, "encoder_hidden_states": outputs.hidden_states[-2]}
     negative = {f"negative_{name}": value for name, value in pair.items()}
     reward = BlackBoxReward(likes, takes_prompt=True)
-    with guide(pipe, reward, GuidanceConfig(num_draws=2)):
+    with guide(pipe, reward, plain_config(num_draws=2)):
         assert told(["a", "b"], negative_prompt=["c", "c"]) == {"a", "b"}
         with pytest.raises(ValueError, match="`likes` takes prompts, and there are none"):
             told(**pair, **negative)

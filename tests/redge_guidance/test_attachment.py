@@ -22,6 +22,7 @@ from redge_guidance.hosts.seam import Seam
 from redge_guidance.pipelines import MaskedDiffusionScheduler
 from redge_guidance.rewards import BlackBoxReward, FluencyReward
 from tests.helpers.hosts import ALL, ONE_OF_EACH, any_reward, count_of_a, llada2, masked, seeded, state_of
+from tests.helpers.settings import plain_config
 from tests.helpers.tiny import WORDS, tiny_llada2, tiny_pipeline, word_tokenizer
 
 STRONG = GuidanceConfig(scale=8.0)
@@ -502,7 +503,7 @@ class Loop:
 def test_a_pipeline_without_a_call_is_guided_whenever_its_scheduler_is_used():
     pipe = Loop()
     bare = pipe.generate()
-    with guide(pipe, count_of_a, GuidanceConfig(scale=20.0)) as handle:
+    with guide(pipe, count_of_a, plain_config(scale=20.0)) as handle:
         assert pipe.generate().tolist() == [[3, 3, 3]]
         first = [step.progress for step in handle.trace]
         twin = copy.deepcopy(pipe)
@@ -550,7 +551,7 @@ def loop_host():
 def test_a_host_may_name_the_methods_that_draw(loop_host):
     pipe = Loop()
     bare = pipe.generate()
-    with guide(pipe, count_of_a, GuidanceConfig(scale=20.0)):
+    with guide(pipe, count_of_a, plain_config(scale=20.0)):
         assert pipe.generate().tolist() == [[3, 3, 3]]
         assert "step" not in vars(pipe.scheduler)
     assert torch.equal(pipe.generate(), bare)
@@ -610,7 +611,7 @@ def test_a_neighbour_that_shares_all_components_may_be_drawn_within_a_callback(n
         defaults = {} if name == "masked" else {"output_type": "seq", "temperature": 1.0, "eos_early_stop": False}
         return pipe(["a b", "c d"], gen_length=8, num_inference_steps=4, generator=seeded(), **defaults, **more)[0]
 
-    with guide(pipe, count_of_a, STRONG):
+    with guide(pipe, count_of_a, plain_config(scale=8.0)):
         alone = call(return_dict=False)
         assert torch.equal(call(return_dict=False, callback_on_step_end=callback), alone)
     assert len(found) >= 4
@@ -663,7 +664,7 @@ def two_entries():
 def test_an_entry_may_go_by_way_of_another_and_a_generator_is_refused(two_entries):
     pipe = Two()
     bare = pipe()
-    with guide(pipe, count_of_a, GuidanceConfig(scale=20.0)) as handle:
+    with guide(pipe, count_of_a, plain_config(scale=20.0)) as handle:
         assert pipe().tolist() == [[3, 3, 3]]
         assert len(handle.trace) == 3
         with pytest.raises(

@@ -5,11 +5,12 @@ import torch
 
 from redge_guidance import GuidanceConfig, guide
 from redge_guidance.estimators import ESTIMATORS
-from redge_guidance.guidance import guided_logits
 from redge_guidance.precision import Autocast
 from redge_guidance.rewards import LengthReward, LexicalReward
 from redge_guidance.samples.tokens import RelaxedTokens
+from redge_guidance.tilting import guided_logits
 from tests.helpers.hosts import ONE_OF_EACH, any_reward, count_of_a, masked, seeded, uniform
+from tests.helpers.settings import plain_config
 from tests.helpers.tiny import tiny_reward
 from tests.helpers.watching import watched
 
@@ -63,7 +64,7 @@ def test_q_is_that_of_full_precision(estimator, support):
         with torch.autocast("cpu", enabled=False):
             return count_of_a(tokens)
 
-    config = GuidanceConfig(estimator=estimator, support=support, kl_budget=0.2)
+    config = plain_config(estimator=estimator, support=support, kl_budget=0.2)
     for step in steps:
         expected, figures = guided_logits(step, outside, config, seeded())
         with half():

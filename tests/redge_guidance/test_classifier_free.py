@@ -11,6 +11,7 @@ from redge_guidance.pipelines.schedules import classifier_free
 from redge_guidance.pipelines.text.uniform import Classes
 from tests.helpers.hosts import MASK, RESERVED, brightness, count_of_a, seeded
 from tests.helpers.images import CODES, tiny_image_pipeline
+from tests.helpers.settings import plain_config
 from tests.helpers.tiny import tiny_pipeline
 from tests.helpers.watching import outputs_of, watched
 
@@ -39,7 +40,7 @@ def test_text_hides_the_prompt_and_nothing_that_was_drawn():
     pipe = tiny_pipeline(unmasking_order="random")
     inputs, calls = heard(pipe.model), outputs_of(pipe)
     settings = {"num_inference_steps": 4, "guidance_scale": 2.5}
-    with guide(pipe, count_of_a, GuidanceConfig(num_draws=1)):
+    with guide(pipe, count_of_a, plain_config(num_draws=1)):
         pipe(["a b", "c d"], generator=seeded(), **settings)
     samples = [arguments["sample"] for _, arguments, _ in calls]
     prompt = torch.arange(6).expand(2, -1) < 2
@@ -66,7 +67,7 @@ def test_text_logits_are_the_mixture_in_every_step():
 def test_images_see_what_was_drawn_in_both_branches():
     pipe = tiny_image_pipeline(unmasking_order="random")
     inputs, calls = heard(pipe.transformer), outputs_of(pipe)
-    with guide(pipe, brightness, GuidanceConfig(num_draws=1)):
+    with guide(pipe, brightness, plain_config(num_draws=1)):
         pipe([0, 2], guidance_scale=3.0, num_inference_steps=4, generator=seeded(), output_type="latent")
     samples = [arguments["sample"] for _, arguments, _ in calls]
     check_branches(inputs, samples, lambda sample: sample)

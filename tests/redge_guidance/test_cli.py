@@ -2,13 +2,15 @@ import json
 import math
 import os
 import signal
-import subprocess
 import sys
 
 import pytest
 
 from redge_guidance.cli import main
 from redge_guidance.estimators import ESTIMATORS
+from redge_guidance.pipelines import MaskedTextPipeline
+from tests.helpers import started
+from tests.helpers.processes import launch
 from tests.helpers.tiny import word_tokenizer
 from tests.published.checkpoints import WORDS, write
 
@@ -17,9 +19,7 @@ FAST = ["--samples-per-prompt", "2", "--num-inference-steps", "3", "--label", "n
 
 def run(*arguments, **kwargs):
     """The command in a process of its own: `(exit code, stdout, stderr)`."""
-    process = subprocess.run(
-        [sys.executable, "-m", "redge_guidance.cli", *arguments], capture_output=True, text=True, check=False, **kwargs
-    )
+    process = started.run([sys.executable, "-m", "redge_guidance.cli", *arguments], **kwargs)
     return process.returncode, process.stdout, process.stderr
 
 
@@ -40,12 +40,12 @@ def is_as_asked(text):
     return "music" in text and "Tom" not in text and len(text.split()) <= 5
 
 
-@pytest.mark.parametrize(("more", "column", "least"), [([], 2, 8), (["--soft"], 2, 6)])
-def test_words_and_lengths(more, column, least, capsys):
+@pytest.mark.parametrize(("more", "texts", "column", "least"), [([], 4, 2, 4), (["--soft"], 8, 2, 6)])
+def test_words_and_lengths(more, texts, column, least, capsys):
     goals = ["--want", "music", "--ban", "Tom", "--max-words", "5", *more]
-    assert main(["generate", "--samples-per-prompt", "8", "--baseline", *goals]) == 0
+    assert main(["generate", "--samples-per-prompt", str(texts), "--baseline", *goals]) == 0
     lines = capsys.readouterr().out.splitlines()
-    guided = [line.strip() for line in lines[lines.index("guided:") + 1 :][:8]]
+    guided = [line.strip() for line in lines[lines.index("guided:") + 1 :][:texts]]
     assert sum(map(is_as_asked, guided)) >= least
     shares = [line.split()[column + (not more)] for line in lines if line.startswith(("unguided ", "guided "))]
     assert shares[0] == "0%"
@@ -73,8 +73,8 @@ def test_json_has_one_object_a_text(tmp_path, capsys):
     assert main([*arguments, "--scale", "3", "--estimator", "redge"]) == 0
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     assert len(lines) == 8
-    assert [line["scale"] for line in lines] == [0.0] * 4 + [3.0] * 4
-    known = {"index", "sample", "prompt", "text", "answer", "reward", "rewards", "reached", "nats", "scale", "seed"}
+    assert [line["strength"] for line in lines] == [0.0] * 4 + [3.0] * 4
+    known = {"index", "sample", "prompt", "text", "answer", "reward", "rewards", "reached", "nats", "strength", "seed"}
     assert set(lines[0]) == known
     assert set(lines[-1]) == known | {"kl"}
     assert all(line["text"].startswith("Tom") for line in lines if line["prompt"] == "Tom")
@@ -179,42 +179,24 @@ def test_a_failure_while_writing_leaves_the_old_file_and_nothing_else(tmp_path, 
 
 
 def test_control_c_is_one_line_exit_code_130_and_no_file(tmp_path):
-    file = tmp_path / "out.jsonl"
-    command = ["generate", *FAST, "--samples-per-prompt", "100000", "--json", str(file)]
-    telling = f"""
-import logging
-import sys
+    """While texts are drawn, in a process forked from this one."""
+    file, out, err = (tmp_path / name for name in ("out.jsonl", "stdout", "stderr"))
+    plan = MaskedTextPipeline._plan
 
-logging.disable(logging.WARNING)  # what libraries say while they are imported, which here is not by `main`
-from redge_guidance.cli import main
-from redge_guidance.pipelines import MaskedTextPipeline
+    def interrupted(*args):
+        os.kill(os.getpid(), signal.SIGINT)
+        return plan(*args)
 
-draw = MaskedTextPipeline._plan
+    def work():
+        MaskedTextPipeline._plan = interrupted
+        os.dup2(os.open(out, os.O_WRONLY | os.O_CREAT), 1)
+        return main(["generate", *FAST, "--samples-per-prompt", "100000", "--json", str(file)])
 
-def tell(self, *args):
-    print("drawing", flush=True)
-    return draw(self, *args)
-
-MaskedTextPipeline._plan = tell
-sys.exit(main({command!r}))
-"""
-    process = subprocess.Popen(
-        [sys.executable, "-c", telling],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which a job in the background ignores
-    )
-    try:
-        assert process.stdout.readline() == "drawing\n"  # however long a busy machine takes to get there
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert (process.returncode, out) == (130, "")
-    assert err.strip().endswith("interrupted, nothing was written")
-    assert err.count("\n") == 1
-    assert os.listdir(tmp_path) == []
+    assert launch(work, errors=err) == [130]
+    assert out.read_text() == ""
+    assert err.read_text().strip().endswith("interrupted, nothing was written")
+    assert err.read_text().count("\n") == 1
+    assert sorted(os.listdir(tmp_path)) == ["stderr", "stdout"]
 
 
 def test_a_model_with_code_of_its_own_and_the_tokenizer_of_another(tmp_path, capsys):

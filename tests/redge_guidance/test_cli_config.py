@@ -1,7 +1,6 @@
 """`--config`, `--save-config`, and every setting by its name on the command line."""
 
 import importlib.util
-import subprocess
 import sys
 import time
 
@@ -17,6 +16,7 @@ from redge_guidance.setups.documents import read
 from redge_guidance.setups.options import Options
 from redge_guidance.setups.schema import OPTIONS
 from redge_guidance.setups.setup import assemble, config_of
+from tests.helpers.started import run
 from tests.helpers.tiny import tiny_pipeline, word_tokenizer
 from tests.published.checkpoints import WORDS, write
 
@@ -46,11 +46,11 @@ def texts(capsys, *arguments):
 @pytest.mark.parametrize("arguments", [["--help"], ["generate", "--help"], ["--version"]])
 def test_help_answers_at_once(arguments):
     started = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "redge_guidance", *arguments], check=True, capture_output=True)
+    assert run([sys.executable, "-m", "redge_guidance", *arguments]).returncode == 0
     seconds = time.perf_counter() - started
     modules = f"import sys; from redge_guidance.cli import main\ntry: main({arguments})\nexcept SystemExit: pass\n"
     modules += "sys.exit(bool({'torch', 'numpy', 'transformers'} & set(sys.modules)))"
-    subprocess.run([sys.executable, "-c", modules], check=True, capture_output=True)
+    assert run([sys.executable, "-c", modules]).returncode == 0
     assert seconds < 5  # 0.3 alone on a machine; this one may be busy
 
 

@@ -144,7 +144,7 @@ def test_records_of_a_schema(schema, tmp_path):
     for record in found:
         jsonschema.validate(json.loads(record["text"]), PERSON)
     assert all(record["accepted"] for record in found)
-    assert all(record["scale"] == 0 and "reward" not in record for record in found)
+    assert all(record["strength"] == 0 and "reward" not in record for record in found)
 
 
 def test_choices_and_prefixes_together(tmp_path):

@@ -29,16 +29,17 @@ def folders(tmp_path_factory):
 def test_digits_in_a_contact_sheet(tmp_path, capsys):
     file = tmp_path / "sheet.png"
     models = ["--model", "builtin:mnist-masked", "--reward", "builtin:mnist-classifier", "--label", "7"]
-    assert main(["generate", *models, "--samples-per-prompt", "20", "--out", str(file)]) == 0
+    settings = ["--samples-per-prompt", "17", "--num-inference-steps", "8", "--kl-budget", "2"]
+    assert main(["generate", *models, *settings, "--out", str(file)]) == 0
     with Image.open(file) as sheet:
-        assert sheet.size == (16 * 56, 4 * 56)  # 16 in a row, unguided above guided, and the remaining four
+        assert sheet.size == (16 * 56, 4 * 56)  # 16 in a row, unguided above guided, and the remaining one
         assert sheet.getpixel((16 * 56 - 1, 4 * 56 - 1)) == (255, 255, 255)  # beyond the last
     assert sorted(os.listdir(tmp_path)) == ["sheet-trace.png", "sheet.png"]
     with Image.open(tmp_path / "sheet-trace.png") as trace:
         assert trace.width > 500
     captured = capsys.readouterr()
     assert captured.err == ""
-    shares = {line.split()[0]: int(line.split()[2].rstrip("%")) for line in captured.out.splitlines()[2:]}
+    shares = {line.split()[0]: int(line.split()[2].rstrip("%")) for line in captured.out.splitlines()[3:]}
     assert shares["unguided"] <= 40
     assert shares["guided"] >= 90
 
@@ -48,8 +49,11 @@ def test_records_of_images(folders, tmp_path, capsys):
     models = ["--model", folders["masked"], "--reward", folders["classifier"], "--label", "dog"]
     assert main(["generate", *models, *FAST, "--class-label", "1", "--json", str(file), "--baseline"]) == 0
     lines = [json.loads(line) for line in file.read_text().splitlines()]
-    assert [line["scale"] for line in lines] == [0.0] * 3 + [500.0] * 3
-    assert set(lines[0]) == {"index", "sample", "prompt", "reward", "rewards", "reached", "scale", "seed"}
+    assert [line["strength"] for line in lines[:3]] == [0.0] * 3
+    assert all(line["strength"] > 0 for line in lines[3:])
+    known = {"index", "sample", "prompt", "reward", "rewards", "reached", "strength", "seed"}
+    assert set(lines[0]) == known
+    assert set(lines[-1]) == known | {"kl", "target_reached"}
     assert {line["prompt"] for line in lines} == {1}
     assert "unguided" in capsys.readouterr().out
 
@@ -62,15 +66,20 @@ def test_a_reward_temperature_levels_the_classes(folders, tmp_path):
     assert rewards == pytest.approx([-math.log(3)] * 3, abs=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("reward", "goal", "scale"), [("classifier", ["--label", "dog"], 500.0), ("clip", ["--prompt", "a b"], 100.0)]
-)
-def test_scale_fits_the_reward_unless_given(reward, goal, scale, folders, tmp_path):
+@pytest.mark.parametrize(("reward", "goal"), [("classifier", ["--label", "dog"]), ("clip", ["--prompt", "a b"])])
+def test_the_strength_is_found_for_every_image_unless_a_scale_is_given(reward, goal, folders, tmp_path):
     file = tmp_path / "out.jsonl"
-    models = ["--model", folders["masked"], "--reward", folders[reward]]
-    for given, expected in (([], scale), (["--scale", "3"], 3.0)):
-        assert main(["generate", *models, *goal, *FAST, *given, "--json", str(file)]) == 0
-        assert {json.loads(line)["scale"] for line in file.read_text().splitlines()} == {expected}
+    models = ["--model", folders["masked"], "--reward", folders[reward], *goal]
+
+    def strengths(*given):
+        assert main(["generate", *models, *FAST, *given, "--json", str(file)]) == 0
+        return [json.loads(line)["strength"] for line in file.read_text().splitlines()]
+
+    found = strengths()
+    assert len(set(found)) == len(found) == 3
+    assert min(found) > 0
+    assert strengths("--target", "-50", "--kl-budget", "0.1") == [0.0] * 3  # which every image has by itself
+    assert strengths("--scale", "3") == [3.0] * 3
 
 
 @pytest.mark.parametrize("model", ["masked", "amused"])
@@ -79,9 +88,9 @@ def test_toward_a_text_by_clip(model, folders, tmp_path, capsys):
     models = ["--model", folders[model], "--reward", folders["clip"]]
     assert main(["generate", *models, *FAST, *prompts, "--scale", "50", "--out", str(tmp_path / "s.jpg")]) == 0
     lines = capsys.readouterr().out.splitlines()
-    rewards = {line.split()[0]: float(line.split()[1]) for line in lines[2:]}
+    rewards = {line.split()[0]: float(line.split()[1]) for line in lines[3:]}
     assert rewards["guided"] > rewards["unguided"]
-    assert lines[2].split()[2] == "-"  # no classes to hit
+    assert lines[3].split()[2] == "-"  # no classes to hit
 
 
 @pytest.mark.parametrize(

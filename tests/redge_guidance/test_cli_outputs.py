@@ -6,7 +6,6 @@ import os
 import signal
 import socket
 import stat
-import subprocess
 import sys
 import threading
 import time
@@ -18,6 +17,7 @@ from hypothesis import strategies as st
 
 from redge_guidance.cli import main
 from redge_guidance.cli.files import Target, check_targets, write_all
+from tests.helpers import started
 from tests.helpers.image_rewards import classifier
 from tests.helpers.images import tiny_image_pipeline
 
@@ -194,7 +194,7 @@ def ending(arguments, stdout, stderr, encoding="utf-8"):
             os.dup2(stderr, 2)
             os.dup2(stdout, 1) if stdout is not None else os.close(1)
             sys.stdout = None if stdout is None else open(1, "w", encoding=encoding, closefd=False)  # noqa: SIM115
-            sys.stderr = open(2, "w", errors="backslashreplace", closefd=False)  # noqa: SIM115
+            sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
             try:
                 code = main(arguments)
             except SystemExit as stop:
@@ -203,7 +203,7 @@ def ending(arguments, stdout, stderr, encoding="utf-8"):
                 sys.stdout.flush()  # as an interpreter does at its end
         finally:
             os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return started.wait(child)
 
 
 def gone():
@@ -256,7 +256,7 @@ def test_nobody_can_be_told(tmp_path):
 
 def test_a_reader_that_goes_away_in_a_shell():
     line = f"{sys.executable} -m redge_guidance.cli --help | true; exit ${{PIPESTATUS[0]}}"
-    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False)
+    done = started.run(["bash", "-c", line])
     assert (done.returncode, done.stderr) == (141, "")
 
 
@@ -307,10 +307,10 @@ def test_a_narrow_terminal_is_no_error(monkeypatch):
     assert out.buffer.getvalue().decode("latin-1").count("é") >= 2
 
 
-def test_records_alone_on_standard_output():
-    command = [sys.executable, "-m", "redge_guidance.cli", *FAST, "--json", "-"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    texts = [json.loads(line)["text"] for line in done.stdout.splitlines()]
+def test_records_alone_on_standard_output(tmp_path):
+    streams = [os.open(tmp_path / name, os.O_WRONLY | os.O_CREAT) for name in ("stdout", "stderr")]
+    assert ending([*FAST, "--json", "-"], *streams) == 0
+    texts = [json.loads(line)["text"] for line in (tmp_path / "stdout").read_text().splitlines()]
     assert len(texts) == 2
-    assert [line for line in done.stderr.splitlines() if line] == texts
+    assert [line for line in (tmp_path / "stderr").read_text().splitlines() if line] == texts
     assert not os.path.exists("-")

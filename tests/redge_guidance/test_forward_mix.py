@@ -5,9 +5,10 @@ import warnings
 import pytest
 import torch
 
-from redge_guidance import GuidanceConfig, LogitsGuidance, guide
+from redge_guidance import LogitsGuidance, guide
 from redge_guidance.updates import Natural
 from tests.helpers.hosts import JUMP, MASK, all_of_a
+from tests.helpers.settings import plain_config
 from tests.helpers.tiny import WORDS, tiny_pipeline, word_tokenizer
 
 TOKENS = word_tokenizer()
@@ -15,7 +16,7 @@ IDS = torch.tensor([[3, 4, MASK, MASK], [5, 6, MASK, MASK]])
 WITHOUT = IDS.where(torch.arange(4) >= 2, MASK)
 SCALE = 2.5
 # the gradient at a deterministic relaxed sample, of a reward that is not linear: what it is depends on the prediction
-BENT = GuidanceConfig(scale=8.0, estimator="soft", update=Natural(num_updates=2), num_draws=1, support=None)
+BENT = plain_config(scale=8.0, estimator="soft", update=Natural(num_updates=2), num_draws=1, support=None)
 
 
 def pair_of_a(tokens):

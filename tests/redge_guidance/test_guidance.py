@@ -7,22 +7,27 @@ import torch
 
 from redge_guidance import GuidanceConfig, ReDGE, guide, straight_through
 from redge_guidance.estimators import Estimator
-from redge_guidance.guidance import Guidance, guided_logits
+from redge_guidance.guidance import Guidance
 from redge_guidance.hosts import DenoisingStep
 from redge_guidance.pipelines import MaskedTextPipeline
+from redge_guidance.tilting import guided_logits
 from redge_guidance.updates import Adam, Natural, kl
+from tests.helpers.settings import plain_config
 from tests.helpers.tiny import tiny_pipeline, word_tokenizer
 
 PROMPTS = ["", "a b", "c [MASK] [MASK] d", "e"]
 JUMP = Natural(num_updates=1, step_size=1.0, damping=0.0)  # one update to the tilted p
 CONFIGS = {
     "default": GuidanceConfig(),
-    "support": GuidanceConfig(support=3),
+    "target": GuidanceConfig(target=-0.05),
+    "scale": GuidanceConfig(scale=2.0),
+    "plain": plain_config(),
+    "support": GuidanceConfig(support=3, every=1),
     "straight_through": GuidanceConfig(estimator="straight_through"),
     "redge": GuidanceConfig(estimator="redge"),
     "soft": GuidanceConfig(estimator="soft", num_draws=1),
     "black box": GuidanceConfig(estimator="reinforce_loo", num_draws=32),
-    "adam": GuidanceConfig(update=Adam(num_updates=3)),
+    "adam": plain_config(update=Adam(num_updates=3)),
     "budget": GuidanceConfig(scale=50.0, kl_budget=0.2, update=Natural(num_updates=2)),
 }
 
@@ -269,7 +274,7 @@ def test_the_straight_through_gradient_at_the_sample_agrees_with_the_one_at_the_
             return straight_through(logits, generator=generator)
 
     results = [
-        guided_logits(step, reward, GuidanceConfig(estimator=e, update=JUMP), seeded())[0].softmax(-1)
+        guided_logits(step, reward, plain_config(estimator=e, update=JUMP), seeded())[0].softmax(-1)
         for e in ("straight_through", ThroughLogits())
     ]
     torch.testing.assert_close(*results, atol=1e-5, rtol=1e-4)
@@ -315,7 +320,7 @@ def test_support_leaves_the_other_tokens_as_the_model_gave_them():
     torch.manual_seed(0)
     logits, table = torch.randn(2, 3, 8), torch.randn(8)
     new, figures = guided_logits(
-        step_of(logits), table_reward(table), GuidanceConfig(4.0, update=JUMP, support=4), seeded()
+        step_of(logits), table_reward(table), plain_config(4.0, update=JUMP, support=4), seeded()
     )
     p, q = logits.view(6, 8).softmax(-1), new.softmax(-1)
     kept = torch.zeros_like(p).scatter(-1, p.topk(4).indices, 1).bool()
@@ -342,7 +347,7 @@ def test_kl_budget_holds_for_every_sequence(support):
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_guidance_raises_the_reward(config, reward):
     pipe = tiny_pipeline(length=8)
-    prompts = [""] * (300 if config.num_draws < 32 else 100)
+    prompts = [""] * (100 if (config.num_draws or 1) < 32 else 50)
     # The model is random and very sure of itself; a high temperature gives guidance something to choose from.
     bare = reward.score(pipe(prompts, generator=seeded(), temperature=3.0).texts)
     with guide(pipe, reward, config):
@@ -355,7 +360,7 @@ def test_more_scale_gives_more_reward_and_more_kl(reward):
     pipe, rewards, divergences = tiny_pipeline(length=8), [], []
     for scale in (0.5, 2.0, 8.0):
         with guide(pipe, reward, GuidanceConfig(scale=scale)) as handle:
-            rewards.append(reward.score(pipe([""] * 300, generator=seeded()).texts).mean())
+            rewards.append(reward.score(pipe([""] * 100, generator=seeded()).texts).mean())
         divergences.append(sum(step.kl for step in handle.trace))
     assert sorted(rewards) == rewards
     assert sorted(divergences) == divergences
@@ -412,7 +417,7 @@ def test_word_tokenizer_is_what_the_tests_think():
 def test_draws_that_are_too_large_to_hold_together_go_one_after_the_other(monkeypatch):
     """A smooth expectation has no noise: the gradient is the same in one part, in two, or draw by draw."""
     logits, table = torch.randn(2, 3, 8, generator=seeded()), torch.randn(8, 3, generator=seeded())
-    config = GuidanceConfig(scale=2.0, estimator="soft", num_draws=4, support=None)
+    config = plain_config(scale=2.0, estimator="soft", support=None)
     seen, results = [], []
 
     def reward(tokens):
@@ -430,7 +435,7 @@ def test_draws_that_are_too_large_to_hold_together_go_one_after_the_other(monkey
 def test_the_noise_of_a_step_depends_on_its_number_where_the_samplers_generator_stands_still():
     """As with greedy sampling, which draws nothing."""
     logits, table = torch.randn(2, 3, 8, generator=seeded()), torch.randn(8, 3, generator=seeded())
-    config = GuidanceConfig(estimator="straight_through", num_draws=1, support=None)
+    config = plain_config(estimator="straight_through", num_draws=1, support=None)
     guidance = Guidance(lambda tokens: tokens.embed(table).square().sum((1, 2)), config)
     step = replace(step_of(logits), generator=seeded(3))
     first, second = guidance(step), guidance(step)

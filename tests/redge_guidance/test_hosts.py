@@ -42,11 +42,10 @@ def test_removal_and_exceptions_leave_the_host_as_it_was(make):
 def test_reward_rises_with_scale(make):
     pipe, run = make()
     means = []
-    for scale in (0.0, 2.0, 8.0):
+    for scale in (0.0, 8.0):
         with guide(pipe, count_of_a, GuidanceConfig(scale=scale)):
-            means.append(torch.stack([(run(seed) == WORDS.index("a")).float().mean() for seed in range(8)]).mean())
-    assert means[1] > means[0] - 0.05  # eight texts of sixteen tokens
-    assert means[2] > means[0] + 0.1
+            means.append(torch.stack([(run(seed) == WORDS.index("a")).float().mean() for seed in range(5)]).mean())
+    assert means[1] > means[0] + 0.1
 
 
 @every_case
@@ -76,7 +75,8 @@ def test_guided_logits_are_the_exact_optimum_and_fixed_positions_keep_theirs(mak
         if not moved.any():
             continue
         tokens = next(reads)
-        free = tokens.free[:, -length:]
+        free = torch.zeros_like(moved)
+        free[moved.any(-1)] = tokens.free[:, -length:]  # finished sequences are not shown
         assert not tokens.free[:, :-length].any()
         assert not (moved & ~free).any()
         temperature = temperature_of(name, pipe.scheduler, arguments)
@@ -114,7 +114,13 @@ def test_reserved_tokens_are_not_produced_by_guidance(make):
 def test_the_reward_sees_prompt_finished_blocks_and_the_block():
     pipe, run = llada2(editing_threshold=None)
     seen = []
-    with guide(pipe, lambda tokens: (seen.append(tokens), count_of_a(tokens))[1], JUMP):
+
+    def watched(tokens):
+        seen.append(tokens)
+        return count_of_a(tokens)
+
+    watched.whole_batch = True  # finished sequences too
+    with guide(pipe, watched, JUMP):
         sequences = run()
     assert [t.ids[1].tolist()[:2] for t in seen] == [[0, 5]] * len(seen)  # padding, then the prompt "c"
     assert {tuple(t.ids.shape) for t in seen} == {(2, 4), (2, 8), (2, 12)}

@@ -3,14 +3,15 @@
 import pytest
 import torch
 
-from redge_guidance import GuidanceConfig, guide
+from redge_guidance import guide
 from redge_guidance.pipelines import scheduler as schedulers
 from tests.helpers.hosts import JUMP, amused, seeded
 from tests.helpers.images import tiny_image_pipeline
+from tests.helpers.settings import plain_config
 from tests.helpers.watching import guided, log_p, outputs_of
 
 DIRECTION = torch.randn(3, generator=seeded(3))
-CONFIG = GuidanceConfig(1.5, "straight_through", JUMP.update, num_draws=1, support=None)
+CONFIG = plain_config(1.5, "straight_through", JUMP.update, num_draws=1, support=None)
 
 
 def reward(pixels):
@@ -58,7 +59,7 @@ def test_greedy_images_take_the_likeliest_of_q(monkeypatch):
     pipe = tiny_image_pipeline()
     settings = {"temperature": 0.0, "num_inference_steps": 1, "output_type": "latent"}
     bare = pipe([1], generator=seeded(), **settings).tokens
-    with guide(pipe, reward, GuidanceConfig(30.0, "straight_through", JUMP.update, num_draws=1, support=None)):
+    with guide(pipe, reward, plain_config(30.0, "straight_through", JUMP.update, num_draws=1, support=None)):
         tokens = pipe([1], generator=seeded(), **settings).tokens
     logits = pipe.transformer(torch.full((1, 16), pipe.mask_token_id), class_labels=torch.tensor([1]))
     tilt = 30.0 * pipe.codebook[:, :3] @ DIRECTION

@@ -2,12 +2,12 @@
 
 import logging as python
 import os
-import subprocess
 import sys
 
 import pytest
 
 from redge_guidance import logging
+from tests.helpers import started
 
 
 @pytest.fixture
@@ -46,9 +46,9 @@ log.info("told"); log.warning("warned")
 def said(before="", after="", **variables):
     environment = {k: v for k, v in os.environ.items() if k != logging.VARIABLE} | variables
     code = CODE.format(before=before, after=after)
-    return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
-    ).stderr
+    done = started.run([sys.executable, "-c", code], env=environment)
+    assert done.returncode == 0
+    return done.stderr
 
 
 def test_what_is_said_by_default_by_the_variable_and_once_where_logging_is_set_up():

@@ -9,10 +9,11 @@ from redge_guidance.pipelines import MaskedDiffusionScheduler
 from redge_guidance.pipelines.sampling import multinomial, uniform
 from tests.helpers.hosts import JUMP, MASK, RESERVED, all_of_a, brightness, count_of_a, seeded
 from tests.helpers.images import tiny_image_pipeline
+from tests.helpers.settings import plain_config
 from tests.helpers.tiny import WORDS, tiny_pipeline, tiny_reward, tiny_uniform, word_tokenizer
 
 TOKENS = word_tokenizer()
-CONFIG = GuidanceConfig(scale=4.0, num_draws=2)
+CONFIG = plain_config(scale=4.0, num_draws=2)
 
 
 def reward_of_a():

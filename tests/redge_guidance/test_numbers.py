@@ -32,7 +32,8 @@ whole_kinds = pytest.mark.parametrize("whole", WHOLE.values(), ids=WHOLE)
 BAD = [None, "1", True, float("nan"), [1], torch.tensor([1, 2])]
 
 MADE = {  # of a whole number 3 and a real number 0.5, which every kind has exactly
-    "config": lambda n, x: GuidanceConfig(scale=x, num_draws=n, start=x, stop=1.0, kl_budget=x, support=n),
+    "scale": lambda n, x: GuidanceConfig(scale=x, num_draws=n, start=x, stop=1.0, kl_budget=x, support=n),
+    "target": lambda n, x: GuidanceConfig(target=x, num_draws=n, every=n, warm_start=x, kl_budget=x, support=n),
     "natural": lambda n, x: Natural(n, x, x),
     "adam": lambda n, x: Adam(n, x),
     "redge": lambda n, x: ReDGE(n, x),
@@ -49,8 +50,11 @@ def test_settings_are_kept_as_plain_numbers(make, whole, real):
     assert found == expected
     assert hash(found) == hash(expected)
     assert repr(found) == repr(expected)
-    numbers = {field.name: getattr(found, field.name) for field in dataclasses.fields(found)}
-    assert {type(numbers[name]) for name in numbers if name not in ("estimator", "update")} <= {int, float, bool}
+    values = {field.name: getattr(found, field.name) for field in dataclasses.fields(found)}
+    numbers = {name: value for name, value in values.items() if name not in ("estimator", "update", "schedule")}
+    apart = {name for name, value in numbers.items() if value is None}  # of which a config has one
+    assert apart <= {"scale", "target"}
+    assert {type(value) for name, value in numbers.items() if name not in apart} <= {int, float, bool}
 
 
 def test_the_config_is_written_as_json():
@@ -64,9 +68,12 @@ def test_the_config_is_written_as_json():
 @pytest.mark.parametrize(
     ("name", "make"),
     [
-        ("scale", lambda bad: GuidanceConfig(scale=bad)),
+        ("scale", lambda bad: GuidanceConfig(scale=bad) if bad is not None else raise_("`scale`")),  # none is no scale
+        ("target", lambda bad: GuidanceConfig(target=bad) if bad is not None else raise_("`target`")),
+        ("every", lambda bad: GuidanceConfig(every=bad)),
+        ("warm_start", lambda bad: GuidanceConfig(warm_start=bad)),
         ("start", lambda bad: GuidanceConfig(start=bad)),
-        ("num_draws", lambda bad: GuidanceConfig(num_draws=bad)),
+        ("num_draws", lambda bad: GuidanceConfig(num_draws=bad) if bad is not None else raise_("`num_draws`")),
         ("num_updates", lambda bad: Natural(num_updates=bad)),
         ("step_size", lambda bad: Natural(step_size=bad)),
         ("learning_rate", lambda bad: Adam(learning_rate=bad)),

@@ -1,7 +1,6 @@
 import ast
 import importlib
 import inspect
-import subprocess
 import sys
 from importlib.resources import files
 
@@ -9,6 +8,7 @@ import pytest
 
 import redge_guidance
 from redge_guidance import estimators
+from tests.helpers import started
 
 
 def test_public_names_are_sorted_and_there():
@@ -34,12 +34,12 @@ def test_names_of_the_rooms(module, names):
 def test_import_is_lean():
     for first in ("import redge_guidance", "from redge_guidance.cli.parser import build_parser; build_parser()"):
         code = f"import sys; {first}; print({{'torch', 'transformers', 'diffusers', 'accelerate'}} & set(sys.modules))"
-        assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "set()"
+        assert started.run([sys.executable, "-c", code]).stdout.strip() == "set()"
 
 
 def test_names_are_there_before_they_are_imported():
     code = "import redge_guidance as r; print(set(r.__all__) <= set(dir(r)), r.guide.__name__, hasattr(r, 'nothing'))"
-    assert subprocess.check_output([sys.executable, "-c", code], text=True).split() == ["True", "guide", "False"]
+    assert started.run([sys.executable, "-c", code]).stdout.split() == ["True", "guide", "False"]
 
 
 def test_what_type_checkers_see_is_what_there_is():
@@ -53,7 +53,7 @@ def test_what_type_checkers_see_is_what_there_is():
 
 def test_nothing_lands_outside_the_package():
     code = "import pipelines"
-    process = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=False)
+    process = started.run([sys.executable, "-I", "-c", code])
     assert "No module named 'pipelines'" in process.stderr
 
 

@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import GenerationConfig
 
-from redge_guidance import GuidanceConfig
 from redge_guidance.guidance import Guidance
 from redge_guidance.hosts.attachment import Attachment
 from redge_guidance.hosts.callables import DreamLogitsHook, GuidanceLogitsProcessor
 from redge_guidance.precision import keeping_the_first
 from redge_guidance.updates import kl
 from tests.helpers.hosts import MASK, RESERVED, WORDS, amused, gemma, llada2, masked, masked_image, seeded, unified
+from tests.helpers.settings import plain_config
 from tests.helpers.tiny import word_tokenizer
 from tests.helpers.unified import UnifiedPipeline
 from tests.helpers.watching import guided, log_p, outputs_of
@@ -44,7 +44,7 @@ def test_small_tilts_of_half_precision_logits_reach_the_scheduler(make):
     def reward(sample):
         return sample.mean((1, 2, 3)) if isinstance(sample, torch.Tensor) else sample.embed(JUMP_TABLE).sum((1, 2))
 
-    config = GuidanceConfig(estimator="straight_through", update=Spy(), num_draws=1, support=None)
+    config = plain_config(estimator="straight_through", update=Spy(), num_draws=1, support=None)
     pairs, _ = guided(pipe, run, reward, config)
     for (step, logits), (_, arguments, _) in zip(pairs, calls, strict=True):
         if logits is None:
@@ -96,7 +96,7 @@ def handed_over(kind, logits, config, temperature=1.0):
 @pytest.mark.parametrize("kind", ["processor", "hook"])
 def test_callables_hand_on_small_tilts(kind, dtype):
     logits = high_logits(dtype)
-    config = GuidanceConfig(update=jump(TABLE), estimator="straight_through", num_draws=1, support=None)
+    config = plain_config(update=jump(TABLE), estimator="straight_through", num_draws=1, support=None)
     found = handed_over(kind, logits, config)
     assert found.dtype == torch.float32
     expected = logits.float() + TABLE[: len(WORDS)]
@@ -109,7 +109,7 @@ def test_callables_hand_on_small_tilts(kind, dtype):
 def test_the_budget_holds_for_what_is_handed_over(kind, dtype):
     logits = high_logits(dtype, scale=3.0)
     tilt = 4 * torch.randn(len(WORDS), generator=seeded(2))
-    config = GuidanceConfig(update=jump(tilt), estimator="straight_through", num_draws=1, support=4, kl_budget=0.05)
+    config = plain_config(update=jump(tilt), estimator="straight_through", num_draws=1, support=4, kl_budget=0.05)
     q = handed_over(kind, logits, config).double().log_softmax(-1)
     p = logits.double()
     p[..., RESERVED] = -torch.inf
@@ -122,7 +122,7 @@ def test_the_budget_holds_for_what_is_handed_over(kind, dtype):
 @pytest.mark.parametrize("temperature", [1e3, 1e6])
 @pytest.mark.parametrize("kind", ["processor", "hook"])
 def test_high_temperatures_stay_finite(kind, temperature, dtype):
-    config = GuidanceConfig(update=jump(100 * TABLE), estimator="straight_through", num_draws=1, support=None)
+    config = plain_config(update=jump(100 * TABLE), estimator="straight_through", num_draws=1, support=None)
     logits = high_logits(dtype)
     found = handed_over(kind, logits, config, temperature)
     allowed = [i for i in range(len(WORDS)) if i not in RESERVED]
@@ -147,7 +147,7 @@ def test_texts_that_are_read_off_half_precision_logits_have_the_tokens_of_q():
     pipe, run = unified(UnifiedPipeline, image=torch.rand(2, 3, 8, 8, generator=seeded()).bfloat16())
     pipe.to(torch.bfloat16)
     pipe.transformer.register_forward_hook(lambda module, args, output: (output[0], 24 + 0.01 * output[1]))
-    config = GuidanceConfig(update=jump(TABLE), estimator="straight_through", num_draws=1, support=None)
+    config = plain_config(update=jump(TABLE), estimator="straight_through", num_draws=1, support=None)
     guidance, read = Guidance(constant, config), []
 
     def move(step):

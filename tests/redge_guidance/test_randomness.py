@@ -9,6 +9,7 @@ from redge_guidance.guidance import Guidance
 from redge_guidance.hosts.attachment import Attachment
 from tests.helpers import hosts
 from tests.helpers.hosts import JUMP, ONE_OF_EACH, any_reward, seeded
+from tests.helpers.settings import plain_config
 from tests.helpers.watching import guided
 
 every_host = pytest.mark.parametrize("make", ONE_OF_EACH.values(), ids=ONE_OF_EACH)
@@ -99,7 +100,7 @@ def test_another_seed_gives_other_samples():
     pipe, run = hosts.masked([""] * 64)
     found = []
     for seed in (1, 2, 1):
-        with guide(pipe, hosts.count_of_a, GuidanceConfig(8.0, num_draws=1), seed=seed):
+        with guide(pipe, hosts.count_of_a, plain_config(8.0, num_draws=1), seed=seed):
             found.append(run())
     assert torch.equal(found[0], found[2])
     assert not torch.equal(found[0], found[1])
@@ -113,7 +114,7 @@ def test_the_noise_of_a_step_is_not_that_of_the_step_before():
         seen.append(tokens.weights[-1].detach())
         return hosts.count_of_a(tokens)
 
-    config = GuidanceConfig(0.01, "gumbel_softmax", JUMP.update, num_draws=1, support=None)
+    config = plain_config(0.01, "gumbel_softmax", JUMP.update, num_draws=1, support=None)
     for _ in range(2):
         with guide(pipe, reward, config):
             pipe([""] * 4, generator=seeded(), temperature=0.0, num_inference_steps=3)

@@ -4,12 +4,13 @@ import pytest
 import torch
 
 from redge_guidance import GuidanceConfig, guide
-from redge_guidance.guidance import guided_logits
 from redge_guidance.hosts import DenoisingStep
 from redge_guidance.reward import Reward, RewardSum, Term
 from redge_guidance.rewards import BlackBoxReward, LengthReward, LexicalReward
 from redge_guidance.terms import split
+from redge_guidance.tilting import guided_logits
 from redge_guidance.updates import Adam, Natural
+from tests.helpers.settings import plain_config
 from tests.helpers.tiny import WORDS, tiny_reward, word_tokenizer
 
 
@@ -44,7 +45,9 @@ def test_the_trace_keeps_the_terms_apart(pipe):
     classifier, words = tiny_reward(), LexicalReward("e")
     with guide(pipe, 2 * classifier + 0.5 * words, GuidanceConfig(scale=1.0)) as handle:
         pipe([""] * 8, generator=torch.Generator().manual_seed(0))
-    for step in handle.trace:
+    asked = [step for step in handle.trace if all(one.asked for one in step.sequences)]
+    assert 1 < len(asked) < len(handle.trace)
+    for step in asked:
         total = 2 * step.notes["TextClassifierReward"] + 0.5 * step.notes["LexicalReward"]
         assert step.reward == pytest.approx(total, rel=1e-4, abs=1e-5)
 
@@ -123,7 +126,7 @@ def step_of(logits):
 def test_a_sum_with_a_black_box_reaches_the_tilted_optimum(update, draws):
     """Both parts linear in every token, so that q = p exp(scale * (their sum)) is exact."""
     logits = torch.randn(6, len(WORDS), generator=torch.Generator().manual_seed(0))
-    config = GuidanceConfig(scale=1.5, estimator="straight_through", update=update, num_draws=draws, support=None)
+    config = plain_config(scale=1.5, estimator="straight_through", update=update, num_draws=draws, support=None)
     reward = Points() + BlackBoxReward(points_of_text)
     new, figures = guided_logits(step_of(logits), reward, config, torch.Generator().manual_seed(0))
     worth = Points.points.clone()

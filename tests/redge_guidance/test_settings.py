@@ -3,11 +3,12 @@
 import pytest
 import torch
 
-from redge_guidance import GuidanceConfig, guide
+from redge_guidance import guide
 from redge_guidance.estimators import ESTIMATORS
 from redge_guidance.reward import Reward
 from redge_guidance.updates import Adam, Natural
 from tests.helpers.hosts import JUMP, ONE_OF_EACH
+from tests.helpers.settings import plain_config
 from tests.helpers.watching import guided, linear, log_p, outputs_of
 
 TABLE = torch.randn(12, generator=torch.Generator().manual_seed(3))  # of as many tokens as any host has
@@ -33,9 +34,10 @@ def test_num_draws_is_how_often_the_reward_sees_the_batch(make):
     pipe, run = make()
     for draws in (1, 3):
         reward = Watched()
-        pairs, _ = guided(pipe, run, reward, GuidanceConfig(num_draws=draws, update=JUMP.update))
+        pairs, _ = guided(pipe, run, reward, plain_config(num_draws=draws, update=JUMP.update))
         steps = [step for step, logits in pairs if logits is not None]
-        assert [len(tokens) for tokens in reward.seen] == [draws * len(step.ids) for step in steps]
+        going = [int(step.free.any(-1).sum()) for step in steps]
+        assert [len(tokens) for tokens in reward.seen] == [draws * count for count in going]
         assert all(tokens.draws == draws for tokens in reward.seen)
         assert [len(tokens.weights) for tokens in reward.seen] == [draws * int(step.free.sum()) for step in steps]
 
@@ -44,7 +46,7 @@ def test_num_draws_is_how_often_the_reward_sees_the_batch(make):
 def test_support_is_the_number_of_columns_and_holds_the_likeliest_tokens(make):
     pipe, run = make()
     reward = Watched()
-    pairs, _ = guided(pipe, run, reward, GuidanceConfig(support=3, num_draws=1, update=JUMP.update))
+    pairs, _ = guided(pipe, run, reward, plain_config(support=3, num_draws=1, update=JUMP.update))
     steps = [step for step, logits in pairs if logits is not None]
     for step, tokens in zip(steps, reward.seen, strict=True):
         assert tokens.weights.shape[1] == 3
@@ -52,7 +54,7 @@ def test_support_is_the_number_of_columns_and_holds_the_likeliest_tokens(make):
         kept = likeliest.values > -torch.inf
         assert torch.equal(tokens.support[kept], likeliest.indices[kept])
     whole = Watched()
-    guided(pipe, run, whole, GuidanceConfig(support=None, num_draws=1, update=JUMP.update))
+    guided(pipe, run, whole, plain_config(support=None, num_draws=1, update=JUMP.update))
     assert all(tokens.support is None for tokens in whole.seen)
 
 
@@ -61,7 +63,7 @@ def test_support_is_the_number_of_columns_and_holds_the_likeliest_tokens(make):
 def test_the_update_decides_how_often_the_reward_is_called(make, update):
     pipe, run = make()
     reward = Watched()
-    _, trace = guided(pipe, run, reward, GuidanceConfig(update=update, num_draws=1))
+    _, trace = guided(pipe, run, reward, plain_config(update=update, num_draws=1))
     assert len(reward.seen) == update.num_updates * len(trace)
 
 
@@ -70,7 +72,7 @@ def test_scale_is_the_nats_that_a_unit_of_reward_is_worth(make):
     """After a jump to the tilted p log q - log p is scale times the reward of the token, up to a constant a row."""
     pipe, run = make()
     for scale in (0.5, 3.0):
-        config = GuidanceConfig(scale, "straight_through", JUMP.update, num_draws=1, support=None)
+        config = plain_config(scale, "straight_through", JUMP.update, num_draws=1, support=None)
         pairs, _ = guided(pipe, run, Watched(), config)
         for step, logits in pairs:
             if logits is not None:
@@ -83,7 +85,7 @@ def test_scale_is_the_nats_that_a_unit_of_reward_is_worth(make):
 def test_the_kl_of_what_the_scheduler_is_given_is_within_the_budget_of_every_sequence(make, support):
     pipe, run = make()
     budget, spent, calls = 0.05, [], outputs_of(pipe)
-    config = GuidanceConfig(20.0, update=JUMP.update, num_draws=1, kl_budget=budget, support=support)
+    config = plain_config(20.0, update=JUMP.update, num_draws=1, kl_budget=budget, support=support)
     pairs, _ = guided(pipe, run, Watched(), config)
     for (step, logits), (_, arguments, _) in zip(pairs, calls, strict=True):
         if logits is None:
@@ -106,7 +108,7 @@ def test_a_soft_estimator_shows_soft_weights(make, name):
     for hard in (True, False):
         reward = Watched()
         estimator = ESTIMATORS[name](hard=hard)
-        pairs, _ = guided(pipe, run, reward, GuidanceConfig(1.0, estimator, JUMP.update, num_draws=1, support=None))
+        pairs, _ = guided(pipe, run, reward, plain_config(1.0, estimator, JUMP.update, num_draws=1, support=None))
         weights = torch.cat([tokens.weights.detach() for tokens in reward.seen])
         torch.testing.assert_close(weights.sum(-1), torch.ones(len(weights)))
         assert all(tokens.hard == hard for tokens in reward.seen)
@@ -120,7 +122,7 @@ def test_a_soft_estimator_shows_soft_weights(make, name):
 def test_settings_reach_guidance_through_the_handle(name):
     pipe, run = ONE_OF_EACH[name]()
     reward = Watched()
-    config = GuidanceConfig(update=Natural(num_updates=2), num_draws=3, support=2, start=0.5)
+    config = plain_config(update=Natural(num_updates=2), num_draws=3, support=2, start=0.5)
     with guide(pipe, reward, config) as handle:
         run()
     assert handle.config is config

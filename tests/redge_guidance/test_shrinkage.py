@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from redge_guidance import GuidanceConfig, guide
+from redge_guidance import guide
 from redge_guidance.updates import Gradient, Natural
 from tests.helpers.hosts import ONE_OF_EACH
+from tests.helpers.settings import plain_config
 from tests.helpers.watching import linear
 
 TABLE = torch.randn(12, generator=torch.Generator().manual_seed(3))
@@ -42,7 +43,7 @@ def test_end_to_end_the_score_function_is_shrunk_by_its_draws(name, draws):
     def reward(sample):  # of texts, or of pixels
         return sample.mean((1, 2, 3)) if isinstance(sample, torch.Tensor) else linear(TABLE)(sample)
 
-    config = GuidanceConfig(estimator="reinforce_loo", update=Spy(), num_draws=draws, support=None)
+    config = plain_config(estimator="reinforce_loo", update=Spy(), num_draws=draws, support=None)
     with guide(pipe, reward, config):
         run()
     assert seen

@@ -12,11 +12,13 @@ from redge_guidance.step import DenoisingStep
 from redge_guidance.stopping import Settled
 from redge_guidance.terms import asks_for_whole_batch
 from redge_guidance.trace import SequenceFigures
+from redge_guidance.updates import Natural
 from tests.helpers.hosts import ALL, JUMP, ONE_OF_EACH, any_reward, brightness, count_of_a, seeded
 from tests.helpers.image_rewards import clip
+from tests.helpers.settings import plain_config
 from tests.redge_guidance.test_rows_alone import MAKERS, check, reward
 
-STRONG = GuidanceConfig(4.0, num_draws=3, update=JUMP.update)
+STRONG = plain_config(4.0, num_draws=3, update=JUMP.update)
 
 
 def after(steps):
@@ -116,7 +118,7 @@ def test_the_reward_is_asked_about_those_that_go_on_with_their_prompts():
         seen.append(list(tokens.prompts))
         return count_of_a(tokens)
 
-    guidance = Guidance(asked, GuidanceConfig(num_draws=1, update=JUMP.update), stop_when=by_length)
+    guidance = Guidance(asked, plain_config(num_draws=1, update=JUMP.update), stop_when=by_length)
     step = step_of(FREE, prompts=["x", "y", "z"])
     for _ in range(3):
         guidance(step)
@@ -202,7 +204,7 @@ def test_rows_of_a_batch_are_those_drawn_alone(name):
         seen.add(len(figures) if stop else 0)
         return stop
 
-    config = GuidanceConfig(30.0 if images else 3.0, num_draws=3, update=JUMP.update)
+    config = plain_config(30.0 if images else 3.0, num_draws=3, update=JUMP.update)
     with guide(pipe, brightness if images else reward, config) as handle:
         everywhere = draw([0, 1, 2, 3])
     first = sorted(one.reward for one in handle.trace[0].sequences)
@@ -255,3 +257,137 @@ def test_rewards_with_a_target_for_each_say_so():
     assert not clip(target="a").whole_batch
     assert asks_for_whole_batch(0.5 * clip(target=["a", "b"]) + brightness)
     assert not asks_for_whole_batch(brightness)
+
+
+# ---- who is shown to the reward: not what is finished, and seldom what needs nothing ----
+
+
+ONE = Natural(1, 1 / 2)  # the reward is called once where a sequence is asked
+
+
+class Asked(Reward):
+    """The count of "a" and what a prompt brings; notes whose turn it is."""
+
+    def __init__(self, bonus):
+        self.bonus, self.seen = bonus, []
+
+    def __call__(self, sample):
+        each = len(sample) // sample.draws
+        self.seen.append(list(sample.prompts[:each]))
+        return count_of_a(sample) + torch.tensor([self.bonus[prompt] for prompt in sample.prompts])
+
+
+def test_finished_sequences_are_not_shown_to_the_reward():
+    watched = Asked({"x": 0.0, "y": 0.0, "z": 0.0})
+    guidance = Guidance(watched, GuidanceConfig(4.0, update=ONE, every=1))
+    names, frees = ["x", "y", "z"], [[[1, 1], [1, 0], [1, 1]], [[0, 1], [0, 0], [1, 0]], [[0, 0], [0, 0], [1, 0]]]
+    for free in frees:
+        step = step_of(free, prompts=names)
+        assert torch.isfinite(guidance(step)[:, 1:]).all()
+    assert watched.seen == [["x", "y", "z"], ["x", "z"], ["z"]]
+    last = guidance.trace[-1]
+    assert [one.free for one in last.sequences] == [0, 0, 1]
+    assert [one.asked for one in last.sequences] == [False, False, True]
+    assert last.kl == pytest.approx(last.sequences[2].kl)
+
+
+@pytest.mark.parametrize("name", ["masked", "uniform", "images"])
+def test_hosts_show_no_sequence_in_which_nothing_is_free(name):
+    pipe, run = ONE_OF_EACH[name]()
+    free, shown = [], []
+
+    def reward(sample):
+        tokens = getattr(sample, "tokens", sample)
+        if hasattr(tokens, "free"):
+            free.append(bool(tokens.free.any(-1).all()))
+        shown.append(len(sample))
+        return any_reward(pipe)(sample)
+
+    with guide(pipe, reward, GuidanceConfig(4.0, update=ONE, num_draws=1, every=1)) as handle:
+        run()
+    assert all(free)
+    assert shown == [sum(one.asked for one in step.sequences) for step in handle.trace]
+    assert all(one.free > 0 for step in handle.trace for one in step.sequences if one.asked)
+
+
+@pytest.mark.parametrize(("every", "expected"), [(1, [0, 2, 6, 14, 22, 30]), (2, [0, 4, 12, 28]), (3, [0, 6, 18])])
+def test_a_sequence_at_rest_is_asked_at_every_second_turn_then_every_fourth_and_at_last_every_eighth(every, expected):
+    """Nobody else is there: in the steps between the reward is not called at all."""
+    watched = Asked({"x": 9.0})
+    guidance, asked = Guidance(watched, GuidanceConfig(target=5.0, update=ONE, kl_budget=1.0, every=every)), []
+    step = step_of([[1, 1, 0]], prompts=["x"])
+    for k in range(32):
+        before = len(watched.seen)
+        found = guidance(step)
+        torch.testing.assert_close(found[:, 1:], step.logits[step.free][:, 1:])
+        asked += [k] * (len(watched.seen) - before)
+    assert asked == expected
+    assert [step.step for step in guidance.trace if step.sequences[0].asked] == expected
+    assert all(one.at_rest and one.reached and one.strength == 0 for step in guidance.trace for one in step.sequences)
+
+
+def test_those_that_need_guidance_are_asked_while_others_rest():
+    watched = Asked({"x": 9.0, "y": 0.0, "z": 9.0})
+    guidance = Guidance(watched, GuidanceConfig(target=5.0, update=ONE, kl_budget=1.0, every=1))
+    step = step_of(FREE, prompts=["x", "y", "z"])
+    for _ in range(7):
+        guidance(step)
+    everybody = ["x", "y", "z"]
+    both = [["x", "z"], ["y"]]  # of y alone it is known what it costs
+    assert watched.seen == [everybody, ["y"], *both, ["y"], ["y"], ["y"], *both]
+    last = guidance.trace[-2].sequences
+    assert [one.asked for one in last] == [False, True, False]
+    assert [one.at_rest for one in last] == [one.reached for one in last] == [True, False, True]
+    assert last[1].strength == last[1].ceiling > 0
+
+
+def test_one_that_has_lost_its_target_is_asked_at_every_turn_again():
+    watched = Asked({"x": 9.0})
+    guidance = Guidance(watched, GuidanceConfig(target=5.0, update=ONE, kl_budget=1.0, every=2))
+    step = step_of([[1, 1, 0]], prompts=["x"])
+    for k in range(19):  # asked at 0, 4 and 12; at 12 it is found to need guidance
+        watched.bonus["x"] = 9.0 if k < 6 else 0.0
+        guidance(step)
+    assert [step.step for step in guidance.trace if step.sequences[0].asked] == [0, 4, 12, 14, 16, 18]
+    assert [step.sequences[0].at_rest for step in guidance.trace] == [True] * 12 + [False] * 7
+
+
+def test_a_new_block_is_asked_at_once_though_the_one_before_was_at_rest():
+    watched = Asked({"x": 9.0})
+    guidance = Guidance(watched, GuidanceConfig(target=5.0, update=ONE, kl_budget=1.0, every=2))
+    for _ in range(5):  # asked at 0 and 4, and then only at 12
+        guidance(step_of([[1, 1, 0, 0]], prompts=["x"]))
+    for _ in range(5):
+        guidance(step_of([[0, 0, 1, 1]], prompts=["x"]))
+    assert [step.step for step in guidance.trace if step.sequences[0].asked] == [0, 4, 5, 9]
+
+
+@pytest.mark.parametrize("every", [1, 2, 3])
+def test_a_rule_is_told_of_the_steps_in_which_its_sequence_was_asked(every):
+    told = []
+
+    def rule(figures):
+        told.append([one.asked for one in figures])
+        return len(figures) == 3
+
+    guidance, step = Guidance(count_of_a, replace(STRONG, every=every), stop_when=rule), step_of([[1, 1, 0]])
+    for _ in range(3 * every):
+        guidance(step)
+    assert told == [[True], [True] * 2, [True] * 3]
+    asked = [one.step for one in guidance.trace if one.sequences[0].asked]
+    assert asked == [0, every, 2 * every]
+    assert len(guidance.trace) == 2 * every + 1  # it has ended: what was tilted before is so no longer
+
+
+def test_a_reward_of_the_whole_batch_is_asked_about_all_or_nobody():
+    """Those at rest too, since the others may not be shown without them; not those in which nothing is free."""
+    watched = Asked({"x": 9.0, "y": 0.0, "z": 9.0})
+    watched.whole_batch = True
+    guidance = Guidance(watched, GuidanceConfig(target=5.0, update=ONE, kl_budget=1.0, every=2))
+    step = step_of([[1, 1, 0], [0, 1, 1], [0, 0, 0]], prompts=["x", "y", "z"])
+    for _ in range(5):
+        guidance(step)
+    assert watched.seen == [["x", "y", "z"]] * 3
+    for figures in guidance.trace[::2]:
+        assert [one.asked for one in figures.sequences[:2]] == [True, True]
+        assert figures.sequences[2].free == 0

@@ -9,13 +9,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from redge_guidance import GuidanceConfig
-from redge_guidance.guidance import guided_logits
 from redge_guidance.reward import RewardSum, Term
 from redge_guidance.step import DenoisingStep
+from redge_guidance.tilting import guided_logits
 from redge_guidance.trace import SequenceFigures, StepTrace, Trace
 from redge_guidance.updates import Natural
 from tests.helpers.hosts import ONE_OF_EACH, seeded
+from tests.helpers.settings import plain_config
 from tests.helpers.watching import guided, linear, log_p
 
 TABLE = torch.randn(9, generator=seeded(3))
@@ -33,7 +33,7 @@ def step_of(temperature):
 def figures_of(temperature, support, reward, **config):
     step = step_of(temperature)
     config = {"estimator": "straight_through", "num_draws": 3, "scale": 1.5} | config
-    logits, figures = guided_logits(step, reward, GuidanceConfig(**config, support=support), seeded())
+    logits, figures = guided_logits(step, reward, plain_config(**config, support=support), seeded())
     return step, (logits / temperature).log_softmax(-1), figures
 
 
@@ -160,7 +160,7 @@ def test_notes_do_not_depend_on_how_the_draws_are_split(monkeypatch):
 @pytest.mark.parametrize("name", ["masked", "llada2", "gemma entropy bound"])
 def test_figures_of_hosts_are_those_of_their_own_logits_and_temperature(name):
     pipe, run = ONE_OF_EACH[name]()
-    pairs, trace = guided(pipe, run, linear(TABLE[:8]), GuidanceConfig(num_draws=1, support=4))
+    pairs, trace = guided(pipe, run, linear(TABLE[:8]), plain_config(num_draws=1, support=4))
     steps = [(step, logits) for step, logits in pairs if logits is not None]
     for (step, logits), figures in zip(steps, trace, strict=True):
         p, q = log_p(step), (logits / step.temperature).log_softmax(-1)

@@ -3,11 +3,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from redge_guidance import GuidanceConfig, updates
+from redge_guidance import updates
 from redge_guidance.estimators import EntropyMix, ReDGE
-from redge_guidance.guidance import guided_logits
 from redge_guidance.step import DenoisingStep
+from redge_guidance.tilting import guided_logits
 from redge_guidance.updates import Adam, Gradient, Natural, kl, kl_gradient, project_to_budget, row_chunks
+from tests.helpers.settings import plain_config
 
 
 class LinearReward:
@@ -18,6 +19,11 @@ class LinearReward:
 
     def gradients(self, log_q):
         return [Gradient(self.table, "sample")]
+
+    start = None
+
+    def strengths(self, log_q, grad, mean, shares):
+        return torch.full_like(grad[:, :1], self.scale)
 
     def used(self, grad):
         pass
@@ -164,6 +170,11 @@ class Noisy:
         q = log_q.exp()
         return [Gradient(q * (self._table - (q * self._table).sum(-1, keepdim=True)) + noise, "logits")]
 
+    start = None
+
+    def strengths(self, log_q, grad, mean, shares):
+        return torch.full_like(grad[:, :1], self.scale)
+
     def used(self, grad):
         self.climbed.append(grad)
 
@@ -196,7 +207,7 @@ def test_adam_in_guidance_moves_no_position_that_the_reward_does_not_see(estimat
         hidden = (tokens.embed(first) @ torch.ones(16, 16)).tanh()
         return (hidden * torch.tensor([1.0, 1e-9, 0.0, 0.0])[:, None]) @ second @ torch.ones(4)
 
-    config = GuidanceConfig(update="adam", estimator=estimator, support=None, num_draws=2)
+    config = plain_config(scale=2.0, update="adam", estimator=estimator, support=None, num_draws=2)
     logits = 3 * torch.randn(5, 4, 30)
     moved = []
     for rows in (slice(0, 1), slice(0, 5)):

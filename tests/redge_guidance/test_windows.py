@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from redge_guidance import GuidanceConfig
 from redge_guidance.hosts.callables import DreamLogitsHook, GuidanceLogitsProcessor
 from tests.helpers.hosts import ALL, JUMP, any_reward, count_of_a
+from tests.helpers.settings import plain_config
 from tests.helpers.tiny import tiny_gemma, word_tokenizer
 from tests.helpers.watching import guided
 
@@ -17,7 +17,7 @@ every_host = pytest.mark.parametrize("make", ALL.values(), ids=ALL)
 def test_guided_are_the_steps_of_the_window(make):
     start, stop = 0.25, 0.75  # which are the progress of steps themselves in calls of four steps
     pipe, run = make()
-    pairs, trace = guided(pipe, run, any_reward(pipe), GuidanceConfig(**WINDOW, start=start, stop=stop))
+    pairs, trace = guided(pipe, run, any_reward(pipe), plain_config(**WINDOW, start=start, stop=stop))
     inside = [start <= step.progress < stop and bool(step.free.any()) for step, _ in pairs]
     assert [logits is not None for _, logits in pairs] == inside
     assert [figures.progress for figures in trace] == [step.progress for step, logits in pairs if logits is not None]
@@ -28,7 +28,7 @@ def test_guided_are_the_steps_of_the_window(make):
 def test_an_empty_window_gives_the_tokens_of_the_bare_pipeline(make):
     pipe, run = make()
     bare, found = run(), []
-    config = GuidanceConfig(**WINDOW | {"scale": 100.0}, start=0.98)
+    config = plain_config(**WINDOW | {"scale": 100.0}, start=0.98)
     pairs, trace = guided(pipe, lambda: found.append(run()), any_reward(pipe), config)
     assert torch.equal(found[0], bare)
     assert max(step.progress for step, _ in pairs) < 0.98
@@ -36,7 +36,7 @@ def test_an_empty_window_gives_the_tokens_of_the_bare_pipeline(make):
 
 
 def test_windows_of_callables_are_shares_of_their_steps():
-    config, logits = GuidanceConfig(**WINDOW, start=0.25, stop=0.75), torch.zeros(1, 4, 8)
+    config, logits = plain_config(**WINDOW, start=0.25, stop=0.75), torch.zeros(1, 4, 8)
     model, x = tiny_gemma(None).model, torch.full((1, 4), 2)
     settings = {"max_denoising_steps": 4, "t_min": 0.5, "t_max": 0.9}
     processor = GuidanceLogitsProcessor(model, word_tokenizer(), count_of_a, config, **settings)

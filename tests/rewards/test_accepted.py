@@ -217,7 +217,7 @@ def test_what_a_trainer_alone_has_does_not_break_a_function(pipe):
     reward = as_reward(overlong)
     with pytest.raises(ValueError, match=r"no tokenizer is known .* `CompletionsReward\(function, tokenizer=...\)`"):
         reward.score(["a"])
-    with guide(pipe, reward, GuidanceConfig(num_draws=2)):
+    with guide(pipe, reward, GuidanceConfig(num_draws=2, every=1)):
         pipe(["a"])
     assert reward.score(["a", "a b c"]).tolist() == [-1.0, -3.0]
     assert [len(ids) for ids in told[0][0]] == [len(text.split()) for text in told[0][1]]

@@ -8,6 +8,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from redge_guidance import GuidanceConfig, guide
 from redge_guidance.harness.model import RedgeLM
 from redge_guidance.harness.texts import Words, generator_of
+from tests.helpers.settings import plain_config
 from tests.helpers.tiny import CHAT_TEMPLATE, tiny_pipeline, tiny_reward, tiny_uniform
 from tests.pipelines.test_bound import estimates
 
@@ -38,7 +39,7 @@ def test_a_text_depends_on_its_request_alone(make, reward):
 
 
 def test_texts_are_the_pipelines_under_the_reward():
-    pipe, reward, config = tiny_pipeline(length=12), tiny_reward(), GuidanceConfig(scale=4.0)
+    pipe, reward, config = tiny_pipeline(length=12), tiny_reward(), plain_config(scale=4.0)
     lm = RedgeLM(pipe=pipe, guided_by=reward, config=config, seed=5)
     found = texts_of(lm)
     generators = [generator_of(5, "cpu", "task", k, 0, CONTEXTS[k], 0) for k in range(5)]

@@ -54,6 +54,9 @@ def test_what_is_loaded():
     found = load_setup(Options.of(guided), pipe=tiny_pipeline())
     assert found.config == GuidanceConfig(scale=1, num_draws=2)
     assert found.reward.label_name == "positive"
+    aimed = {"target": -0.1, "kl_budget": 0.5, "every": 3, "schedule": "linear", "warm_start": 0.5}
+    found = load_setup(Options.of(aimed), pipe=tiny_pipeline(), reward=tiny_reward())
+    assert found.config == GuidanceConfig(**aimed)
 
 
 def test_a_set_up_of_a_file(monkeypatch):

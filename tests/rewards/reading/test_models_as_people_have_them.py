@@ -65,9 +65,9 @@ def test_an_adapter_on_the_embedding_has_the_gradient_of_the_merged_model():
 
 
 @PLACES
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-def test_compiled_models_draw_the_same(place, backend):
-    assert torch.equal(at(place, lambda model: torch.compile(model, backend=backend)), drawn(as_it_is, as_it_is))
+def test_compiled_models_draw_the_same(place):
+    """By the longer of the ways without a C compiler: `aot_eager` is `eager` and a graph of the gradient."""
+    assert torch.equal(at(place, lambda model: torch.compile(model, backend="aot_eager")), drawn(as_it_is, as_it_is))
 
 
 def test_a_reward_may_be_compiled_after_it_was_made():

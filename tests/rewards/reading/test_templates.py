@@ -46,12 +46,12 @@ WORDS = {kind: tokenizer(kind) for kind in ("byte", "unigram")}
 MODELS = {kind: reward_model(made) for kind, made in WORDS.items()}
 
 
-def check(kind, written, answers):
+def check(kind, written, answers, generators=tuple(WORDS)):
     reward = TextPreferenceReward(MODELS[kind], WORDS[kind], "Who?", chat_template=written)
     expected = torch.stack([official(reward, written, answer) for answer in answers])
     torch.testing.assert_close(reward.score(answers), expected, atol=1e-5, rtol=1e-5)
-    for generator in WORDS.values():
-        tokens = relaxed(generator, answers)
+    for generator in generators:
+        tokens = relaxed(WORDS[generator], answers)
         expected = torch.stack([official(reward, written, answer) for answer in tokens.texts()])
         torch.testing.assert_close(reward(tokens), expected, atol=1e-5, rtol=1e-5)
 
@@ -59,8 +59,9 @@ def check(kind, written, answers):
 @pytest.mark.parametrize("content", CONTENTS)
 @pytest.mark.parametrize("kind", list(MODELS))
 def test_every_way_of_stripping(kind, content):
-    for left, right in (("", ""), (" ", " "), ("\n", "<|end|>"), ("", " ")):
-        check(kind, template(content, left, right), list(ANSWERS))
+    """Of the two generators in turn; what follows has both."""
+    for k, (left, right) in enumerate((("", ""), (" ", " "), ("\n", "<|end|>"), ("", " "))):
+        check(kind, template(content, left, right), ANSWERS, list(WORDS)[k % 2 :][:1])
 
 
 @given(
