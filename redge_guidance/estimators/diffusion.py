@@ -175,7 +175,8 @@ class ReDGE(Pathwise):
         `block` is the whole chain as `_chain` gives it, and is used up. `direct` replaces what the last softmax sends
         straight to the logits.
         """
-        *denoised, grad_x, grad_logits = block
+        denoised = list(block[:-2])
+        grad_x, grad_logits = block[-2], block[-1]
         v = [(1 - t) / t for t in self.grid]  # t_1 first
         d = denoised.pop()
         u = softmax_vjp(d, grad, out=grad_x)

@@ -33,8 +33,8 @@ class Record:
             leaves out.
         nats: the model's own upper bound on `-log p(text)` of the whole text, in a chat on `-log p(answer | prompt)`;
             None where it has none.
-        strength: nats a unit of reward was worth, mean over the steps in which it was asked; 0: none was followed by its
-            gradient.
+        strength: nats a unit of reward was worth, mean over the steps in which it was asked; 0: none was followed by
+            its gradient.
         target_reached: whether guidance expected the target to be reached when the reward was last asked; None without
             a target.
         kl: KL(q || p), nats per free token, mean over the guided steps; None where no step was guided.
