@@ -2,6 +2,7 @@
 
 import functools
 import os
+import threading
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -42,7 +43,8 @@ class Processes:
             if distributed.is_initialized():
                 self._group = _beside(distributed.group.WORLD)
             else:
-                distributed.init_process_group("gloo", timeout=_PATIENCE)
+                # one that fails before it gets here is never met: whoever waits has to hear that the launcher ends all
+                _hearing(lambda: distributed.init_process_group("gloo", timeout=_PATIENCE))
             self.rank, self.count = distributed.get_rank(), distributed.get_world_size()
 
     @property
@@ -88,6 +90,24 @@ class Processes:
         except RuntimeError as error:
             raise ProcessEndedError("another process of the run ended before it was done; see its error.") from error
         return found
+
+
+def _hearing(work: Callable[[], None]) -> None:
+    """`work()` in a thread of its own, so that signals are heard while it waits outside of Python."""
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:  # for the thread that waits
+            raised.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(1.0)
+    if raised:
+        raise raised[0]
 
 
 @functools.cache

@@ -4,6 +4,7 @@ import os
 import random
 import signal
 import sys
+import time
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from redge_guidance.generation.processes import Processes
 from redge_guidance.generation.progress import Progress
 from redge_guidance.setups.devices import own_device
 from tests.generation.test_to_file import lines_of, write
+from tests.helpers import processes
 from tests.helpers.processes import launch
 from tests.helpers.tiny import tiny_pipeline
 
@@ -118,6 +120,20 @@ def test_an_error_of_one_is_said_by_it(tmp_path, monkeypatch):
     assert launch(work, 2, errors=tmp_path / "errors")[1] == 2
     first = lines_of(tmp_path / "errors")[0]
     assert first.startswith("redge-guidance: process 1: error: `--device` must be a device")
+
+
+def test_one_that_waits_for_another_that_never_comes_hears_the_launcher(tmp_path, monkeypatch):
+    monkeypatch.setattr(processes, "LIMIT", 30.0)
+    monkeypatch.chdir(tmp_path)
+
+    def work():
+        if os.environ["RANK"] == "1":
+            time.sleep(2.0)  # the other one waits by then
+            return 2
+        return command("--output", "a.jsonl")()
+
+    assert launch(work, 2, errors=tmp_path / "errors") == [143, 2]
+    assert lines_of(tmp_path / "errors")[-1].startswith("redge-guidance: terminated, ")
 
 
 def test_what_was_done_and_what_failed_are_said_once(tmp_path, monkeypatch):
