@@ -151,10 +151,15 @@ def test_what_was_done_and_what_failed_are_said_once(tmp_path, monkeypatch):
 
 def test_one_bar_counts_all(tmp_path):
     run = writing(tmp_path / "out.jsonl", ["a"] * 8, progress=True)
-    assert launch(run, 2, errors=tmp_path / "errors") == [0, 0]
-    bars = (tmp_path / "errors").read_text()
-    assert "8/8" in bars
-    assert bars.count("0/8") == 1
+
+    def work():
+        os.dup2(os.open(tmp_path / f"errors of {os.environ['RANK']}", os.O_WRONLY | os.O_CREAT), 2)
+        return run()
+
+    assert launch(work, 2, errors=tmp_path / "errors") == [0, 0]
+    bars = [(tmp_path / f"errors of {rank}").read_text() for rank in range(2)]
+    assert "8/8" in bars[0]
+    assert bars[1] == ""
 
 
 def test_the_bar_counts_lines_of_others(tmp_path):
