@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import sys
 import time
@@ -32,8 +33,12 @@ def writing(output, prompts=MANY, **given):
 @pytest.mark.parametrize("count", [1, 2])
 def test_kills_change_nothing(count, name, tmp_path):
     write(tmp_path / f"whole{name}", MANY)
-    seconds = random.Random(count)
-    killed = [launch(writing(tmp_path / name), count, seconds.uniform(0.05, 0.5)) for _ in range(6)]
+    (tmp_path / "timed").mkdir()
+    started, seconds = time.monotonic(), random.Random(count)
+    assert launch(writing(tmp_path / "timed" / name), count) == [0] * count
+    taken = time.monotonic() - started
+    shutil.rmtree(tmp_path / "timed")
+    killed = [launch(writing(tmp_path / name), count, taken * seconds.uniform(0.1, 0.6)) for _ in range(6)]
     assert [-signal.SIGKILL] * count in killed
     assert launch(writing(tmp_path / name), count) == [0] * count
     assert (tmp_path / name).read_bytes() == (tmp_path / f"whole{name}").read_bytes()
