@@ -56,10 +56,6 @@ class Course:
         self._gap: list[int] = []
         self._was_free = torch.zeros(0, 0, dtype=torch.bool)
 
-    @property
-    def rule(self) -> StopRule | None:
-        return self._asking.rule
-
     def plan(self, free: Tensor, together: bool = False) -> Plan:
         """Of the next step, `free` being as in a `DenoisingStep`; `together`: all are asked, or none."""
         self._follow(free)

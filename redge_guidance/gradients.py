@@ -88,19 +88,17 @@ class RewardGradients:
             self._figures.push(found)
             self.last = (found[sequence, None], shares)
             return found[sequence, None]
-        budget = None
-        if strength.budget is not None:
-            budget = strength.budget * torch.bincount(sequence, minlength=len(self._reward)).to(grad.dtype)
+        free = torch.bincount(sequence, minlength=len(self._reward)).to(grad.dtype)
         drawn = Slope(self._reward, grad, self._log_p, log_q, sequence, self._mass)
         unknown = torch.full_like(self._reward, torch.nan) if self._ceilings is None else self._ceilings
         if strength.most is not None:
             unknown = torch.full_like(unknown, strength.most)
         ceilings = unknown
-        if budget is not None and bool(unknown.isnan().any()):
-            ceilings = torch.where(unknown.isnan(), dearest(drawn, budget), unknown)
+        if strength.budget is not None and bool(unknown.isnan().any()):
+            ceilings = torch.where(unknown.isnan(), dearest(drawn, strength.budget * free), unknown)
         share = torch.ones_like(self._reward).index_copy_(0, sequence, shares[:, 0])
         along = drawn._replace(gradient=mean)
-        limit = None if budget is None else strength.factor * budget
+        limit = None if strength.limit is None else strength.limit * free
         solved = least_strengths(along, strength.target, strength.factor * ceilings, limit, share)
         # a reward that is where it should be says nothing of what it would cost to get there
         self._ceilings = ceilings.masked_fill(unknown.isnan() & solved.at_rest, torch.nan)

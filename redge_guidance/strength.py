@@ -80,6 +80,12 @@ def strength_of(reward: AnyReward | None, config: GuidanceConfig) -> Strength:
     if config.scale is not None:
         return Strength("set by `scale`", config.scale, None, budget, forms=config.scale)
     if reward is None:
+        if config.target is not None:
+            warnings.warn(
+                f"`target` {config.target:g} has nothing to act on: constraints, and words, lengths and expressions as "
+                "rewards, are followed exactly; leave it out, or set `scale`.",
+                stacklevel=2,
+            )
         return Strength("rewards that are automata are followed exactly", Strength.forms, None, budget)
     target, said = usual_target(reward)
     most = getattr(reward, "usual_scale", None) if budget is None else None

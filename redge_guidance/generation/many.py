@@ -126,11 +126,6 @@ class Run:
         return self._sampler.makes_images
 
     @property
-    def aim(self) -> str:
-        """What guidance pursues, at what cost, and why; while it is guiding."""
-        return "" if self._handle is None else self._handle.trace.aim
-
-    @property
     def trace(self) -> list[StepTrace]:
         """What guidance noted of the last batch, while it is guiding."""
         return [] if self._handle is None else list(self._handle.trace)

@@ -7,6 +7,8 @@ import torch
 
 from redge_guidance import GuidanceConfig, guide
 from redge_guidance.constraints import RegexConstraint
+from redge_guidance.guidance import Guidance
+from redge_guidance.rewards import LexicalReward
 from redge_guidance.updates import Natural
 from tests.helpers.hosts import MASK, PAD, masked, seeded
 from tests.helpers.tiny import tiny_pipeline
@@ -216,3 +218,8 @@ def test_new_settings_are_written_and_read_again():
     assert GuidanceConfig.from_json(config.to_json()) == config
     with pytest.raises(ValueError, match="`schedule` is a custom object and cannot be written as JSON"):
         GuidanceConfig(schedule=lambda progress: 1.0).to_json()
+
+
+def test_a_target_that_nothing_can_pursue_is_said():
+    with pytest.warns(UserWarning, match="`target` 1 has nothing to act on.*leave it out, or set `scale`"):
+        Guidance(LexicalReward("a"), GuidanceConfig(target=1.0))
