@@ -72,13 +72,15 @@ class RewardGradients:
         self._goals, self._ambient = goals, ambient
         self._draws, self._config, self._figures = draws, config, figures
         self._parts = routes(reward, config)
-        self._reward: Tensor = torch.zeros(())  # of every sequence, of the last draws
+        self._reward: Tensor = torch.zeros(())  # of every sequence, mean of the last draws
+        self._lowest: Tensor = torch.zeros(())  # of these draws
         nothing = torch.zeros(len(draws.sequence), 1, device=draws.sequence.device)
         self.last = (nothing, nothing)
 
     def gradients(self, log_q: Tensor) -> list[Gradient]:
         found = [self._gradient(reward, estimator, log_q) for reward, estimator in self._parts]
-        self._reward = torch.stack([reward for _, reward in found]).sum(0)
+        self._reward = torch.stack([rewards.mean(0) for _, rewards in found]).sum(0)
+        self._lowest = torch.stack([rewards.amin(0) for _, rewards in found]).sum(0)
         return [gradient for gradient, _ in found]
 
     def strengths(self, log_q: Tensor, grad: Tensor, mean: Tensor, shares: Tensor) -> Tensor:
@@ -102,10 +104,11 @@ class RewardGradients:
         solved = least_strengths(along, strength.target, strength.factor * ceilings, limit, share)
         # a reward that is where it should be says nothing of what it would cost to get there
         self._ceilings = ceilings.masked_fill(unknown.isnan() & solved.at_rest, torch.nan)
-        known = strength.target is not None
-        self._figures.push(
-            solved.strengths, self._ceilings, solved.reaches if known else None, solved.at_rest if known else None
-        )
+        reached = at_rest = None
+        if strength.target is not None:
+            rounding = 1e-5 * max(1.0, abs(strength.target))
+            reached, at_rest = solved.reaches & (self._lowest >= strength.target - rounding), solved.at_rest
+        self._figures.push(solved.strengths, self._ceilings, reached, at_rest)
         self.last = (solved.strengths[sequence, None], shares)
         return solved.strengths[sequence, None]
 
@@ -118,28 +121,31 @@ class RewardGradients:
         return self._through_samples(reward, estimator, log_q)
 
     def _through_samples(self, reward: AnyReward, estimator: Estimator, log_q: Tensor) -> tuple[Gradient, Tensor]:
-        """The mean over the draws, which go through the reward together, or in as many parts as their size asks for."""
+        """The mean gradient of the draws, and the rewards `(draws, batch)`.
+
+        They go through the reward together, or in as many parts as their size asks for.
+        """
         draws = self._config.draws_of(estimator, self._first)
         together = min(draws, max(1, _MOST_TOGETHER // max(log_q.numel(), 1)))
         grads: Tensor | None = None
         rewards = []
         for first in range(0, draws, together):
             count = min(together, draws - first)
-            grad, reward_of_draws = self._through_draws(reward, estimator, log_q, count)
+            grad, rewards_of_draws = self._through_draws(reward, estimator, log_q, count)
             share = count / draws
             grad = grad if share == 1 else grad * share
             grads = grad if grads is None else grads.add_(grad)
             del grad
-            rewards.append(share * reward_of_draws)
+            rewards.append(rewards_of_draws)
         assert grads is not None
         if not torch.linalg.vector_norm(grads, ord=torch.inf).isfinite():
             raise ValueError("`reward` has a gradient that is NaN or infinite; look for a log or a division at 0.")
-        return Gradient(grads, estimator.gradient_at), torch.stack(rewards).sum(0)
+        return Gradient(grads, estimator.gradient_at), torch.cat(rewards)
 
     def _through_draws(
         self, reward: AnyReward, estimator: Estimator, log_q: Tensor, count: int
     ) -> tuple[Tensor, Tensor]:
-        """Gradient of the summed reward, averaged over `count` draws, and the mean reward of every sequence."""
+        """Gradient of the summed reward, averaged over `count` draws, and the rewards `(count, batch)`."""
         at_sample = estimator.gradient_at == "sample"
         with torch.enable_grad():
             logits = log_q.detach().requires_grad_(not at_sample)
@@ -163,7 +169,7 @@ class RewardGradients:
             self._goals.slope(reward, grad, log_q)
         if at_sample:
             grad = grad[0] if count == 1 else grad.sum(0)
-        return grad, rewards.detach().float().view(count, -1).mean(0)
+        return grad, rewards.detach().float().view(count, -1)
 
     def _by_score(self, reward: AnyReward, estimator: ScoreFunction, log_q: Tensor) -> tuple[Gradient, Tensor]:
         count = self._config.draws_of(estimator, self._first)
@@ -172,7 +178,7 @@ class RewardGradients:
         self._goals.differences(reward, values, count)
         by_sequence = rewards.detach().float().view(count, -1)
         grad = estimator.gradient(log_q, by_sequence[:, self._draws.sequence], drawn)
-        return Gradient(grad, "logits", resolution=1 / count), by_sequence.mean(0)
+        return Gradient(grad, "logits", resolution=1 / count), by_sequence
 
     def _drawn_from(self, logits: Tensor, count: int) -> Tensor:
         """`logits`, or, where texts have a form, of the tokens that keep to it; with the gradient of `logits`."""

@@ -76,7 +76,7 @@ class Guidance:
             routes(wanted, self.config)
         self._reward, self._seed, self._rule = wanted, check_seed(seed), stop_when
         self.strength = strength_of(wanted, self.config)
-        self.trace = Trace(aim=str(self.strength))
+        self.trace = Trace(aim=str(self.strength), target=self.strength.target)
         self._told = set[str]()
         self.begin()
 

@@ -29,7 +29,8 @@ class SequenceFigures:
         strength: nats that one unit of reward was worth, after the last update.
         ceiling: the most that it may be until guidance of this sequence begins anew: what the budget bought when its
             reward was first asked; None where a scale is set.
-        reached: whether its reward is expected to reach the target; None without a target.
+        reached: whether the target is reached as far as can be seen in this step: by each of the samples that were last
+            drawn, and, to first order, by what is drawn from; None without a target.
         at_rest: whether it is so without being moved, so that it was left alone.
         asked: whether its reward was asked in this step; if not, `reward`, `grad_norm`, `strength` and `reached` are
             those of the step before. Not asked any more, either, where nothing is free.
@@ -110,6 +111,7 @@ class Trace(list[StepTrace]):
         limit: steps that are kept, at least 1.
         figures: sequences of these steps, counted once a step, at least 1.
         aim: what guidance pursues, at what cost, and why: one line for people.
+        target: the reward that a sequence is to reach; None: there is none.
 
     Attributes:
         total: number of all steps that there were.
@@ -121,9 +123,9 @@ class Trace(list[StepTrace]):
     ([True, True], 3)
     """
 
-    def __init__(self, limit: int = 10_000, figures: int = 100_000, aim: str = ""):
+    def __init__(self, limit: int = 10_000, figures: int = 100_000, aim: str = "", target: float | None = None):
         super().__init__()
-        self.aim = aim
+        self.aim, self.target = aim, target
         self.limit, self.figures = whole_number("limit", limit, 1), whole_number("figures", figures, 1)
         self.total, self._told = 0, False
         self._length = self._held = 0  # when something was last appended: what is here now, unless somebody took away
@@ -150,7 +152,7 @@ class Trace(list[StepTrace]):
             self.append(step)
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
-        return _restored, (list(self), self.limit, self.figures, self.total, self.aim)
+        return _restored, (list(self), self.limit, self.figures, self.total, self.aim, self.target)
 
     def _tell(self) -> None:
         if not self._told:
@@ -163,9 +165,9 @@ class Trace(list[StepTrace]):
             )
 
 
-def _restored(steps: list[StepTrace], limit: int, figures: int, total: int, aim: str) -> Trace:
+def _restored(steps: list[StepTrace], limit: int, figures: int, total: int, aim: str, target: float | None) -> Trace:
     """A copy of a trace."""
-    trace = Trace(limit, figures, aim)
+    trace = Trace(limit, figures, aim, target)
     trace.extend(steps)
     trace.total = total
     return trace

@@ -1,7 +1,7 @@
 """What finished samples are worth: rewards by term, the likelihood bound, and what guidance noted on the way."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from redge_guidance.chats import is_conversation
 from redge_guidance.constraints.constraint import Constraint
+from redge_guidance.form import formed
 from redge_guidance.generation.requests import Request
 from redge_guidance.generation.sampler import Drawn
 from redge_guidance.reward import AnyReward, Reward, RewardSum, Term
@@ -25,6 +26,7 @@ class Judgement:
     rewards: dict[str, float | None]
     reached: bool | None
     accepted: bool | None
+    aimed: float | None = None  # the part of `reward` that a target is of: without the terms that are automata
 
 
 class Judge:
@@ -35,6 +37,8 @@ class Judge:
 
     def __init__(self, reward: AnyReward | None, chat: bool = False, constraint: Constraint | None = None):
         self._terms = [] if reward is None else terms_of(reward)
+        aimed = formed(reward, constraint)[1]
+        self._aimed = set() if aimed is None else {term.name for term in terms_of(aimed)}
         self._reward, self._chat, self._constraint = reward, chat, constraint
         self._told: set[str] = set()
 
@@ -48,10 +52,15 @@ class Judge:
         judged = []
         for i in range(len(drawn)):
             values = {name: None if found is None else found[i] for name, found in by_term.items()}
-            known = [None if values[term.name] is None else term.weight * values[term.name] for term in self._terms]  # type: ignore[operator]
-            total = None if None in known else sum(value for value in known if value is not None)
-            judged.append(Judgement(total, values, None if reached is None else reached[i], accepted[i]))
+            total, aimed = (self._total(values, names) for names in (values.keys(), self._aimed))
+            judged.append(Judgement(total, values, None if reached is None else reached[i], accepted[i], aimed))
         return judged
+
+    def _total(self, values: dict[str, float | None], names: Collection[str]) -> float | None:
+        """The weighted sum of some terms; None where one has no value, or there are none."""
+        pairs = [(term.weight, values[term.name]) for term in self._terms if term.name in names]
+        known = [weight * value for weight, value in pairs if value is not None]
+        return sum(known) if known and len(known) == len(pairs) else None
 
     def _accepted(self, requests: Sequence[Request], drawn: Sequence[Drawn]) -> Sequence[bool | None]:
         """Of the texts as they are, whatever an automaton says; None where what it judges is more than the text."""
@@ -130,11 +139,10 @@ def bound_of(pipe: Any, request: Request, drawn: Drawn) -> float | None:
 
 
 class Guided(NamedTuple):
-    """What guidance noted of one sequence in one call; see `Record` for `kl`, `strength` and `target_reached`."""
+    """What guidance noted of one sequence in one call; see `Record` for `kl` and `strength`."""
 
     kl: float | None = None
     strength: float = 0.0
-    target_reached: bool | None = None
 
 
 def guided_of(steps: Sequence[StepTrace], row: int) -> Guided:
@@ -144,5 +152,4 @@ def guided_of(steps: Sequence[StepTrace], row: int) -> Guided:
     return Guided(
         kl=sum(one.kl for one in found) / len(found) if found else None,
         strength=sum(one.strength for one in asked) / len(asked) if asked else 0.0,
-        target_reached=asked[-1].reached if asked else None,
     )

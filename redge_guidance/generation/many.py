@@ -203,7 +203,7 @@ class Run:
             judged = self._judge(requests, drawn)
         bounds = [bound_of(self._pipe, r, d) if self._nats else None for r, d in zip(requests, drawn, strict=True)]
         seconds = (time.perf_counter() - started) / len(requests)
-        guided = self._guided(len(requests))
+        guided, target = self._guided(len(requests)), None if handle is None else handle.trace.target
         self._first = False
         return [
             Record(
@@ -220,7 +220,7 @@ class Run:
                 accepted=judgement.accepted,
                 nats=bound,
                 strength=figures.strength,
-                target_reached=figures.target_reached,
+                target_reached=_reaches(target, judgement.aimed),
                 kl=figures.kl,
                 seed=request.seed,
                 seconds=seconds,
@@ -244,6 +244,11 @@ def _fields(requests: Sequence[Request]) -> dict[str, list[Any]]:
     """The other fields of the entries, as reward functions are told them; None where an entry has none of the name."""
     names = dict.fromkeys(name for request in requests for name in request.line.fields)
     return {name: [request.line.fields.get(name) for request in requests] for name in names}
+
+
+def _reaches(target: float | None, reward: float | None) -> bool | None:
+    """Whether a finished sample has its target, but for rounding; None where either is not known."""
+    return None if target is None or reward is None else reward >= target - 1e-5 * max(1.0, abs(target))
 
 
 def _line(error: BaseException) -> str:

@@ -35,8 +35,8 @@ class Record:
             None where it has none.
         strength: nats a unit of reward was worth, mean over the steps in which it was asked; 0: none was followed by
             its gradient.
-        target_reached: whether guidance expected the target to be reached when the reward was last asked; None without
-            a target.
+        target_reached: whether the finished sample reaches the target, by the terms that have one: all but those that
+            are automata; None without a target.
         kl: KL(q || p), nats per free token, mean over the guided steps; None where no step was guided.
         seed: of the generator that drew it.
         seconds: its share of the time that its batch took.

@@ -1,6 +1,7 @@
 """Many samples: each is what it is alone, whatever the batch, the order and the memory."""
 
 import random
+import statistics
 import warnings
 
 import pytest
@@ -228,3 +229,21 @@ def test_terms_that_judge_finished_texts_and_lengths():
         sum(w * record.rewards[t.name] for w, t in zip((1, 2), reward.terms, strict=True))
     )
     assert isinstance(record.reached, bool)
+
+
+@pytest.mark.parametrize("target", [-1e3, None, 1e3])
+def test_a_target_is_reached_where_the_finished_text_has_it(target):
+    """By the terms that have one: what is an automaton has none."""
+    reward, pipe = 2 * tiny_reward() + LexicalReward("a"), tiny_pipeline()
+    middle = statistics.median(tiny_reward().score([one.text for one in generate(pipe, PROMPTS[:16])]).tolist())
+    target = 2 * middle if target is None else target
+    records = list(generate(pipe, PROMPTS[:16], reward, GuidanceConfig(target=target, kl_budget=0.01)))
+    for record in records:
+        value = 2 * next(iter(record.rewards.values()))
+        assert record.target_reached is (value >= target)
+    assert abs(target) == 1e3 or {record.target_reached for record in records} == {False, True}
+
+
+def test_without_a_target_none_is_reached_or_missed():
+    records = list(generate(tiny_pipeline(), ["a", "b"], tiny_reward(), CONFIG))
+    assert [record.target_reached for record in records] == [None, None]
