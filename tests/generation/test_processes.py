@@ -2,7 +2,6 @@
 
 import os
 import random
-import shutil
 import signal
 import sys
 import time
@@ -33,16 +32,19 @@ def writing(output, prompts=MANY, **given):
 @pytest.mark.parametrize("count", [1, 2])
 def test_kills_change_nothing(count, name, tmp_path):
     write(tmp_path / f"whole{name}", MANY)
-    (tmp_path / "timed").mkdir()
-    started, seconds = time.monotonic(), random.Random(count)
-    assert launch(writing(tmp_path / "timed" / name), count) == [0] * count
-    taken = time.monotonic() - started
-    shutil.rmtree(tmp_path / "timed")
-    killed = [launch(writing(tmp_path / name), count, taken * seconds.uniform(0.1, 0.6)) for _ in range(6)]
-    assert [-signal.SIGKILL] * count in killed
-    assert launch(writing(tmp_path / name), count) == [0] * count
-    assert (tmp_path / name).read_bytes() == (tmp_path / f"whole{name}").read_bytes()
-    assert sorted(os.listdir(tmp_path)) == sorted([name, f"{name}.run.json", f"whole{name}", f"whole{name}.run.json"])
+    seconds, taken = random.Random(count), 2.0
+    for attempt in range(8):
+        place = tmp_path / f"{attempt}"
+        place.mkdir()
+        ends = [launch(writing(place / name), count, taken * seconds.uniform(0.1, 0.6)) for _ in range(6)]
+        if [-signal.SIGKILL] * count in ends:
+            break
+        taken /= 2  # each was done before it was killed
+    else:
+        pytest.fail(f"none of the runs was killed, however soon: {ends}")
+    assert launch(writing(place / name), count) == [0] * count
+    assert (place / name).read_bytes() == (tmp_path / f"whole{name}").read_bytes()
+    assert sorted(os.listdir(place)) == [name, f"{name}.run.json"]
 
 
 def test_other_numbers_of_processes_and_other_signals(tmp_path):
@@ -212,3 +214,15 @@ def test_a_group_that_somebody_made_stays_theirs(tmp_path):
         return None
 
     assert launch(work, 2) == [0, 0]
+
+
+def test_a_forked_process_is_not_held_up_by_the_threads_of_this_one(monkeypatch):
+    """Of the helper: GNU's OpenMP has none of its threads after a fork, and waits for them."""
+    monkeypatch.setattr(processes, "LIMIT", 20.0)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        torch.ones(2**22).exp()
+        assert launch(lambda: int(torch.ones(2**22).exp().isnan().any())) == [0]
+    finally:
+        torch.set_num_threads(threads)

@@ -9,6 +9,8 @@ import time
 import traceback
 import warnings
 
+import torch
+
 LIMIT = 120.0
 
 
@@ -62,6 +64,7 @@ def _fork(work, variables, errors):
         return child
     code = 99
     try:
+        torch.set_num_threads(1)  # those of the parent are not here, and GNU's OpenMP would wait for them
         os.environ |= {name: str(value) for name, value in variables.items()}
         signal.signal(signal.SIGINT, signal.default_int_handler)
         if errors is not None:

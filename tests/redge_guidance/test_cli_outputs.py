@@ -12,6 +12,7 @@ import time
 import warnings
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -191,6 +192,7 @@ def ending(arguments, stdout, stderr, encoding="utf-8"):
     if child == 0:
         code = 99
         try:
+            torch.set_num_threads(1)  # as in `tests.helpers.processes`
             os.dup2(stderr, 2)
             os.dup2(stdout, 1) if stdout is not None else os.close(1)
             sys.stdout = None if stdout is None else open(1, "w", encoding=encoding, closefd=False)  # noqa: SIM115
