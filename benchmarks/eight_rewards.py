@@ -20,6 +20,7 @@ import argparse
 import json
 import statistics
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -75,7 +76,8 @@ class Bench:
         last: list[Any] = [None] * len(generators)
         for step in handle.trace:
             for row, one in enumerate(step.sequences):
-                last[row] = last[row] if getattr(one, "reached", None) is None else one
+                if one.reached is not None:
+                    last[row] = SimpleNamespace(reached=one.reached, target=handle.trace.target)
         return output, last
 
     def _judged(self, found: list[tuple[Goal, Any]], figures: list[list[Any]]) -> Row:
@@ -100,7 +102,8 @@ def told_and_true(samples: list[tuple[Goal, Any]], figures: list[list[Any]]) -> 
 
     Args:
         samples: finished ones with their goals.
-        figures: of the sequences of each: an object with `reached`, and perhaps the `target` of the reward, or None.
+        figures: of the sequences of each: an object with `reached`, and perhaps the `target` of the reward, or None. In
+            a sum with automata the target is that of the other terms, and held against the whole sum.
     """
     said, told, true, judged = 0, 0, 0, 0
     for (goal, some), of_sequences in zip(samples, figures, strict=True):

@@ -153,6 +153,11 @@ class Form:
                 )
 
 
+def automata_of(term: Term) -> list[Valued]:
+    """What of a term is an automaton, and followed exactly; none: it is left to gradients, or counts nothing."""
+    return term.reward.valued() if isinstance(term.reward, Reward) and term.weight != 0 else []
+
+
 def formed(reward: AnyReward | None, constraint: Constraint | None) -> tuple[Form | None, AnyReward | None]:
     """What automata can do of a reward and a constraint, and what is left for gradients; None where there is none."""
     judges = None if constraint is None else constraint.answer_only
@@ -163,7 +168,7 @@ def formed(reward: AnyReward | None, constraint: Constraint | None) -> tuple[For
     further: list[Form] = []
     left: list[Term] = []
     for term in [] if reward is None else terms_of(reward):
-        found = term.reward.valued() if isinstance(term.reward, Reward) and term.weight != 0 else []
+        found = automata_of(term)
         mine = getattr(term.reward, "answer_only", None)
         if found and not parts and constraint is None:
             judges = mine

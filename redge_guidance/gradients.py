@@ -15,7 +15,7 @@ from redge_guidance.goals import Goals
 from redge_guidance.precision import Autocast
 from redge_guidance.reward import AnyReward, RewardSum
 from redge_guidance.sample import Sample
-from redge_guidance.strength import Slope, Strength, dearest, least_strengths
+from redge_guidance.strength import Slope, Strength, dearest, least_of, least_strengths
 from redge_guidance.terms import split
 from redge_guidance.trace import Figures
 from redge_guidance.updates import Gradient, LogProbs, Start
@@ -106,8 +106,7 @@ class RewardGradients:
         self._ceilings = ceilings.masked_fill(unknown.isnan() & solved.at_rest, torch.nan)
         reached = at_rest = None
         if strength.target is not None:
-            rounding = 1e-5 * max(1.0, abs(strength.target))
-            reached, at_rest = solved.reaches & (self._lowest >= strength.target - rounding), solved.at_rest
+            reached, at_rest = solved.reaches & (self._lowest >= least_of(strength.target)), solved.at_rest
         self._figures.push(solved.strengths, self._ceilings, reached, at_rest)
         self.last = (solved.strengths[sequence, None], shares)
         return solved.strengths[sequence, None]

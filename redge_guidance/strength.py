@@ -24,6 +24,7 @@ _LOWEST, _HIGHEST = 1e-3, 1e3  # of s times the standard deviation of the reward
 _HALVINGS = 12  # which leave s known to 0.3 %
 _A_LITTLE = 1.004  # times what is found, from below
 _FLAT = 1e-12  # units of reward; a reward that varies less does not vary
+_REWARD_ROUNDING = 1e-5  # of a target, or units of reward
 _ROUNDING = 1e-6  # of the largest gradient of a position: differences that are none
 
 
@@ -101,6 +102,15 @@ def strength_of(reward: AnyReward | None, config: GuidanceConfig) -> Strength:
     if budget is None and most is None:
         budget = USUAL_BUDGET
     return Strength(said, None, target, budget, most)
+
+
+def least_of(target: float) -> float:
+    """The least reward that counts as `target`: rounding in float32 is none of its business.
+
+    >>> least_of(0.5) < 0.5, round(least_of(-200.0), 3)
+    (True, -200.002)
+    """
+    return target - _REWARD_ROUNDING * max(1.0, abs(target))
 
 
 class Slope(NamedTuple):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from redge_guidance.chats import is_conversation
 from redge_guidance.constraints.constraint import Constraint
-from redge_guidance.form import formed
+from redge_guidance.form import automata_of
 from redge_guidance.generation.requests import Request
 from redge_guidance.generation.sampler import Drawn
 from redge_guidance.reward import AnyReward, Reward, RewardSum, Term
@@ -37,8 +37,7 @@ class Judge:
 
     def __init__(self, reward: AnyReward | None, chat: bool = False, constraint: Constraint | None = None):
         self._terms = [] if reward is None else terms_of(reward)
-        aimed = formed(reward, constraint)[1]
-        self._aimed = set() if aimed is None else {term.name for term in terms_of(aimed)}
+        self._aimed = {term.name for term in self._terms if term.weight != 0 and not automata_of(term)}
         self._reward, self._chat, self._constraint = reward, chat, constraint
         self._told: set[str] = set()
 

@@ -18,6 +18,7 @@ from redge_guidance.generation.sampler import Drawn, Sampler
 from redge_guidance.randomness import check_seed
 from redge_guidance.records import columns
 from redge_guidance.reward import Wanted
+from redge_guidance.strength import least_of
 from redge_guidance.trace import StepTrace
 
 _REMEMBERED = 4096  # entries, of which it is known whether they can be drawn
@@ -248,7 +249,7 @@ def _fields(requests: Sequence[Request]) -> dict[str, list[Any]]:
 
 def _reaches(target: float | None, reward: float | None) -> bool | None:
     """Whether a finished sample has its target, but for rounding; None where either is not known."""
-    return None if target is None or reward is None else reward >= target - 1e-5 * max(1.0, abs(target))
+    return None if target is None or reward is None else reward >= least_of(target)
 
 
 def _line(error: BaseException) -> str:
