@@ -6,13 +6,19 @@ the table has medians over the rounds, ratios first taken within each round. The
 its 5 is our `num_steps=4`. Processor time counts all threads, those that wait for others by spinning too. Every round
 says which load average it began with, the busy processes of `--busy` included.
 
+On CUDA a method is warmed up by three calls at full size and timed by events; its memory is what torch has allocated at
+most. Memory is in units of the bytes of all logits in their own dtype. A method that fails, because it does not know
+the dtype or because memory is short, has its message in the table and null in the file.
+
     pip install redge==0.1.0                              # MIT, with its dependency reinmax
     python benchmarks/estimators_speed.py                 # the table, 128 x 126,464
     python benchmarks/estimators_speed.py --busy 2        # the same beside two processes that never rest
     python benchmarks/estimators_speed.py --curve         # cost against categories and rows
+    python benchmarks/estimators_speed.py --device cuda --dtype bfloat16 --rows 512 --categories 151936
 """
 
 import argparse
+import gc
 import json
 import os
 import resource
@@ -20,9 +26,10 @@ import statistics
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from report import environment, save
@@ -31,7 +38,10 @@ from torch import Tensor
 from redge_guidance import estimators
 
 PEER, DENSE, SUPPORT = "redge 0.1.0: redge", "redge", 64
-
+GUMBEL, SOFTMAX = "torch: gumbel_softmax", "torch: softmax"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+WARM_UPS = 3
+Result = dict[str, Any]  # figures by name, or an `error`
 
 # One thread that never rests. It ends when its standard input does, with the process that began it, however that ends.
 BUSY = """
@@ -72,8 +82,8 @@ METHODS = {
     PEER: Method(peer("redge", n_steps=5, t_1=0.5)),
     "redge 0.1.0: redge_cov": Method(peer("redge_cov", n_steps=5, t_1=0.5)),
     "redge 0.1.0: reindge": Method(peer("reindge", n_steps=5, t_1=0.5)),
-    "torch: gumbel_softmax": Method(lambda logits: torch.nn.functional.gumbel_softmax(logits, hard=True)),
-    "torch: softmax": Method(lambda logits: logits.softmax(-1)),
+    GUMBEL: Method(lambda logits: torch.nn.functional.gumbel_softmax(logits, hard=True)),
+    SOFTMAX: Method(lambda logits: logits.softmax(-1)),
     **{name: Method(kind()) for name, kind in sorted(estimators.ESTIMATORS.items()) if kind.needs == "gradient"},
     "redge, num_steps=16": Method(lambda logits: estimators.redge(logits, num_steps=16)),
     f"redge, {SUPPORT} likeliest": Method(on_support, gives=SUPPORT),
@@ -81,37 +91,70 @@ METHODS = {
 }
 
 
-def measure(name: str, rows: int, categories: int, repeats: int, threads: int) -> dict[str, float]:
+def measure(args: argparse.Namespace) -> dict[str, float]:
     """Seconds of one forward and backward, by the clock and of processors, and the peak memory above logits and slope.
 
-    Memory is in units of the full logits.
+    Memory is in units of the bytes of the full logits in their own dtype.
     """
-    torch.set_num_threads(threads)
+    torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    method = METHODS[name]
+    method, dtype = METHODS[args.one], DTYPES[args.dtype]
 
     def tensors(rows: int, categories: int) -> tuple[Tensor, Tensor]:
-        logits = torch.randn(rows, method.sees or categories).mul_(4).requires_grad_()
-        return logits, torch.randn(rows, method.gives or categories)
+        logits = torch.randn(rows, method.sees or categories, device=args.device).mul_(4).to(dtype).requires_grad_()
+        return logits, torch.randn(rows, method.gives or categories, device=args.device).to(dtype)
 
     def once(logits: Tensor, slope: Tensor) -> None:
         torch.autograd.grad(method.sample(logits), logits, slope)
 
     once(*tensors(2, 100))
-    inputs = tensors(rows, categories)
+    inputs = tensors(args.rows, args.categories)
+    timed = on_cuda if args.device == "cuda" else on_cpu
+    seconds, processor, peak = timed(lambda: once(*inputs), args.repeats)
+    return {
+        "seconds": seconds,
+        "processor": processor,
+        "memory": peak / (dtype.itemsize * args.rows * args.categories),
+    }
+
+
+def on_cpu(once: Callable[[], None], repeats: int) -> tuple[float, float, int]:
+    """Median seconds by the clock, seconds of processors, and bytes of peak memory, of one call."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    once(*inputs)
+    once()
     peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
     seconds, processor = [], time.process_time()
     for _ in range(repeats):
         started = time.perf_counter()
-        once(*inputs)
+        once()
         seconds.append(time.perf_counter() - started)
-    return {
-        "seconds": statistics.median(seconds),
-        "processor": (time.process_time() - processor) / repeats,
-        "memory": peak / (4 * rows * categories),
-    }
+    return statistics.median(seconds), (time.process_time() - processor) / repeats, peak
+
+
+def on_cuda(once: Callable[[], None], repeats: int) -> tuple[float, float, int]:
+    """As `on_cpu`, by the events and the allocator of the device."""
+    for _ in range(WARM_UPS):
+        once()
+    gc.collect()
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    once()
+    torch.cuda.synchronize()
+    peak = torch.cuda.max_memory_allocated() - before
+    seconds, processor = [], []
+    for _ in range(repeats):
+        started, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        gc.collect()  # the published methods leave cycles, with tensors as large as the logits in them
+        torch.cuda.synchronize()
+        before_call = time.process_time()
+        started.record()
+        once()
+        ended.record()
+        torch.cuda.synchronize()
+        processor.append(time.process_time() - before_call)
+        seconds.append(started.elapsed_time(ended) / 1000)
+    return statistics.median(seconds), statistics.median(processor), peak
 
 
 @contextmanager
@@ -128,32 +171,55 @@ def busy(number: int) -> Iterator[None]:
         yield
 
 
-def in_a_process(method: str, rows: int, categories: int, repeats: int, threads: int) -> dict[str, float]:
-    arguments = ["--one", method, "--rows", rows, "--categories", categories]
-    arguments += ["--repeats", repeats, "--threads", threads]
-    command = [sys.executable, __file__, *map(str, arguments)]
-    result: dict[str, float] = json.loads(subprocess.check_output(command, text=True).splitlines()[-1])
+def in_a_process(method: str, args: argparse.Namespace, **changed: int) -> Result:
+    """What `measure` says of a method, or `{"error": why there is nothing to say}`."""
+    command = [sys.executable, __file__, "--one", method]
+    for name in ("rows", "categories", "repeats", "threads", "device", "dtype"):
+        command += [f"--{name}", str(changed.get(name, getattr(args, name)))]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    lines = done.stdout.splitlines()
+    if done.returncode or not lines:
+        return {"error": f"the process ended with {done.returncode}"}
+    result: Result = json.loads(lines[-1])
     return result
 
 
+def row_of(method: str, rounds: list[dict[str, Result]]) -> Result:
+    """Medians over the rounds and over the ratios within each; None for what a method that failed leaves open."""
+    failed = [r[method]["error"] for r in rounds if "error" in r[method]]
+
+    def median(key: str, over: str | None = None, under: str | None = None) -> float | None:
+        if any("error" in r[name] for r in rounds for name in (method, over, under) if name):
+            return None
+        tops = [r[over or method][key] for r in rounds]
+        return statistics.median(top / r[under][key] if under else top for top, r in zip(tops, rounds, strict=True))
+
+    row: Result = {key: median(key) for key in ("seconds", "processor", "memory")}
+    row["times_redge"] = median("seconds", PEER, method)
+    row["times_gumbel"] = median("seconds", GUMBEL, method)
+    row["softmaxes"] = median("seconds", method, SOFTMAX)
+    return row | ({"error": failed[0]} if failed else {})
+
+
 def compare(args: argparse.Namespace) -> dict[str, object]:
-    rounds, loads = [], []
+    rounds: list[dict[str, Result]] = []
+    loads = []
     for _ in range(args.rounds):
         loads.append(os.getloadavg()[0])
-        rounds.append({m: in_a_process(m, args.rows, args.categories, args.repeats, args.threads) for m in METHODS})
-    head = "ms | of processors, ms | times as fast as `redge` 0.1.0 | as torch's gumbel_softmax | peak memory, logits"
-    print(f"| method | {head} |\n|---|---|---|---|---|---|")
-    table = {}
-    for method in METHODS:
-        median = {key: statistics.median(r[method][key] for r in rounds) for key in rounds[0][method]}
-        for key, other in (("times_redge", PEER), ("times_gumbel", "torch: gumbel_softmax")):
-            median[key] = statistics.median(r[other]["seconds"] / r[method]["seconds"] for r in rounds)
-        table[method] = median
-        print(
-            f"| {method} | {1000 * median['seconds']:.4g} | {1000 * median['processor']:.4g} | "
-            f"{median['times_redge']:.3g} | {median['times_gumbel']:.3g} | {median['memory']:.2f} |",
-            flush=True,
-        )
+        rounds.append({})
+        for method in METHODS:
+            rounds[-1][method] = in_a_process(method, args)
+            print(f"{method}: {rounds[-1][method]}", file=sys.stderr, flush=True)
+    head = "ms | of processors, ms | times as fast as `redge` 0.1.0 | as torch's gumbel_softmax | in torch's softmaxes"
+    print(f"| method | {head} | peak memory, logits |\n|---|---|---|---|---|---|---|")
+    table = {method: row_of(method, rounds) for method in METHODS}
+    for method, row in table.items():
+        cells = [None if row[key] is None else 1000 * row[key] for key in ("seconds", "processor")]
+        cells += [row[key] for key in ("times_redge", "times_gumbel", "softmaxes", "memory")]
+        shown = ["-" if cell is None else f"{cell:.4g}" for cell in cells]
+        if "error" in row:
+            shown[0] = row["error"]
+        print(f"| {' | '.join([method, *shown])} |", flush=True)
     return {"table": table, "rounds": rounds, "load": loads}
 
 
@@ -163,35 +229,52 @@ def curve(args: argparse.Namespace) -> dict[str, object]:
     points = []
     print("| rows | categories | ours, ns a logit | `redge` 0.1.0, ns a logit |\n|---|---|---|---|")
     for rows, categories in shapes:
-        repeats = max(3, int(2e8 / (rows * categories)))
-        ours, theirs = (in_a_process(m, rows, categories, repeats, args.threads)["seconds"] for m in (DENSE, PEER))
+        shape = {"rows": rows, "categories": categories, "repeats": max(3, int(2e8 / (rows * categories)))}
+        ours, theirs = (in_a_process(m, args, **shape).get("seconds") for m in (DENSE, PEER))
         points.append({"rows": rows, "categories": categories, "redge": ours, "redge 0.1.0": theirs})
-        per = 1e9 / (rows * categories)
-        print(f"| {rows} | {categories:,} | {ours * per:.2f} | {theirs * per:.2f} |", flush=True)
+        cells = ["-" if s is None else f"{s * 1e9 / (rows * categories):.2f}" for s in (ours, theirs)]
+        print(f"| {rows} | {categories:,} | {' | '.join(cells)} |", flush=True)
     return {"curve": points}
 
 
-def main() -> None:
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=128)
     parser.add_argument("--categories", type=int, default=126_464)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--dtype", choices=list(DTYPES), default="float32")
+    parser.add_argument("--repeats", type=int, help="5, and 20 on CUDA")
+    parser.add_argument("--rounds", type=int, help="3, and 1 on CUDA")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--busy", type=int, default=0, help="processes that never rest, beside the measurement")
     parser.add_argument("--curve", action="store_true")
     parser.add_argument("--output")
     parser.add_argument("--one", choices=list(METHODS), help=argparse.SUPPRESS)
     args = parser.parse_args()
+    repeats, rounds = (5, 3) if args.device == "cpu" else (20, 1)
+    args.repeats, args.rounds = args.repeats or repeats, args.rounds or rounds
+    return args
+
+
+def main() -> None:
+    args = arguments()
     if args.one:
-        print(json.dumps(measure(args.one, args.rows, args.categories, args.repeats, args.threads)))
+        try:
+            result: Result = measure(args)
+        except Exception as error:
+            traceback.print_exc()
+            result = {"error": f"{type(error).__name__}: {error}".splitlines()[0].replace("|", "/")[:200]}
+        print(json.dumps(result))
         return
     torch.set_num_threads(args.threads)
     with busy(args.busy):
         result = curve(args) if args.curve else compare(args)
     name = ("estimators_curve" if args.curve else "estimators_speed") + ("_busy" if args.busy else "")
+    if (args.device, args.dtype) != ("cpu", "float32"):
+        name += f"_{args.device}_{args.dtype}"
     settings = {key: value for key, value in vars(args).items() if key not in ("one", "output")}
-    save(args.output or f"benchmarks/results/{name}.json", environment("redge") | {"settings": settings} | result)
+    about = environment("redge", device=args.device) | {"settings": settings}
+    save(args.output or f"benchmarks/results/{name}.json", about | result)
 
 
 if __name__ == "__main__":
