@@ -30,7 +30,10 @@ class Drawn:
 
 
 class Sampler:
-    """Draws requests with a pipeline, each with a generator of its own, on the CPU, seeded with the request's seed.
+    """Draws requests with a pipeline, each with a generator of its own, seeded with the request's seed.
+
+    It is on the CPU where the call takes a list of generators, as those do that move what they draw; else it is on the
+    device of the pipeline: some schedulers of diffusers draw there and nowhere else.
 
     Args:
         pipe: its call takes `prompt`, or `class_labels`, and `generator`, and gives `texts` or `images`.
@@ -108,7 +111,8 @@ class Sampler:
     def draw(self, requests: Sequence[Request]) -> list[Drawn]:
         """One sample a request, in their order, by one call of the pipeline."""
         prompts = [request.line.prompt for request in requests]
-        generators = [torch.Generator().manual_seed(request.seed) for request in requests]
+        device = torch.device("cpu") if self.together else _device_of(self.pipe)
+        generators = [torch.Generator(device).manual_seed(request.seed) for request in requests]
         arguments = {**self.settings, **self._prompts(prompts)}
         if "generator" in self._parameters:
             arguments["generator"] = generators if self.together else generators[0]
@@ -138,6 +142,12 @@ class Sampler:
         if "messages" in self._parameters and not self.together:
             return {"prompt": texts[0]}
         return {"prompt": texts}
+
+
+def _device_of(pipe: Any) -> torch.device:
+    """Where a pipeline computes; the CPU where it does not say."""
+    found = (getattr(pipe, name, None) for name in ("_execution_device", "device"))
+    return next((device for device in found if isinstance(device, torch.device)), torch.device("cpu"))
 
 
 def _text_or_chat(prompt: Prompt) -> Any:

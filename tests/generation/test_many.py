@@ -3,12 +3,15 @@
 import random
 import statistics
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from redge_guidance import GuidanceConfig
 from redge_guidance.generation import generate
+from redge_guidance.generation.requests import Line, Request
+from redge_guidance.generation.sampler import Sampler
 from redge_guidance.reward import Reward
 from redge_guidance.rewards import LengthReward, LexicalReward
 from tests.helpers.images import tiny_image_pipeline
@@ -247,3 +250,30 @@ def test_a_target_is_reached_where_the_finished_text_has_it(target):
 def test_without_a_target_none_is_reached_or_missed():
     records = list(generate(tiny_pipeline(), ["a", "b"], tiny_reward(), CONFIG))
     assert [record.target_reached for record in records] == [None, None]
+
+
+@pytest.mark.parametrize("takes_list", [True, False])
+@pytest.mark.parametrize("place", ["_execution_device", "device", None])
+def test_generators_are_where_the_pipeline_can_draw_from_them(takes_list, place, monkeypatch):
+    """diffusers' block refinement draws where the logits are, of one generator; ours moves what it has drawn."""
+    annotation = torch.Generator | list[torch.Generator] | None if takes_list else torch.Generator | None
+    made = []
+
+    class Generator:
+        def __init__(self, device="cpu"):
+            made.append(str(device))
+
+        def manual_seed(self, seed):
+            return self
+
+    class Pipe:
+        def __call__(self, prompt, generator: annotation = None):
+            return SimpleNamespace(texts=prompt if isinstance(prompt, list) else [prompt])
+
+    pipe = Pipe()
+    if place is not None:
+        setattr(pipe, place, torch.device("cuda:1"))
+    sampler = Sampler(pipe, {})
+    monkeypatch.setattr(torch, "Generator", Generator)
+    sampler.draw([Request(Line(0, "a"), 0, 7)])
+    assert made == ["cpu" if takes_list or place is None else "cuda:1"]
