@@ -16,7 +16,7 @@ SCHEDULES: dict[str, Schedule] = {
     "linear": lambda progress: 1.0 - progress,
     "early": lambda progress: float(progress < 0.5),
 }
-_DRAWS, _DRAWS_FOR_STRENGTH, _DRAWS_BY_VALUES = 2, 4, 32
+_DRAWS, _DRAWS_FOR_STRENGTH, _DRAWS_BY_VALUES = 1, 4, 32
 _MOST = 1e15  # nats a unit of reward, whose squares float32 still holds
 
 
@@ -75,14 +75,14 @@ class GuidanceConfig:
             `"reinforce_loo"` treats every reward as one without gradient; a reward, or a term of a sum, that says it
             has none is treated so anyway.
         update: how q is improved, by name (`"natural"`, `"adam"`) or as an object with its own step size and count.
-        num_draws: relaxed samples drawn for every update, over which the gradient is averaged; None: 2, 4 where by them
-            the strength of a sequence is found, and 32 where a reward, or a term of a sum, has no gradient.
+        num_draws: relaxed samples drawn for every update, over which the gradient is averaged; None: 1, 4 where by them
+            it is found what the budget buys, and 32 where a reward, or a term of a sum, has no gradient.
         start, stop: guide while `start <= progress < stop`, progress the share of denoising steps done, in [0, 1).
         kl_budget: upper limit of KL(q || p) at every step, in nats per free token, averaged over a sequence. A q beyond
             it is moved back along the geometric path to p. Without `scale` it also says how much a unit of reward may
             cost: the strength that spends it when the reward of a sequence is first asked is the most that is used
             later. None: with `scale` no limit, else `Reward.usual_scale`, or the budget
-            `redge_guidance.strength.USUAL_BUDGET` for a reward that names none.
+            1 for a reward that names none, of images 2 (`redge_guidance.strength.USUAL_BUDGET`).
         support: q differs from p on this many likeliest tokens of every position only; None: on the whole vocabulary.
         target: the reward that a sequence is to reach, in the reward's own units. One that has reached it is left
             alone, one that cannot spends its budget; `SequenceFigures.reached` says which. Not with `scale`.
@@ -93,6 +93,9 @@ class GuidanceConfig:
             position and token by token, on top of what the model then says.
         warm_start: the share of `log q - log p` of the step before from which q starts, in [0, 1], so that gradients
             are averaged over steps as well; 0: from p.
+        max_tilt: the most nats by which `log q - log p` of a token may be above the mean of its position under p, so
+            that what promises most is not taken for more than the reward can hold, see `updates.path`; `math.inf`: no
+            limit. None: `redge_guidance.strength.USUAL_TILT` for rewards of texts; else, and with `scale`, no limit.
 
     Raises:
         ValueError: a value out of range or an unknown name.
@@ -115,6 +118,7 @@ class GuidanceConfig:
     schedule: str | Schedule = "constant"
     every: int = 2
     warm_start: float = 0.5
+    max_tilt: float | None = None
 
     def __post_init__(self) -> None:
         scale, target, start, stop = (as_real(value) for value in (self.scale, self.target, self.start, self.stop))
@@ -152,6 +156,10 @@ class GuidanceConfig:
             )
         plain: dict[str, Any] = {"scale": scale, "target": target, "start": start, "stop": stop, "kl_budget": budget}
         plain |= {"every": whole_number("every", self.every, 1), "warm_start": warm_start}
+        max_tilt = as_real(self.max_tilt)
+        if self.max_tilt is not None and (max_tilt is None or not max_tilt > 0):
+            raise ValueError(f"`max_tilt` must be > 0 nats or None, got {self.max_tilt!r}; math.inf is no limit.")
+        plain["max_tilt"] = max_tilt
         plain["num_draws"] = None if self.num_draws is None else whole_number("num_draws", self.num_draws, 1)
         plain["support"] = None if self.support is None else whole_number("support", self.support, 2)
         for name, value in plain.items():

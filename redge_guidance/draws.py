@@ -5,12 +5,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from redge_guidance.estimators import Estimator, Pathwise, ScoreFunction
+from redge_guidance.estimators.sampling import RowGenerators
 from redge_guidance.sample import Sample
 from redge_guidance.samples.images import RelaxedImages
 from redge_guidance.samples.tokens import RelaxedTokens
 from redge_guidance.step import DenoisingStep
 from redge_guidance.text import text_mask
 
+_BY_ROWS = (Pathwise.__call__, ScoreFunction.__call__)  # which take a generator for every group of rows
 Noise = torch.Generator | list[torch.Generator]
 
 
@@ -31,14 +34,17 @@ class Draws:
     def draw(self, estimator: Callable[..., Tensor], logits: Tensor, count: int) -> Tensor:
         """`count` samples `(count, rows, S)` of logits `(rows, S)`, or of logits for each of them.
 
-        With a generator for every sequence each sample of each sequence is drawn by itself, so that neither the other
-        sequences nor the number of samples that are held at once matter to it.
+        With a generator for every sequence neither the other sequences nor the number of samples that are held at once
+        matter to a sample: estimators of this library draw the noise of each by itself, others the whole sample.
         """
         each = logits if logits.ndim == 3 else logits.expand(count, *logits.shape)
         if isinstance(self._noise, torch.Generator):
             return estimator(each, generator=self._noise)
         noise = [g for g, rows in zip(self._noise, self._counts, strict=True) if rows]
         counts = [rows for rows in self._counts if rows]
+        ours = isinstance(estimator, Estimator) and type(estimator).__call__ in _BY_ROWS
+        if ours:
+            return torch.stack([estimator(one, generator=RowGenerators(noise, counts)) for one in each])
         return torch.stack(
             [
                 torch.cat([estimator(rows, generator=g) for rows, g in zip(one.split(counts), noise, strict=True)])

@@ -66,8 +66,8 @@ class RewardGradients:
         start: Start | None = None,
         ceilings: Tensor | None = None,
     ):
-        self._along, self.start, self._ceilings = along, start, ceilings
-        self._first = ceilings is None or bool(ceilings.isnan().any())
+        self._along, self.start, self._ceilings, self.limit = along, start, ceilings, strength.tilt
+        self._first = strength.most is None and (ceilings is None or bool(ceilings.isnan().any()))
         self._strength, self._log_p, self._mass = strength, log_p, mass
         self._goals, self._ambient = goals, ambient
         self._draws, self._config, self._figures = draws, config, figures
@@ -99,7 +99,7 @@ class RewardGradients:
         if strength.budget is not None and bool(unknown.isnan().any()):
             ceilings = torch.where(unknown.isnan(), dearest(drawn, strength.budget * free), unknown)
         share = torch.ones_like(self._reward).index_copy_(0, sequence, shares[:, 0])
-        along = drawn._replace(gradient=mean)
+        along = drawn._replace(gradient=mean, limit=self.limit)
         limit = None if strength.limit is None else strength.limit * free
         solved = least_strengths(along, strength.target, strength.factor * ceilings, limit, share)
         # a reward that is where it should be says nothing of what it would cost to get there

@@ -15,10 +15,11 @@ from torch import Tensor
 
 from redge_guidance.config import GuidanceConfig
 from redge_guidance.reward import AnyReward
-from redge_guidance.terms import usual_target
-from redge_guidance.updates import LogProbs, row_chunks
+from redge_guidance.terms import terms_of, usual_target
+from redge_guidance.updates import LogProbs, kl, path, row_chunks
 
-USUAL_BUDGET = 1.0  # nats per free token
+USUAL_BUDGET, USUAL_IMAGE_BUDGET = 1.0, 2.0  # nats per free token
+USUAL_TILT = 7.0  # nats that a token of a text may be tilted above the mean of its position
 
 _LOWEST, _HIGHEST = 1e-3, 1e3  # of s times the standard deviation of the reward under p, to first order
 _HALVINGS = 12  # which leave s known to 0.3 %
@@ -40,6 +41,7 @@ class Strength:
         most: nats that a unit of reward is worth at most; None: what the budget buys when it is first asked.
         forms: nats that a unit of a reward is worth that is an automaton, and followed exactly.
         factor: of a schedule, in this step.
+        tilt: the most nats that a token may be tilted above the mean of its position; None: no limit.
     """
 
     why: str
@@ -49,6 +51,7 @@ class Strength:
     most: float | None = None
     forms: float = 2.0
     factor: float = 1.0
+    tilt: float | None = None
 
     def times(self, factor: float) -> "Strength":
         """The same at a point of a schedule: with `factor` of the scale, or of the price that a budget has found."""
@@ -69,7 +72,8 @@ class Strength:
         limit = None if self.budget is None else f"at most {self.budget:g} nats per free token"
         if self.most is not None:
             limit = f"at most {self.most:g} nats a unit of reward"
-        return f"{', '.join(part for part in (goal, limit) if part)} ({self.why})"
+        tilt = None if self.tilt is None or self.tilt == torch.inf else f"tilts at most {self.tilt:g}"
+        return f"{', '.join(part for part in (goal, limit, tilt) if part)} ({self.why})"
 
 
 def strength_of(reward: AnyReward | None, config: GuidanceConfig) -> Strength:
@@ -77,9 +81,9 @@ def strength_of(reward: AnyReward | None, config: GuidanceConfig) -> Strength:
 
     None for a reward is one that is followed exactly, as an automaton.
     """
-    budget = config.kl_budget
+    budget, tilt = config.kl_budget, config.max_tilt
     if config.scale is not None:
-        return Strength("set by `scale`", config.scale, None, budget, forms=config.scale)
+        return Strength("set by `scale`", config.scale, None, budget, forms=config.scale, tilt=tilt)
     if reward is None:
         if config.target is not None:
             warnings.warn(
@@ -89,19 +93,23 @@ def strength_of(reward: AnyReward | None, config: GuidanceConfig) -> Strength:
             )
         return Strength("rewards that are automata are followed exactly", Strength.forms, None, budget)
     target, said = usual_target(reward)
+    kinds = {getattr(term.reward, "modality", None) for term in terms_of(reward)}
+    usual_budget = USUAL_IMAGE_BUDGET if "image" in kinds else USUAL_BUDGET
     most = getattr(reward, "usual_scale", None) if budget is None else None
     if config.target is not None:
         if target is None and budget is None and most is None:
             warnings.warn(
                 f"`target` {config.target:g} is for a reward whose range is unknown ({said}), and no `kl_budget` is "
-                f"set: a strength is assumed that spends at most {USUAL_BUDGET:g} nats per free token; set `kl_budget` "
+                f"set: a strength is assumed that spends at most {usual_budget:g} nats per free token; set `kl_budget` "
                 "to say how much it may cost.",
                 stacklevel=2,
             )
         target, said = config.target, "set by `target`"
     if budget is None and most is None:
-        budget = USUAL_BUDGET
-    return Strength(said, None, target, budget, most)
+        budget = usual_budget
+    if tilt is None and "text" in kinds:
+        tilt = USUAL_TILT
+    return Strength(said, None, target, budget, most, tilt=tilt)
 
 
 def least_of(target: float) -> float:
@@ -122,6 +130,7 @@ class Slope(NamedTuple):
         log_p, log_q: `(rows, S)` in nats, normalised; q is where it was taken.
         sequence: `(rows,)` int64, ascending.
         mass: `(rows,)`, the probability of the S tokens; elsewhere q is p.
+        limit: of tilts, as in `updates.path`.
     """
 
     value: Tensor
@@ -130,17 +139,16 @@ class Slope(NamedTuple):
     log_q: Tensor
     sequence: Tensor
     mass: Tensor
+    limit: float | None = None
 
     def along(self, s: Tensor) -> tuple[Tensor, Tensor]:
         """`<q_s, G>` and `KL(q_s || p)` of every sequence, `(batch,)` both, at strengths s `(batch,)`."""
         linear, divergence = torch.zeros_like(self.value), torch.zeros_like(self.value)
         for rows in row_chunks(self.gradient.shape, self.gradient.device):
-            of, mass, gradient = self.sequence[rows], self.mass[rows], self.gradient[rows]
-            tilted = torch.addcmul(self.log_p[rows], gradient, s[of, None])
-            log_z = tilted.logsumexp(-1, keepdim=True)
-            mean = (tilted.sub_(log_z).exp_() * gradient).sum(-1)
-            linear.index_add_(0, of, mass * mean)
-            divergence.index_add_(0, of, mass * (s[of] * mean - log_z[:, 0]))
+            of, mass, gradient, p = self.sequence[rows], self.mass[rows], self.gradient[rows], self.log_p[rows]
+            log_q = path(p, gradient, s[of, None], self.limit).log_softmax(-1)
+            linear.index_add_(0, of, mass * (log_q.exp() * gradient).sum(-1))
+            divergence.index_add_(0, of, mass * kl(log_q, p))
         return linear, divergence
 
     def at_q(self) -> Tensor:

@@ -77,9 +77,11 @@ class Ascent(Protocol):
 
     Attributes:
         start: where q starts; None: at p.
+        limit: the most that the tilt of a token may be above the mean, see `path`; None: anything.
     """
 
     start: "Start | None"
+    limit: float | None
 
     def gradients(self, log_q: Tensor) -> Sequence[Gradient]:
         """Parts of the gradient of E_q[r], drawn anew at `log_q` `(rows, S)`."""
@@ -88,7 +90,7 @@ class Ascent(Protocol):
         """Nats s that one unit of reward is worth at every row, `(rows, 1)`, a new tensor.
 
         `grad` `(rows, S)` is the last gradient that was drawn, at `log_q`, with respect to the one-hot sample; q goes
-        to `p exp(s * mean)`, `mean` `(rows, S)` being gradients of weights that sum to `shares` `(rows, 1)`.
+        to where `path` leads at s, `mean` `(rows, S)` being gradients of weights that sum to `shares` `(rows, 1)`.
         """
 
     def used(self, grad: Tensor) -> None:
@@ -154,7 +156,7 @@ class Natural:
             del grad
             for rows in row_chunks(log_q.shape, log_q.device):
                 p = log_p[rows]
-                tilted = torch.addcmul(p, mean[rows], strengths[rows])
+                tilted = path(p, mean[rows], strengths[rows], ascent.limit)
                 log_q[rows] = tilted.masked_fill_(p == -torch.inf, -torch.inf).log_softmax(-1)
             projected = project(log_q)
             if projected is not log_q:
@@ -198,7 +200,11 @@ class Adam:
             slope = kl_gradient(log_q, log_p) - strengths * grad
             logits.grad = torch.nn.functional.softshrink(slope / unit, 1.0)
             adam.step()
-            logits.copy_(project(logits.log_softmax(-1)))
+            log_q = logits.log_softmax(-1)
+            if ascent.limit is not None:
+                tilts = log_ratio(log_q, log_p)
+                log_q = path(log_p, tilts, torch.ones_like(tilts[:, :1]), ascent.limit).log_softmax(-1)
+            logits.copy_(project(log_q))
         return logits
 
 
@@ -212,6 +218,25 @@ def row_chunks(shape: Sequence[int], device: torch.device | None = None) -> Iter
     on_cpu = device is None or device.type == "cpu"
     size = max(1, (_CHUNK_ELEMENTS if on_cpu else _CHUNK_ELEMENTS_ACCELERATOR) // max(columns, 1))
     return (slice(first, first + size) for first in range(0, rows, size))
+
+
+def path(log_p: Tensor, slope: Tensor, s: Tensor, limit: float | None) -> Tensor:
+    """`log p + s * slope`, not normalised, a new tensor; with a limit `log p + min(s * (slope - <p, slope>), limit)`.
+
+    To first order a token is worth what it adds to the reward, however much that is. A reward that has an upper end is
+    not raised without end, and the more a token promises, the further it is from where the slope was taken: a limit
+    makes all tokens alike that promise enough.
+
+    Args:
+        log_p: `(rows, S)`, normalised, in nats.
+        slope: `(rows, S)`, units of reward.
+        s: `(rows, 1)`, nats a unit of reward.
+        limit: nats, > 0.
+    """
+    if limit is None:
+        return torch.addcmul(log_p, slope, s)
+    mean = (log_p.exp() * slope).sum(-1, keepdim=True)
+    return (slope - mean).mul_(s).clamp_(max=limit).add_(log_p)
 
 
 UPDATES: dict[str, Any] = {"adam": Adam, "natural": Natural}

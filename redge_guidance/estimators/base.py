@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from redge_guidance.estimators.sampling import sample
+from redge_guidance.estimators.sampling import Generators, sample
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Pathwise(Estimator):
     chunks are worked through by several threads, so that these methods are called on some at once.
     """
 
-    def __call__(self, logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def __call__(self, logits: Tensor, generator: Generators | None = None) -> Tensor:
         return sample(self, logits, generator)
 
     @property
@@ -108,7 +108,7 @@ class ScoreFunction(Estimator):
         if not self.hard:
             raise ValueError(f"`hard` must be True for {type(self).__name__}, which weighs draws by their rewards.")
 
-    def __call__(self, logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def __call__(self, logits: Tensor, generator: Generators | None = None) -> Tensor:
         return Pathwise()(logits.detach(), generator)
 
     @abstractmethod

@@ -1,6 +1,7 @@
 """The autograd function of all pathwise estimators: draws and differentiates row by row in closed form."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import torch
@@ -35,7 +36,25 @@ class RowMathematics(Protocol):
     def vjp(self, logits: Tensor, noise: Tensor | None, drawn: Tensor | None, grad: Tensor) -> Tensor: ...
 
 
-def sample(estimator: RowMathematics, logits: Tensor, generator: torch.Generator | None) -> Tensor:
+@dataclass(frozen=True)
+class RowGenerators:
+    """A generator for each of several groups of rows, `counts` of them one after the other, on one device.
+
+    What is drawn of a group is what its generator alone would have drawn of its rows.
+    """
+
+    generators: Sequence[torch.Generator]
+    counts: Sequence[int]
+
+    @property
+    def device(self) -> torch.device:
+        return self.generators[0].device
+
+
+Generators = torch.Generator | RowGenerators
+
+
+def sample(estimator: RowMathematics, logits: Tensor, generator: Generators | None) -> Tensor:
     """Draw from `logits` `(..., K)` by `estimator`; the differentiable sample has the shape and dtype of the logits."""
     check_logits(logits, generator)
     drawn: Tensor = _Sample.apply(logits, _where_mapped(estimator, logits), estimator, generator)[0]
@@ -50,7 +69,7 @@ def _where_mapped(estimator: RowMathematics, logits: Tensor) -> Tensor | None:
     return torch.rand(0, device=logits.device) if estimator.hard or estimator.noise is not None else None
 
 
-def check_logits(logits: Tensor, generator: torch.Generator | None) -> None:
+def check_logits(logits: Tensor, generator: Generators | None) -> None:
     if not isinstance(logits, Tensor) or not torch.is_floating_point(logits):
         kind = logits.dtype if isinstance(logits, Tensor) else type(logits).__name__
         raise ValueError(f"`logits` must be a floating point tensor, got {kind}; convert it with `.float()`.")
@@ -82,7 +101,7 @@ class _Sample(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        logits: Tensor, mapped: Tensor | None, estimator: RowMathematics, generator: torch.Generator | None
+        logits: Tensor, mapped: Tensor | None, estimator: RowMathematics, generator: Generators | None
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         flat = logits.reshape(-1, logits.shape[-1])
         work, device = _work_dtype(flat), flat.device
@@ -201,13 +220,16 @@ def _by_chunks(work: Callable[[slice], None], flat: Tensor) -> None:
         work(rows)
 
 
-def _uniform(rows: int, generator: torch.Generator | None, device: torch.device, dtype: torch.dtype) -> Tensor:
+def _uniform(rows: int, generator: Generators | None, device: torch.device, dtype: torch.dtype) -> Tensor:
     """`(rows, 1)` in [0, 1), drawn where the generator is."""
+    if isinstance(generator, RowGenerators):
+        groups = zip(generator.counts, generator.generators, strict=True)
+        return torch.cat([_uniform(count, one, generator.device, dtype) for count, one in groups]).to(device)
     source = device if generator is None else generator.device
     return torch.rand(rows, 1, generator=generator, device=source, dtype=dtype).to(device)
 
 
-def noise_like(like: Tensor, kind: str | None, generator: torch.Generator | None) -> Tensor | None:
+def noise_like(like: Tensor, kind: str | None, generator: Generators | None) -> Tensor | None:
     """One number for every number of `like`, drawn where the generator is, as in diffusers, and moved there.
 
     On a CPU large noise is drawn by several threads, block by block. Every block has a generator of its own, seeded
@@ -215,8 +237,12 @@ def noise_like(like: Tensor, kind: str | None, generator: torch.Generator | None
     """
     if kind is None:
         return None
-    source = like.device if generator is None else generator.device
-    return _noise(like.shape, _work_dtype(like), source, kind, generator).to(like.device)
+    source, dtype = like.device if generator is None else generator.device, _work_dtype(like)
+    if isinstance(generator, RowGenerators):
+        groups, size = zip(generator.counts, generator.generators, strict=True), like.shape[1]
+        noise = [_noise(torch.Size((count, size)), dtype, source, kind, one) for count, one in groups]
+        return torch.cat(noise).to(like.device)
+    return _noise(like.shape, dtype, source, kind, generator).to(like.device)
 
 
 def _noise(

@@ -39,6 +39,7 @@ GUIDANCE = (
     "start",
     "stop",
     "kl_budget",
+    "max_tilt",
     "support",
 )
 _COUNTS = ("gen_length", "num_inference_steps", "block_length", "top_k", "num_corruptions", "max_length")
@@ -57,8 +58,8 @@ class Options:
         device, dtype, tokenizer, family, mask_token_id, revision, trust_remote_code: of the pipeline.
         peft: a folder or hub id of an adapter for the pipeline's model.
         reward: name of a text classifier; its label by `label`, its `reward_temperature`.
-        scale, target, estimator, update, num_draws, every, schedule, warm_start, start, stop, kl_budget, support: as in
-            `GuidanceConfig`.
+        scale, target, estimator, update, num_draws, every, schedule, warm_start, start, stop, kl_budget, max_tilt,
+            support: as in `GuidanceConfig`.
         seed: of sampler, guidance and corruptions.
         gen_length, num_inference_steps, block_length, temperature, top_k, top_p, guidance_scale: as in a call of the
             pipeline; they go before what a task says.
@@ -95,6 +96,7 @@ class Options:
     start: float | None = None
     stop: float | None = None
     kl_budget: float | None = None
+    max_tilt: float | None = None
     support: int | None = None
     seed: int = 0
     gen_length: int | None = None

@@ -164,7 +164,7 @@ _GUIDANCE = (
         "relaxed samples an update of guidance",
         lowest=1,
         optional=True,
-        default="2, 4 at first, 32 for a reward without gradient",
+        default="1, 4 where a budget sets the price, 32 for a reward without gradient",
     ),
     Option("every", "guidance", "integer", "ask the reward at every n-th step", lowest=1, metavar="N", default="2"),
     Option(
@@ -185,7 +185,15 @@ _GUIDANCE = (
         "most nats per free token that guidance may move away from the model in a step; without --scale also how much "
         "a unit of reward may cost",
         optional=True,
-        default="1, or what a label of texts is worth; with --scale none",
+        default="1, of images 2, or what a label of texts is worth; with --scale none",
+    ),
+    Option(
+        "max_tilt",
+        "guidance",
+        "number",
+        "most nats by which a token's log q - log p may be above the mean of its position",
+        optional=True,
+        default="7 for rewards of texts; else, and with --scale, no limit",
     ),
     Option(
         "support",

@@ -77,8 +77,8 @@ class TextClassifierReward(TextModelReward):
 
     @property
     def usual_scale(self) -> float | None:
-        """2.5 nats a nat of log-probability, at T = 1; 1 would be Bayes' rule."""
-        return None if self._label.usual_target is None else 2.5 * self._label.temperature
+        """5 nats a nat of log-probability, at T = 1; 1 would be Bayes' rule."""
+        return None if self._label.usual_target is None else 5.0 * self._label.temperature
 
     def predict(self, texts: list[str], batch_size: int = 32) -> list[str]:
         """Names of the likeliest labels of finished texts."""

@@ -18,7 +18,8 @@ CONFIGS = [
     GuidanceConfig(),
     GuidanceConfig(scale=0.5, estimator="redge", update="adam", support=None, kl_budget=0.1),
     GuidanceConfig(estimator=ReDGE(3, 0.6), update=Adam(5, 0.1), num_draws=2, start=0.1, stop=0.9, support=64),
-    GuidanceConfig(update=Natural(2, 0.5, 0.1)),
+    GuidanceConfig(update=Natural(2, 0.5, 0.1), max_tilt=3.5),
+    GuidanceConfig(max_tilt=float("inf")),
     *[GuidanceConfig(estimator=name) for name in ESTIMATORS],
     *[GuidanceConfig(estimator=kind(hard=False)) for kind in ESTIMATORS.values() if kind is not ReinforceLOO],
 ]
@@ -107,6 +108,9 @@ def test_names_and_objects_are_the_same_thing():
         ({"num_draws": 0}, "`num_draws` must be an integer >= 1, got 0"),
         ({"support": 1}, "`support` must be an integer >= 2, got 1"),
         ({"kl_budget": 0.0}, "`kl_budget` must be > 0 nats"),
+        ({"max_tilt": 0.0}, "`max_tilt` must be > 0 nats or None, got 0.0; math.inf is no limit"),
+        ({"max_tilt": float("nan")}, "`max_tilt` must be > 0 nats or None, got nan"),
+        ({"max_tilt": "7"}, "`max_tilt` must be > 0 nats or None, got '7'"),
     ],
 )
 def test_bad_settings(settings, message):

@@ -225,6 +225,43 @@ def test_a_target_that_nothing_can_pursue_is_said():
         Guidance(LexicalReward("a"), GuidanceConfig(target=1.0))
 
 
+@pytest.mark.parametrize(
+    ("settings", "tilt"),
+    [
+        ({}, 7.0),
+        ({"target": -0.5}, 7.0),
+        ({"kl_budget": 0.5}, 7.0),
+        ({"scale": 2.0}, None),
+        ({"max_tilt": 3.0}, 3.0),
+        ({"scale": 2.0, "max_tilt": 3.0}, 3.0),
+        ({"max_tilt": float("inf")}, float("inf")),
+    ],
+)
+def test_tilts_for_rewards_of_texts_are_limited_where_the_price_is_found(reward, settings, tilt):
+    assert Guidance(reward, GuidanceConfig(**settings)).strength.tilt == tilt
+    assert Guidance(reward + curved, GuidanceConfig(**settings | {"kl_budget": 1.0})).strength.tilt == tilt
+    assert Guidance(curved, GuidanceConfig(**{"kl_budget": 1.0} | settings)).strength.tilt == settings.get("max_tilt")
+    assert ("tilts at most" in Guidance(reward, GuidanceConfig(**settings)).trace.aim) == (tilt in (3.0, 7.0))
+
+
+@pytest.mark.parametrize("limit", [0.25, 2.0])
+def test_a_limit_of_tilts_is_kept_in_sampling(limit):
+    """Of a linear reward, written out: what promises more than the limit is tilted alike."""
+    pipe, run = masked(("a b", "", "c"), gen_length=5, **STEPS)
+    config = GuidanceConfig(**SOFT, scale=3.0, every=1, max_tilt=limit)
+    pairs, _ = guided(pipe, run, linear(TABLE), config)
+    cut = 0
+    for step, logits in pairs:
+        if logits is None:
+            continue
+        p = log_p(step).exp()
+        tilts = 3.0 * (TABLE - (p * TABLE).sum(-1, keepdim=True))
+        cut += int((tilts > limit).sum())
+        expected = p * tilts.clamp(max=limit).exp()
+        torch.testing.assert_close((logits / step.temperature).softmax(-1), expected / expected.sum(-1, keepdim=True))
+    assert cut > 0
+
+
 @pytest.mark.parametrize("lowest", [2.0, 0.0])
 def test_a_target_that_one_draw_misses_is_not_reached(lowest):
     """Though the mean of the draws has it, so that the sequence is at rest."""

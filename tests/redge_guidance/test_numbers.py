@@ -32,8 +32,10 @@ whole_kinds = pytest.mark.parametrize("whole", WHOLE.values(), ids=WHOLE)
 BAD = [None, "1", True, float("nan"), [1], torch.tensor([1, 2])]
 
 MADE = {  # of a whole number 3 and a real number 0.5, which every kind has exactly
-    "scale": lambda n, x: GuidanceConfig(scale=x, num_draws=n, start=x, stop=1.0, kl_budget=x, support=n),
-    "target": lambda n, x: GuidanceConfig(target=x, num_draws=n, every=n, warm_start=x, kl_budget=x, support=n),
+    "scale": lambda n, x: GuidanceConfig(scale=x, num_draws=n, start=x, stop=1.0, kl_budget=x, max_tilt=x, support=n),
+    "target": lambda n, x: GuidanceConfig(
+        target=x, num_draws=n, every=n, warm_start=x, kl_budget=x, max_tilt=x, support=n
+    ),
     "natural": lambda n, x: Natural(n, x, x),
     "adam": lambda n, x: Adam(n, x),
     "redge": lambda n, x: ReDGE(n, x),

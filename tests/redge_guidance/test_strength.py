@@ -34,8 +34,10 @@ def exact(slope, k):
     value = float(slope.value[k])
 
     def tilted(s):
-        log_z = logsumexp(log_p + s * g, axis=-1, keepdims=True)
-        return log_p + s * g - log_z
+        tilts = s * g
+        if slope.limit is not None:
+            tilts = np.minimum(tilts - (np.exp(log_p) * tilts).sum(-1, keepdims=True), slope.limit)
+        return log_p + tilts - logsumexp(log_p + tilts, axis=-1, keepdims=True)
 
     def divergence(s):
         q = tilted(s)
@@ -76,6 +78,23 @@ def test_the_least_price_that_reaches_the_target(chunk, size, monkeypatch):
         _, reward = exact(slope, k)
         root = brentq(lambda s, reward=reward: reward(s) - target, 0.0, 1e3 / size)
         assert float(found.strengths[k]) == pytest.approx(root, rel=WITHIN)
+
+
+@pytest.mark.parametrize("limit", [0.1, 0.2, 4.0])
+def test_the_least_price_along_tilts_that_are_limited(limit):
+    """It is higher than without a limit: tokens below it have to do what those above it no longer do."""
+    slope = slope_of()._replace(limit=limit)
+    starts = torch.tensor([exact(slope, k)[1](0.0) for k in range(4)])
+    target = 0.3
+    slope = slope._replace(value=slope.value - starts + torch.tensor([0.1, 0.2, 0.0, 0.1]))
+    found = least_strengths(slope, target, torch.full((4,), 1e9))
+    unlimited = least_strengths(slope._replace(limit=None), target, torch.full((4,), 1e9))
+    assert found.reaches.tolist() == [True] * 4
+    for k in range(4):
+        root = brentq(lambda s, k=k: exact(slope, k)[1](s) - target, 0.0, 1e2)
+        assert float(found.strengths[k]) == pytest.approx(root, rel=WITHIN)
+        assert float(found.strengths[k]) >= float(unlimited.strengths[k]) * (1 - WITHIN)
+    assert (limit < 4.0) == bool((found.strengths > 1.01 * unlimited.strengths).any())
 
 
 def test_it_is_the_multiplier_of_the_least_divergence_by_another_optimiser():

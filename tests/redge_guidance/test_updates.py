@@ -7,7 +7,7 @@ from redge_guidance import updates
 from redge_guidance.estimators import EntropyMix, ReDGE
 from redge_guidance.step import DenoisingStep
 from redge_guidance.tilting import guided_logits
-from redge_guidance.updates import Adam, Gradient, Natural, kl, kl_gradient, project_to_budget, row_chunks
+from redge_guidance.updates import Adam, Gradient, Natural, kl, kl_gradient, path, project_to_budget, row_chunks
 from tests.helpers.settings import plain_config
 
 
@@ -20,7 +20,7 @@ class LinearReward:
     def gradients(self, log_q):
         return [Gradient(self.table, "sample")]
 
-    start = None
+    start, limit = None, None
 
     def strengths(self, log_q, grad, mean, shares):
         return torch.full_like(grad[:, :1], self.scale)
@@ -53,6 +53,43 @@ def test_kl_and_its_gradient_equal_autograd():
     torch.testing.assert_close(kl(log_q, log_p), divergence)
     (expected,) = torch.autograd.grad(divergence.sum(), logits)
     torch.testing.assert_close(kl_gradient(log_q.detach(), log_p), expected)
+
+
+@pytest.mark.parametrize("limit", [0.3, 1.0, 50.0])
+def test_a_limit_cuts_tilts_above_the_mean_of_their_position(limit):
+    """Written out token by token; the one that is impossible stays so."""
+    log_p, ascent = problem()
+    log_p = log_p.masked_fill(torch.arange(5) == 2, -torch.inf).log_softmax(-1)
+    expected = torch.zeros_like(log_p)
+    for row in range(len(log_p)):
+        p, tilts = log_p[row].exp(), ascent.scale * ascent.table[row]
+        mean = sum(float(p[v] * tilts[v]) for v in range(5))
+        expected[row] = torch.stack([p[v] * torch.exp(torch.clamp(tilts[v] - mean, max=limit)) for v in range(5)])
+    expected /= expected.sum(-1, keepdim=True)
+    ascent.limit = limit
+    log_q = Natural(1, 1.0)(log_p, ascent, identity)
+    torch.testing.assert_close(log_q.exp(), expected)
+    assert bool((log_q[:, 2] == -torch.inf).all())
+    if limit == 50.0:
+        torch.testing.assert_close(log_q, tilted(log_p, ascent))
+
+
+def test_adam_keeps_within_a_limit():
+    log_p, ascent = problem()
+    ascent.limit = 0.3
+    log_q = Adam(num_updates=200, learning_rate=0.1)(log_p, ascent, identity)
+    ratio = log_q - log_p
+    spread = ratio.amax(-1) - (log_p.exp() * ratio).sum(-1)
+    assert float(spread.amax()) <= 0.3 + 0.1  # by the mean, which moves when tilts are cut
+    free = Adam(num_updates=200, learning_rate=0.1)(*problem(), identity) - log_p
+    assert float((free.amax(-1) - (log_p.exp() * free).sum(-1)).amin()) > 0.3
+
+
+def test_a_limit_leaves_what_is_below_it_bit_for_bit_but_for_the_mean():
+    log_p, ascent = problem()
+    s = torch.full((6, 1), 1.7, dtype=torch.float64)
+    far = path(log_p, ascent.table, s, 1e6).log_softmax(-1)
+    torch.testing.assert_close(far, path(log_p, ascent.table, s, None).log_softmax(-1), rtol=1e-12, atol=1e-12)
 
 
 def test_one_natural_update_maximises_the_objective_of_a_linear_reward():
@@ -170,7 +207,7 @@ class Noisy:
         q = log_q.exp()
         return [Gradient(q * (self._table - (q * self._table).sum(-1, keepdim=True)) + noise, "logits")]
 
-    start = None
+    start, limit = None, None
 
     def strengths(self, log_q, grad, mean, shares):
         return torch.full_like(grad[:, :1], self.scale)
