@@ -17,7 +17,8 @@ from torch import Tensor
 SMALLEST, SHORTEST_ROW = 2**16, 2**10  # numbers; below, a kernel is not worth its launch
 MOST_STEPS = 6  # the gradient holds n (n + 1) / 2 sums
 LEAST_T1 = 0.2  # exponentials stay within float32
-BLOCK, WARPS = 1024, 8
+BLOCK, WARPS = 1024, 8  # categories at a time, by 32 times as many threads: of a draw
+GRADIENT_BLOCK, GRADIENT_WARPS = 512, 4  # of a gradient, which needs more registers
 STORED = False  # noise as float16 numbers that are kept, instead of a seed: faster or slower, by the device
 
 
@@ -52,7 +53,7 @@ def settings_of(estimator: Any, logits: Tensor, generator: torch.Generator | Non
         or logits.shape[-1] < SHORTEST_ROW
         or not 1 < len(estimator.grid) <= MOST_STEPS
         or estimator.grid[0] < LEAST_T1
-        or (generator is not None and generator.device.type != "cuda")
+        or not _on_device(generator, logits.device)
         or torch.compiler.is_compiling()
         or torch._C._are_functorch_transforms_active()
         or not _runs(logits.device)
@@ -61,21 +62,27 @@ def settings_of(estimator: Any, logits: Tensor, generator: torch.Generator | Non
     return Settings(len(estimator.grid), estimator.grid[0], estimator.hard, jacobian == "reinmax")
 
 
-def draw(
-    flat: Tensor, settings: Settings, generator: torch.Generator | None, stored: bool | None = None
-) -> tuple[Tensor, Kept]:
-    """A sample `(rows, K)` from contiguous logits `flat` `(rows, K)`, and what its gradient needs.
+def _on_device(generator: torch.Generator | None, device: torch.device) -> bool:
+    return generator is None or (generator.device.type == "cuda" and generator.device.index in (None, device.index))
+
+
+def randomness(flat: Tensor, generator: torch.Generator | None, stored: bool | None = None) -> tuple[Tensor, Tensor]:
+    """A seed `(1,)` on the device of `flat`, where it stays, and noise `(rows, K)` if it is `stored`, else `(0,)`."""
+    seed = torch.randint(2**62, (1,), generator=generator, device=flat.device)
+    shape = flat.shape if (STORED if stored is None else stored) else (0,)
+    return seed, torch.empty(shape, dtype=torch.half, device=flat.device).normal_(generator=generator)
+
+
+def draw(flat: Tensor, settings: Settings, seed: Tensor, noise: Tensor) -> tuple[Tensor, Kept]:
+    """The soft sample of contiguous logits `flat` `(rows, K)`, `(0,)` if a category is drawn, and what is kept.
 
     A row without a finite sum of exponentials has 0, NaN or infinity in `Kept.state`, and any id.
     """
     rows, categories = flat.shape
     device, n = flat.device, settings.steps
-    seed = torch.randint(2**62, (1,), generator=generator, device=device)
-    noise = torch.empty(flat.shape if (STORED if stored is None else stored) else (0,), dtype=torch.half, device=device)
-    noise.normal_(generator=generator)
     state = torch.empty(rows, n + 1, device=device)
     drawn = torch.empty(rows if settings.hard else 0, dtype=torch.long, device=device)
-    soft = torch.empty(0 if settings.hard else flat.shape, dtype=flat.dtype, device=device)
+    soft = torch.empty((0,) if settings.hard else flat.shape, dtype=flat.dtype, device=device)
     with torch.cuda.device_of(flat):
         _kernels().draw[(rows,)](
             flat, noise, seed, state, drawn, soft, settings.t1,
@@ -93,7 +100,7 @@ def differentiate(flat: Tensor, kept: Kept, grad: Tensor, settings: Settings) ->
         _kernels().differentiate[(rows,)](
             flat, kept.noise, kept.seed, kept.state, kept.drawn, grad, result, settings.t1,
             K=categories, STEPS=settings.steps, REINMAX=settings.reinmax and settings.hard,
-            STORED=kept.noise.numel() > 0, BLOCK=BLOCK, num_warps=WARPS,
+            STORED=kept.noise.numel() > 0, BLOCK=GRADIENT_BLOCK, num_warps=GRADIENT_WARPS,
         )  # fmt: skip
     return result
 
@@ -124,7 +131,8 @@ def _runs(device: torch.device) -> bool:
         return False
     settings = Settings(2, 0.7, True, False)
     try:
-        _, kept = draw(torch.zeros(1, 8, device=device), settings, torch.Generator(device))
+        flat = torch.zeros(1, 8, device=device)
+        _, kept = draw(flat, settings, *randomness(flat, torch.Generator(device)))
         return has_mass(kept.state)
     except Exception as error:
         warnings.warn(

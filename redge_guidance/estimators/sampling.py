@@ -190,7 +190,7 @@ class _Fused(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, settings: fused.Settings, generator: torch.Generator | None) -> Tensor:
         flat = logits.reshape(-1, logits.shape[-1]).contiguous()
-        sample, kept = fused.draw(flat, settings, generator)
+        sample, kept = fused.draw(flat, settings, *fused.randomness(flat, generator))
         if not fused.has_mass(kept.state):
             _check_finite(flat.amax(-1))
         if settings.hard:
