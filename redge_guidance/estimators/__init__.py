@@ -9,6 +9,11 @@ On a CPU rows are shared among `torch.get_num_threads()` threads, once for a sam
 not depend on that number, bit for bit. No thread waits spinning for one that is not running, so that other work on the
 same cores takes its share of them and no more.
 
+On a CUDA device with Triton, large float32, float16 and bfloat16 tensors are drawn from by `redge` and `reindge` in one
+kernel, and differentiated in another (`fused`), unless the generator is one of the CPU, `t1` is below 0.2 or
+`num_steps` above 6. The first use compiles them for the number of categories. The draws have the same distribution as
+elsewhere, and differ for the same seed.
+
 Inside `torch.func.vmap(..., randomness="different")` every index has draws of its own, of logits that are not mapped
 too.
 """

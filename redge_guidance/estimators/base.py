@@ -56,7 +56,12 @@ class Pathwise(Estimator):
     there is), `value` is what a hard sample looks like, and `vjp` is the estimator's gradient. Subclasses override what
     differs from straight-through; shapes, dtypes, chunks of rows and torch's transformations are seen to. On a CPU
     chunks are worked through by several threads, so that these methods are called on some at once.
+
+    Attributes:
+        fused: the Jacobian of the last draw, where a class has CUDA kernels of its own in `fused`; not inherited.
     """
+
+    fused: ClassVar[Literal["softmax", "reinmax"] | None] = None
 
     def __call__(self, logits: Tensor, generator: Generators | None = None) -> Tensor:
         return sample(self, logits, generator)

@@ -1,7 +1,7 @@
 """Estimators that write a categorical sample as the end of a Gaussian diffusion (arXiv 2601.00781)."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -120,6 +120,7 @@ class ReDGE(Pathwise):
 
     num_steps: int = 4
     t1: float | None = None
+    fused: ClassVar[Literal["softmax", "reinmax"] | None] = "softmax"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -194,6 +195,8 @@ class ReDGE(Pathwise):
 @dataclass(frozen=True)
 class ReinDGE(ReDGE):
     """`reindge` with its settings, which are those of `ReDGE`: its chain with ReinMax's Jacobian for the last draw."""
+
+    fused = "reinmax"
 
     def vjp(self, logits: Tensor, noise: Tensor | None, drawn: Tensor | None, grad: Tensor) -> Tensor:
         block = self._chain(logits, noise, keep=len(self.grid))

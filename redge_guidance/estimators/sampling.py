@@ -7,6 +7,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
+from redge_guidance.estimators import fused
 from redge_guidance.estimators.threads import in_threads
 
 CHUNK_ELEMENTS = 2**17  # on a CPU, rows are worked through in chunks of about this many numbers, to stay in the cache
@@ -57,6 +58,10 @@ Generators = torch.Generator | RowGenerators
 def sample(estimator: RowMathematics, logits: Tensor, generator: Generators | None) -> Tensor:
     """Draw from `logits` `(..., K)` by `estimator`; the differentiable sample has the shape and dtype of the logits."""
     check_logits(logits, generator)
+    settings = fused.settings_of(estimator, logits, generator)
+    if settings is not None:
+        by_kernels: Tensor = _Fused.apply(logits, settings, generator)
+        return by_kernels
     drawn: Tensor = _Sample.apply(logits, _where_mapped(estimator, logits), estimator, generator)[0]
     return drawn
 
@@ -184,10 +189,7 @@ class _Gradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *_: Any) -> Any:
-        raise RuntimeError(
-            "the gradient of a sample has no derivative: an estimator defines a first derivative only; call "
-            "`torch.autograd.grad` or `backward` without `create_graph=True`, or detach the gradient."
-        )
+        raise _no_second_derivative()
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Tensor, int]:
@@ -199,6 +201,47 @@ class _Gradient(torch.autograd.Function):
         logits, noise, drawn, grad_sample = moved
         noise, drawn = (None if x is None else x.flatten(0, 1) for x in (noise, drawn))
         return _Gradient.apply(logits, noise, drawn, grad_sample, estimator), 0
+
+
+class _Fused(torch.autograd.Function):
+    """`_Sample` and its gradient by the kernels of `fused`, on one CUDA device."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, settings: fused.Settings, generator: Any) -> Tensor:
+        flat = logits.reshape(-1, logits.shape[-1]).contiguous()
+        sample, kept = fused.draw(flat, settings, *fused.randomness(flat, generator))
+        if not fused.has_mass(kept.state):
+            _check_finite(flat.amax(-1))
+        if settings.hard:
+            sample = fused.one_hot(kept.drawn, flat)
+        ctx.settings = settings
+        ctx.save_for_backward(logits, *kept)
+        return sample.view(logits.shape)
+
+    @staticmethod
+    def backward(ctx: Any, grad_sample: Tensor) -> tuple[Tensor, None, None]:
+        logits, *kept = ctx.saved_tensors
+        return _FusedGradient.apply(logits, grad_sample, fused.Kept(*kept), ctx.settings), None, None
+
+
+class _FusedGradient(torch.autograd.Function):
+    """The gradient of `_Fused` with respect to the logits; it has no derivative itself."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, grad_sample: Tensor, kept: fused.Kept, settings: fused.Settings) -> Tensor:
+        flat, grad = (x.reshape(-1, logits.shape[-1]).contiguous() for x in (logits, grad_sample))
+        return fused.differentiate(flat, kept, grad, settings).view(logits.shape)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> Any:
+        raise _no_second_derivative()
+
+
+def _no_second_derivative() -> RuntimeError:
+    return RuntimeError(
+        "the gradient of a sample has no derivative: an estimator defines a first derivative only; call "
+        "`torch.autograd.grad` or `backward` without `create_graph=True`, or detach the gradient."
+    )
 
 
 def _work_dtype(x: Tensor) -> torch.dtype:
