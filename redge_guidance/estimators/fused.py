@@ -83,7 +83,7 @@ def draw(flat: Tensor, settings: Settings, seed: Tensor, noise: Tensor) -> tuple
     """
     rows, categories = flat.shape
     device, n = flat.device, settings.steps
-    state = torch.empty(rows, n + 1, device=device)
+    state = torch.empty(rows, n + 1, dtype=torch.float32, device=device)
     drawn = torch.empty(rows if settings.hard else 0, dtype=torch.long, device=device)
     soft = torch.empty((0,) if settings.hard else flat.shape, dtype=flat.dtype, device=device)
     with torch.cuda.device_of(flat):
@@ -134,7 +134,7 @@ def _runs(device: torch.device) -> bool:
         return False
     settings = Settings(2, 0.7, True, False)
     try:
-        flat = torch.zeros(1, 8, device=device)
+        flat = torch.zeros(1, 8, dtype=torch.float32, device=device)
         _, kept = draw(flat, settings, *randomness(flat, torch.Generator(device)))
         return has_mass(kept.state)
     except Exception as error:

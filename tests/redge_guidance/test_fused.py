@@ -78,12 +78,13 @@ def test_draw_and_gradient_are_those_of_the_chain(settings, stored):
     z = noise_of(kept, logits.shape[1])
     reference = estimator_of(settings)
     expected = reference.soft(logits.double(), z)
+    tolerance = 1e-5 * max(1.0, 1 / settings.t1 - 1)  # exponents are v_n times as large as z
     if not settings.hard:
-        torch.testing.assert_close(soft.double(), expected, rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(soft.double(), expected, rtol=tolerance, atol=1e-7)
     drawn = kept.drawn[:, None] if settings.hard else None
     ours = fused.differentiate(logits, kept, slope, settings).double()
     gradient64 = reference.vjp(logits.double(), z, drawn, slope.double())
-    assert (ours - gradient64).norm() <= 1e-5 * gradient64.norm()
+    assert (ours - gradient64).norm() <= tolerance * gradient64.norm()
     assert (ours[:, 3] == 0).all()
     # The state is the highest logit and the masses: that of the last step is the last softmax's.
     log_mass = (logits.double() - kept.state[:, :1].double()).logsumexp(-1)
