@@ -94,8 +94,8 @@ class GuidanceConfig:
         warm_start: the share of `log q - log p` of the step before from which q starts, in [0, 1], so that gradients
             are averaged over steps as well; 0: from p.
         max_tilt: the most nats by which `log q - log p` of a token may be above the mean of its position under p, so
-            that what promises most is not taken for more than the reward can hold, see `updates.path`; `math.inf`: no
-            limit. None: `redge_guidance.strength.USUAL_TILT` for rewards of texts; else, and with `scale`, no limit.
+            that what promises most is not taken for more than the reward can hold, see `divergence.path`; `math.inf`:
+            no limit. None: `redge_guidance.strength.USUAL_TILT` for rewards of texts; else, and with `scale`, none.
 
     Raises:
         ValueError: a value out of range or an unknown name.

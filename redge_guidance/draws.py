@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from redge_guidance.estimators import Estimator, Pathwise, ScoreFunction
-from redge_guidance.estimators.sampling import RowGenerators
+from redge_guidance.estimators.inputs import RowGenerators
 from redge_guidance.sample import Sample
 from redge_guidance.samples.images import RelaxedImages
 from redge_guidance.samples.tokens import RelaxedTokens

@@ -5,9 +5,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from redge_guidance.divergence import kl
 from redge_guidance.step import DenoisingStep
 from redge_guidance.text import end_token_ids
-from redge_guidance.updates import LogProbs, kl, row_chunks
+from redge_guidance.updates import LogProbs, row_chunks
 
 
 class HostLogits:

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from redge_guidance.config import GuidanceConfig
+from redge_guidance.divergence import kl, path
 from redge_guidance.reward import AnyReward
 from redge_guidance.terms import terms_of, usual_target
-from redge_guidance.updates import LogProbs, kl, path, row_chunks
+from redge_guidance.updates import LogProbs, row_chunks
 
 USUAL_BUDGET, USUAL_IMAGE_BUDGET = 1.0, 2.0  # nats per free token
 USUAL_TILT = 7.0  # nats that a token of a text may be tilted above the mean of its position
@@ -130,7 +131,7 @@ class Slope(NamedTuple):
         log_p, log_q: `(rows, S)` in nats, normalised; q is where it was taken.
         sequence: `(rows,)` int64, ascending.
         mass: `(rows,)`, the probability of the S tokens; elsewhere q is p.
-        limit: of tilts, as in `updates.path`.
+        limit: of tilts, as in `divergence.path`.
     """
 
     value: Tensor

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from redge_guidance.divergence import log_ratio
 from redge_guidance.prediction import HostLogits, distances
 from redge_guidance.step import DenoisingStep
-from redge_guidance.updates import log_ratio, project_to_budget
+from redge_guidance.updates import project_to_budget
 
 
 @dataclass(frozen=True, eq=False)

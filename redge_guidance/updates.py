@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from redge_guidance.checks import real_number, whole_number
+from redge_guidance.divergence import kl, kl_gradient, log_ratio, path
 
 # Numbers that are worked on at once where something is done row by row: on a CPU they stay in the cache, on an
 # accelerator they are enough to keep it busy.
@@ -220,45 +221,7 @@ def row_chunks(shape: Sequence[int], device: torch.device | None = None) -> Iter
     return (slice(first, first + size) for first in range(0, rows, size))
 
 
-def path(log_p: Tensor, slope: Tensor, s: Tensor, limit: float | None) -> Tensor:
-    """`log p + s * slope`, not normalised, a new tensor; with a limit `log p + min(s * (slope - <p, slope>), limit)`.
-
-    To first order a token is worth what it adds to the reward, however much that is. A reward that has an upper end is
-    not raised without end, and the more a token promises, the further it is from where the slope was taken: a limit
-    makes all tokens alike that promise enough.
-
-    Args:
-        log_p: `(rows, S)`, normalised, in nats.
-        slope: `(rows, S)`, units of reward.
-        s: `(rows, 1)`, nats a unit of reward.
-        limit: nats, > 0.
-    """
-    if limit is None:
-        return torch.addcmul(log_p, slope, s)
-    mean = (log_p.exp() * slope).sum(-1, keepdim=True)
-    return (slope - mean).mul_(s).clamp_(max=limit).add_(log_p)
-
-
 UPDATES: dict[str, Any] = {"adam": Adam, "natural": Natural}
-
-
-def log_ratio(log_q: Tensor, log_p: Tensor) -> Tensor:
-    """`log q - log p`, 0 where both are -inf."""
-    return (log_q - log_p).masked_fill(log_q == -torch.inf, 0.0)
-
-
-def kl(log_q: Tensor, log_p: Tensor) -> Tensor:
-    """`KL(q || p) = sum_v q(v) (log q(v) - log p(v))` in nats; `(..., S)` to `(...)`. Where q is 0 the term is 0.
-
-    >>> kl(torch.tensor([0.0, float("-inf")]), torch.tensor([0.5, 0.5]).log())
-    tensor(0.6931)
-    """
-    return (log_q.exp() * log_ratio(log_q, log_p)).sum(-1)
-
-
-def kl_gradient(log_q: Tensor, log_p: Tensor) -> Tensor:
-    """Gradient of KL(q || p) with respect to the logits of q: `q (log q - log p - KL)`; `(..., S)` to `(..., S)`."""
-    return log_q.exp() * (log_ratio(log_q, log_p) - kl(log_q, log_p)[..., None])
 
 
 def project_to_budget(log_q: Tensor, log_p: LogProbs, budget: Tensor, groups: Tensor, weights: Tensor) -> Tensor:

@@ -157,6 +157,7 @@ def test_no_private_name_crosses_a_file():
 
 
 THEIRS = {
+    "_are_functorch_transforms_active",
     "_callback_tensor_inputs",
     "_execution_device",
     "_committed",

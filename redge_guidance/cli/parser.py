@@ -8,7 +8,8 @@ from typing import Any, NoReturn
 
 from redge_guidance.cli.terminal import rank, say
 from redge_guidance.setups.documents import read_value
-from redge_guidance.setups.schema import MOST, OPTIONS, Group, Option
+from redge_guidance.setups.option import Group, Option
+from redge_guidance.setups.schema import MOST, OPTIONS
 from redge_guidance.version import __version__
 
 _TITLES: dict[Group, str] = {

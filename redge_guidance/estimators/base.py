@@ -7,7 +7,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from redge_guidance.estimators.sampling import Generators, sample
+from redge_guidance.estimators.inputs import Generators
+from redge_guidance.estimators.sampling import sample
 
 
 @dataclass(frozen=True)

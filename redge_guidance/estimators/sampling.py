@@ -1,13 +1,13 @@
 """The autograd function of all pathwise estimators: draws and differentiates row by row in closed form."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from redge_guidance.estimators import fused
+from redge_guidance.estimators.inputs import Generators, RowGenerators, check_finite, check_logits
 from redge_guidance.estimators.threads import in_threads
 
 CHUNK_ELEMENTS = 2**17  # on a CPU, rows are worked through in chunks of about this many numbers, to stay in the cache
@@ -37,24 +37,6 @@ class RowMathematics(Protocol):
     def vjp(self, logits: Tensor, noise: Tensor | None, drawn: Tensor | None, grad: Tensor) -> Tensor: ...
 
 
-@dataclass(frozen=True)
-class RowGenerators:
-    """A generator for each of several groups of rows, `counts` of them one after the other, on one device.
-
-    What is drawn of a group is what its generator alone would have drawn of its rows.
-    """
-
-    generators: Sequence[torch.Generator]
-    counts: Sequence[int]
-
-    @property
-    def device(self) -> torch.device:
-        return self.generators[0].device
-
-
-Generators = torch.Generator | RowGenerators
-
-
 def sample(estimator: RowMathematics, logits: Tensor, generator: Generators | None) -> Tensor:
     """Draw from `logits` `(..., K)` by `estimator`; the differentiable sample has the shape and dtype of the logits."""
     check_logits(logits, generator)
@@ -72,29 +54,6 @@ def _where_mapped(estimator: RowMathematics, logits: Tensor) -> Tensor | None:
     So logits that are not mapped themselves are drawn from for every index. None where nothing is drawn.
     """
     return torch.rand(0, device=logits.device) if estimator.hard or estimator.noise is not None else None
-
-
-def check_logits(logits: Tensor, generator: Generators | None) -> None:
-    if not isinstance(logits, Tensor) or not torch.is_floating_point(logits):
-        kind = logits.dtype if isinstance(logits, Tensor) else type(logits).__name__
-        raise ValueError(f"`logits` must be a floating point tensor, got {kind}; convert it with `.float()`.")
-    if logits.ndim == 0 or logits.shape[-1] == 0:
-        raise ValueError(f"`logits` must be (..., K) with K >= 1 categories, got shape {tuple(logits.shape)}.")
-    if generator is not None and generator.device.type not in (logits.device.type, "cpu"):
-        raise ValueError(
-            f"`generator` must be on the device of the logits, {logits.device}, got {generator.device}; make it with "
-            f"`torch.Generator({logits.device.type!r})`, or on the CPU with `torch.Generator()`."
-        )
-
-
-def _check_finite(highest: Tensor) -> None:
-    """`highest`: the largest logit of every row. NaN spreads to it. A compiled graph cannot raise, and goes on."""
-    if torch.compiler.is_compiling() or highest.isfinite().all():
-        return
-    for found, remedy in (("nan", "look for a division by 0 upstream"), ("inf", "keep logits below the dtype's range")):
-        if (highest.isnan() if found == "nan" else highest == torch.inf).any():
-            raise ValueError(f"`logits` contain {found}; {remedy}.")
-    raise ValueError("`logits` have a row that is -inf everywhere; leave every row at least one category.")
 
 
 class _Sample(torch.autograd.Function):
@@ -117,7 +76,7 @@ class _Sample(torch.autograd.Function):
 
         def draw(rows: slice) -> None:
             chunk = flat[rows].to(work)
-            _check_finite(chunk.amax(-1))
+            check_finite(chunk.amax(-1))
             chunk_noise = None if noise is None else noise[rows]
             soft = estimator.soft(chunk, chunk_noise)
             if drawn is None or uniform is None:
@@ -211,7 +170,7 @@ class _Fused(torch.autograd.Function):
         flat = logits.reshape(-1, logits.shape[-1]).contiguous()
         sample, kept = fused.draw(flat, settings, *fused.randomness(flat, generator))
         if not fused.has_mass(kept.state):
-            _check_finite(flat.amax(-1))
+            check_finite(flat.amax(-1))
         if settings.hard:
             sample = fused.one_hot(kept.drawn, flat)
         ctx.settings = settings

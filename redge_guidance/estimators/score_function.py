@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from redge_guidance.estimators.base import ScoreFunction
-from redge_guidance.estimators.sampling import check_logits
+from redge_guidance.estimators.inputs import check_logits
 
 
 def reinforce_loo(logits: Tensor, rewards: Tensor, samples: Tensor) -> Tensor:

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from redge_guidance.setups.documents import Document
-from redge_guidance.setups.schema import MOST, OPTIONS, Option, nearest
+from redge_guidance.setups.option import Option
+from redge_guidance.setups.schema import MOST, OPTIONS, nearest
 
 _SEED = (-(2**63), 2**64)  # which torch.Generator.manual_seed takes
 _WORDS = {

@@ -1,14 +1,10 @@
 """Every setting that a file, the command line and Python have in common, by one name; imports nothing heavy."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any, Literal
+from typing import Any
 
-Group = Literal["model", "reward", "constraint", "guidance", "call", "run", "report"]
-Kind = Literal[
-    "text", "texts", "label", "integer", "number", "numbers", "integers", "flag", "rewards", "constraints", "value"
-]
+from redge_guidance.setups.option import Group, Option
 
 WORD, LENGTH = 15.0, 8.0  # units of reward of a wanted or banned word, of a word too few or too many
 FORM = 15.0  # of a match of a regular expression
@@ -18,43 +14,6 @@ MOST = 10**6  # of anything that is counted: more would fill the memory before i
 ESTIMATOR_NAMES = (
     "entropy_mix, gumbel_softmax, redge, redge_cov, reindge, reinforce_loo, reinmax, soft or straight_through"
 )
-
-
-@dataclass(frozen=True)
-class Option:
-    """One setting.
-
-    Attributes:
-        name: in Python and in a file; on the command line `--the-name`.
-        group: who takes it: the loading of the model, what makes the reward, what makes the constraint,
-            `GuidanceConfig`, the call of the pipeline, the run over all prompts, or what is written and said about it.
-        kind: what it holds. `label`: text or an integer; `numbers`, `integers`: one or a list; `value`: any plain data.
-        help: for a reader.
-        lowest: of an integer.
-        choices: what a text may be.
-        optional: whether it may be none, too.
-        default: in words, for a reader.
-        metavar: on the command line.
-        short: other names on the command line.
-        several: whether one option on the command line takes several texts.
-    """
-
-    name: str
-    group: Group
-    kind: Kind
-    help: str
-    lowest: int | None = None
-    choices: tuple[str, ...] = ()
-    optional: bool = False
-    default: str = ""
-    metavar: str | None = None
-    short: tuple[str, ...] = ()
-    several: bool = False
-
-    @property
-    def flag(self) -> str:
-        """As on the command line."""
-        return "--" + self.name.replace("_", "-")
 
 
 _MODEL = (

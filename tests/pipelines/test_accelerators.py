@@ -7,7 +7,8 @@ import torch
 from diffusers.schedulers.scheduling_discrete_ddim import DiscreteDDIMSchedulerOutput
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from redge_guidance.estimators.sampling import check_logits, noise_like
+from redge_guidance.estimators.inputs import check_logits
+from redge_guidance.estimators.sampling import noise_like
 from redge_guidance.pipelines import MaskedDiffusionScheduler
 from redge_guidance.pipelines.sampling import random_tokens, uniform
 from redge_guidance.pipelines.uniform_scheduler import UniformDiffusionScheduler, where_drawn

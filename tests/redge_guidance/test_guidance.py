@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from redge_guidance import GuidanceConfig, ReDGE, guide, straight_through
+from redge_guidance.divergence import kl
 from redge_guidance.estimators import Estimator
 from redge_guidance.guidance import Guidance
 from redge_guidance.hosts import DenoisingStep
 from redge_guidance.pipelines import MaskedTextPipeline
 from redge_guidance.tilting import guided_logits
-from redge_guidance.updates import Adam, Natural, kl
+from redge_guidance.updates import Adam, Natural
 from tests.helpers.settings import plain_config
 from tests.helpers.tiny import tiny_pipeline, word_tokenizer
 

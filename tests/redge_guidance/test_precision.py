@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import GenerationConfig
 
+from redge_guidance.divergence import kl
 from redge_guidance.guidance import Guidance
 from redge_guidance.hosts.attachment import Attachment
 from redge_guidance.hosts.callables import DreamLogitsHook, GuidanceLogitsProcessor
 from redge_guidance.precision import keeping_the_first
-from redge_guidance.updates import kl
 from tests.helpers.hosts import MASK, RESERVED, WORDS, amused, gemma, llada2, masked, masked_image, seeded, unified
 from tests.helpers.settings import plain_config
 from tests.helpers.tiny import word_tokenizer

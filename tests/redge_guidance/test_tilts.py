@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from redge_guidance import GuidanceConfig
+from redge_guidance.divergence import kl
 from redge_guidance.step import DenoisingStep
 from redge_guidance.tilts import Kept, Tilts, carried
-from redge_guidance.updates import Natural, kl
+from redge_guidance.updates import Natural
 from tests.helpers.hosts import TEXTS, masked, seeded, uniform
 from tests.helpers.tiny import tiny_pipeline
 from tests.helpers.watching import guided, linear, log_p

@@ -4,10 +4,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from redge_guidance import updates
+from redge_guidance.divergence import kl, kl_gradient, path
 from redge_guidance.estimators import EntropyMix, ReDGE
 from redge_guidance.step import DenoisingStep
 from redge_guidance.tilting import guided_logits
-from redge_guidance.updates import Adam, Gradient, Natural, kl, kl_gradient, path, project_to_budget, row_chunks
+from redge_guidance.updates import Adam, Gradient, Natural, project_to_budget, row_chunks
 from tests.helpers.settings import plain_config
 
 
