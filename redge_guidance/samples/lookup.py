@@ -14,10 +14,13 @@ def is_dense(support: Tensor, table: Tensor) -> bool:
     return 16 * support.shape[1] > len(table)
 
 
-def mix(weights: Tensor, candidates: Tensor) -> Tensor:
-    """`sum_s weights[k, n, s] candidates[n, s]`: `(draws * n, S)` and `(n, S, dim)` to `(draws * n, dim)`."""
-    by_draw = weights.view(-1, *candidates.shape[:2])
-    return torch.einsum("kns,nsd->knd", by_draw, candidates).flatten(0, 1)
+def mix(weights: Tensor, table: Tensor, support: Tensor) -> Tensor:
+    """`sum_s weights[r, s] table[support[r, s]]`, weights `(rows, S)` and table `(known, dim)` to `(rows, dim)`.
+
+    `support` `(n, S)` is that of one sample and serves all `rows / n` of them; an id beyond the table is its last.
+    """
+    known = support.clamp(max=len(table) - 1).repeat(len(weights) // max(len(support), 1), 1)
+    return torch.nn.functional.embedding_bag(known, table, mode="sum", per_sample_weights=weights.to(table.dtype))
 
 
 class LookUp(torch.autograd.Function):

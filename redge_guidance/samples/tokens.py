@@ -12,7 +12,7 @@ from torch import Tensor
 from redge_guidance.chats import Prompt, is_conversation
 from redge_guidance.evaluation import call_plain, check_modality
 from redge_guidance.precision import Autocast
-from redge_guidance.samples.lookup import LookUp, is_dense, mix
+from redge_guidance.samples.lookup import LookUp, mix
 from redge_guidance.text import is_in, special_token_ids, text_mask
 
 
@@ -227,7 +227,7 @@ class RelaxedTokens:
 
     def _embed_free(self, table: Tensor) -> Tensor:
         """`(free positions, dim)`."""
-        # that of one sample: the rows of the table are gathered once for all samples
+        # that of one sample, which serves all of them
         support = None if self.support is None else self.support[: len(self.support) // self.draws]
         if self.hard:
             found: Tensor = LookUp.apply(self.weights, table, self.ids[self.free], support)
@@ -235,11 +235,7 @@ class RelaxedTokens:
         if support is None:
             columns = min(len(table), self.weights.shape[1])
             return self.weights[:, :columns].to(table.dtype) @ table[:columns]
-        if is_dense(support, table):
-            known = support.clamp(max=len(table) - 1).repeat(self.draws, 1)
-            relaxed = self.weights.new_zeros(len(known), len(table)).scatter_add(1, known, self.weights)
-            return relaxed.to(table.dtype) @ table
-        return mix(self.weights.to(table.dtype), table[support.clamp(max=len(table) - 1)])
+        return mix(self.weights, table, support)
 
 
 _TENSORS = ("ids", "free", "weights", "support", "attention_mask", "given", "lead", "log_probs")
