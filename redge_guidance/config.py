@@ -95,7 +95,8 @@ class GuidanceConfig:
             are averaged over steps as well; 0: from p.
         max_tilt: the most nats by which `log q - log p` of a token may be above the mean of its position under p, so
             that what promises most is not taken for more than the reward can hold, see `divergence.path`; `math.inf`:
-            no limit. None: `redge_guidance.strength.USUAL_TILT` for rewards of texts; else, and with `scale`, none.
+            no limit. None: `redge_guidance.strength.USUAL_TILT` for rewards with a `usual_scale`; else, and with
+            `scale`, none.
 
     Raises:
         ValueError: a value out of range or an unknown name.

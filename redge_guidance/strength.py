@@ -20,7 +20,7 @@ from redge_guidance.terms import terms_of, usual_target
 from redge_guidance.updates import LogProbs, row_chunks
 
 USUAL_BUDGET, USUAL_IMAGE_BUDGET = 1.0, 2.0  # nats per free token
-USUAL_TILT = 7.0  # nats that a token of a text may be tilted above the mean of its position
+USUAL_TILT = 7.0  # nats that a token may be tilted above the mean of its position, for rewards that are in nats
 
 _LOWEST, _HIGHEST = 1e-3, 1e3  # of s times the standard deviation of the reward under p, to first order
 _HALVINGS = 12  # which leave s known to 0.3 %
@@ -108,7 +108,7 @@ def strength_of(reward: AnyReward | None, config: GuidanceConfig) -> Strength:
         target, said = config.target, "set by `target`"
     if budget is None and most is None:
         budget = usual_budget
-    if tilt is None and "text" in kinds:
+    if tilt is None and getattr(reward, "usual_scale", None) is not None:
         tilt = USUAL_TILT
     return Strength(said, None, target, budget, most, tilt=tilt)
 

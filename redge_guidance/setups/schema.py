@@ -152,7 +152,7 @@ _GUIDANCE = (
         "number",
         "most nats by which a token's log q - log p may be above the mean of its position",
         optional=True,
-        default="7 for rewards of texts; else, and with --scale, no limit",
+        default="7 for a label of texts; else, and with --scale, no limit",
     ),
     Option(
         "support",

@@ -237,9 +237,9 @@ def test_a_target_that_nothing_can_pursue_is_said():
         ({"max_tilt": float("inf")}, float("inf")),
     ],
 )
-def test_tilts_for_rewards_of_texts_are_limited_where_the_price_is_found(reward, settings, tilt):
+def test_tilts_for_rewards_in_nats_are_limited_where_the_price_is_found(reward, settings, tilt):
     assert Guidance(reward, GuidanceConfig(**settings)).strength.tilt == tilt
-    assert Guidance(reward + curved, GuidanceConfig(**settings | {"kl_budget": 1.0})).strength.tilt == tilt
+    assert Guidance(2 * reward + LexicalReward("a"), GuidanceConfig(**settings)).strength.tilt == tilt
     assert Guidance(curved, GuidanceConfig(**{"kl_budget": 1.0} | settings)).strength.tilt == settings.get("max_tilt")
     assert ("tilts at most" in Guidance(reward, GuidanceConfig(**settings)).trace.aim) == (tilt in (3.0, 7.0))
 
