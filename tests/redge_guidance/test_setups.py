@@ -396,8 +396,9 @@ def test_the_table_has_every_setting_that_python_has():
 
 
 def test_the_table_imports_nothing_heavy():
-    from redge_guidance.setups import schema
+    from redge_guidance.setups import option, schema
 
-    tree = ast.parse(inspect.getsource(schema))
-    modules = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    assert modules <= {"collections.abc", "dataclasses", "difflib", "typing"}
+    for table in (option, schema):
+        tree = ast.parse(inspect.getsource(table))
+        modules = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+        assert modules <= {"collections.abc", "dataclasses", "difflib", "typing", option.__name__}
