@@ -20,6 +20,7 @@ def path(log_p: Tensor, slope: Tensor, s: Tensor, limit: float | None) -> Tensor
     if limit is None:
         return torch.addcmul(log_p, slope, s)
     mean = (log_p.exp() * slope).sum(-1, keepdim=True)
+    limit = min(limit, torch.finfo(slope.dtype).max)  # clamp takes no number beyond it
     return (slope - mean).mul_(s).clamp_(max=limit).add_(log_p)
 
 

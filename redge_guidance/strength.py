@@ -94,7 +94,7 @@ def strength_of(reward: AnyReward | None, config: GuidanceConfig) -> Strength:
             )
         return Strength("rewards that are automata are followed exactly", Strength.forms, None, budget)
     target, said = usual_target(reward)
-    kinds = {getattr(term.reward, "modality", None) for term in terms_of(reward)}
+    kinds = [getattr(term.reward, "modality", None) for term in terms_of(reward)]
     usual_budget = USUAL_IMAGE_BUDGET if "image" in kinds else USUAL_BUDGET
     most = getattr(reward, "usual_scale", None) if budget is None else None
     if config.target is not None:

@@ -173,3 +173,18 @@ def test_a_seed_is_what_torch_takes_as_one(seed):
     else:
         with pytest.raises(ValueError, match="`seed` must be an integer from"):
             Guidance(len, seed=seed)
+
+
+@pytest.mark.parametrize(
+    ("settings", "first", "later"),
+    [
+        ({}, 4, 1),
+        ({"target": 1.0}, 4, 1),
+        ({"scale": 2.0}, 1, 1),
+        ({"num_draws": 3}, 3, 3),
+        ({"estimator": "reinforce_loo"}, 32, 32),
+    ],
+)
+def test_usual_numbers_of_draws(settings, first, later):
+    config = GuidanceConfig(**settings)
+    assert [config.draws_of(config.estimator, at_first) for at_first in (True, False)] == [first, later]

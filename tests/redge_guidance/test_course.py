@@ -32,11 +32,11 @@ def own(step):
 
 
 @pytest.mark.parametrize("update", [JUMP, Natural()])
-@pytest.mark.parametrize("every", [1, 2])
-def test_a_target_is_met_as_far_as_the_ceiling_goes(update, every):
+@pytest.mark.parametrize(("every", "limit"), [(1, None), (2, None), (1, 0.4)])
+def test_a_target_is_met_as_far_as_the_ceiling_goes(update, every, limit):
     """At every step in which the reward is asked, by the exact mean of a linear reward."""
     pipe, run = masked(("a b", "", "c"), gen_length=5, **STEPS)
-    config = GuidanceConfig(**SOFT | {"update": update}, target=1.0, kl_budget=0.3, every=every)
+    config = GuidanceConfig(**SOFT | {"update": update}, target=1.0, kl_budget=0.3, every=every, max_tilt=limit)
     pairs, trace = guided(pipe, run, linear(TABLE), config)
     pairs = [pair for pair in pairs if pair[1] is not None]  # the last step may have nothing left to draw
     for (step, logits), figures in zip(pairs, trace, strict=True):

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -73,6 +75,21 @@ def test_table_may_lack_rows_of_tokens_that_are_not_there():
     torch.autograd.grad(tokens.embed(table).sum(), logits)
     with pytest.raises(ValueError, match="`table` must have a row for every token id, got 2 rows"):
         tokens.embed(table[:2])
+
+
+@pytest.mark.parametrize("hard", [True, False])
+def test_a_candidate_beyond_the_table_is_its_last_row(hard):
+    """As if the table went on with that row; no sequence has such a token."""
+    tokens, logits = random_tokens(support=True, hard=hard)
+    tokens = replace(tokens, ids=torch.where(tokens.ids > 5, 5, tokens.ids))
+    table = torch.randn(6, 3)
+    longer = torch.cat([table, table[5:].expand(2, 3)])
+    assert (tokens.support > 5).any()
+    ours, reference = tokens.embed(table), tokens.embed(longer)
+    torch.testing.assert_close(ours, reference)
+    slope = torch.randn(3, 5, 3)
+    grads = [torch.autograd.grad((one * slope).sum(), logits, retain_graph=True) for one in (ours, reference)]
+    torch.testing.assert_close(*grads)
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from redge_guidance import guide
+from redge_guidance import GuidanceConfig, guide
 from redge_guidance.estimators import ESTIMATORS
 from redge_guidance.reward import Reward
 from redge_guidance.updates import Adam, Natural
-from tests.helpers.hosts import JUMP, ONE_OF_EACH
+from tests.helpers.hosts import JUMP, ONE_OF_EACH, masked
 from tests.helpers.settings import plain_config
 from tests.helpers.watching import guided, linear, log_p, outputs_of
 
@@ -129,3 +129,20 @@ def test_settings_reach_guidance_through_the_handle(name):
     assert len(reward.seen) == 2 * len(handle.trace)
     assert all((tokens.draws, tokens.weights.shape[1]) == (3, 2) for tokens in reward.seen)
     assert min(step.progress for step in handle.trace) >= 0.5
+
+
+@pytest.mark.parametrize(
+    ("settings", "usual_scale", "counts"),
+    [
+        ({}, None, [4, 1]),
+        ({}, 2.0, [1, 1]),  # the price is known
+        ({"kl_budget": 1.0}, 2.0, [4, 1]),
+        ({"scale": 2.0}, None, [1, 1]),
+        ({"num_draws": 2}, None, [2, 2]),
+    ],
+)
+def test_more_samples_are_drawn_only_where_a_price_is_found_by_them(settings, usual_scale, counts):
+    pipe, run = masked()
+    reward = type("Priced", (Watched,), {"usual_scale": usual_scale})()
+    guided(pipe, run, reward, GuidanceConfig(**settings, update=JUMP.update, every=1))
+    assert [tokens.draws for tokens in reward.seen[:2]] == counts

@@ -6,7 +6,9 @@ import torch
 from scipy.optimize import brentq, minimize
 from scipy.special import logsumexp, softmax
 
-from redge_guidance.strength import Slope, dearest, least_strengths
+from redge_guidance import GuidanceConfig, guide
+from redge_guidance.reward import Reward
+from redge_guidance.strength import Slope, dearest, least_strengths, strength_of
 
 WITHIN = 4e-3  # relative: what the bisection of s leaves open
 LENGTHS = (1, 3, 2, 5)
@@ -219,3 +221,39 @@ def test_tokens_that_cannot_be_drawn_count_for_nothing():
     torch.testing.assert_close(dearest(other, budget), dearest(slope, budget))
     found, expected = (least_strengths(one, 0.5, torch.full((4,), 9.0)) for one in (other, slope))
     torch.testing.assert_close(found.strengths, expected.strengths)
+
+
+class Of(Reward):
+    """A reward of one kind of samples, without a usual target."""
+
+    def __init__(self, modality):
+        self.modality = modality
+
+    def score(self, sample):
+        return sample.sum(-1)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "budget", "tilt"),
+    [
+        ([None], 1.0, None),
+        (["text"], 1.0, 7.0),
+        (["image"], 2.0, None),
+        ([None, "image"], 2.0, None),
+        ([None, "text"], 1.0, 7.0),
+    ],
+)
+def test_usual_budgets_and_tilts_by_kind(kinds, budget, tilt):
+    """A sum with a term of images has the budget of images, one with a term of texts their limit of tilts."""
+    reward = sum(Of(kind) for kind in kinds)
+    for extra in (0.0, lambda sample: sample.sum(-1)) if len(kinds) > 1 else (0.0,):
+        found = strength_of(reward + extra if extra else reward, GuidanceConfig())
+        assert (found.budget, found.tilt) == (budget, tilt)
+    assert strength_of(reward, GuidanceConfig(kl_budget=0.3)).budget == 0.3
+    assert strength_of(reward, GuidanceConfig(max_tilt=5.0)).tilt == 5.0
+
+
+def test_a_kind_that_is_no_name_is_refused_where_the_samples_are_known(pipe):
+    refused = pytest.raises(ValueError, match=r"`reward` Of is for \['text'\]s, and the pipeline makes texts")
+    with guide(pipe, Of(["text"])), refused:
+        pipe("a")

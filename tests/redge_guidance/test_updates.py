@@ -93,6 +93,15 @@ def test_a_limit_leaves_what_is_below_it_bit_for_bit_but_for_the_mean():
     torch.testing.assert_close(far, path(log_p, ascent.table, s, None).log_softmax(-1), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("limit", [1e39, 1e300, float("inf")])
+def test_a_limit_beyond_the_range_of_the_dtype_is_none(limit, dtype):
+    log_p, ascent = problem()
+    log_p, table, s = log_p.to(dtype), ascent.table.to(dtype), torch.full((6, 1), 1.7, dtype=dtype)
+    far = path(log_p, table, s, limit).log_softmax(-1)
+    torch.testing.assert_close(far, path(log_p, table, s, None).log_softmax(-1))
+
+
 def test_one_natural_update_maximises_the_objective_of_a_linear_reward():
     log_p, ascent = problem()
     log_q = Natural(num_updates=1, step_size=1.0)(log_p, ascent, identity)

@@ -54,7 +54,7 @@ def test_what_is_loaded():
     found = load_setup(Options.of(guided), pipe=tiny_pipeline())
     assert found.config == GuidanceConfig(scale=1, num_draws=2)
     assert found.reward.label_name == "positive"
-    aimed = {"target": -0.1, "kl_budget": 0.5, "every": 3, "schedule": "linear", "warm_start": 0.5}
+    aimed = {"target": -0.1, "kl_budget": 0.5, "every": 3, "schedule": "linear", "warm_start": 0.5, "max_tilt": 3}
     found = load_setup(Options.of(aimed), pipe=tiny_pipeline(), reward=tiny_reward())
     assert found.config == GuidanceConfig(**aimed)
 
