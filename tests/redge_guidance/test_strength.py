@@ -226,31 +226,34 @@ def test_tokens_that_cannot_be_drawn_count_for_nothing():
 class Of(Reward):
     """A reward of one kind of samples, without a usual target."""
 
-    def __init__(self, modality):
-        self.modality = modality
+    usual_scale = None
+
+    def __init__(self, modality, usual_scale=None):
+        self.modality, self.usual_scale = modality, usual_scale
 
     def score(self, sample):
         return sample.sum(-1)
 
 
 @pytest.mark.parametrize(
-    ("kinds", "budget", "tilt"),
-    [
-        ([None], 1.0, None),
-        (["text"], 1.0, 7.0),
-        (["image"], 2.0, None),
-        ([None, "image"], 2.0, None),
-        ([None, "text"], 1.0, 7.0),
-    ],
+    ("kinds", "budget"),
+    [([None], 1.0), (["text"], 1.0), (["image"], 2.0), ([None, "image"], 2.0), ([None, "text"], 1.0)],
 )
-def test_usual_budgets_and_tilts_by_kind(kinds, budget, tilt):
-    """A sum with a term of images has the budget of images, one with a term of texts their limit of tilts."""
+def test_usual_budgets_by_kind(kinds, budget):
+    """A sum with a term of images has the budget of images."""
     reward = sum(Of(kind) for kind in kinds)
-    for extra in (0.0, lambda sample: sample.sum(-1)) if len(kinds) > 1 else (0.0,):
-        found = strength_of(reward + extra if extra else reward, GuidanceConfig())
-        assert (found.budget, found.tilt) == (budget, tilt)
+    assert strength_of(reward, GuidanceConfig()).budget == budget
+    assert strength_of(reward + (lambda sample: sample.sum(-1)), GuidanceConfig()).budget == budget
     assert strength_of(reward, GuidanceConfig(kl_budget=0.3)).budget == 0.3
+
+
+@pytest.mark.parametrize(("scales", "tilt"), [([None], None), ([2.0], 7.0), ([2.0, 3.0], 7.0), ([2.0, None], None)])
+def test_usual_tilts_of_rewards_in_nats(scales, tilt):
+    reward = sum(Of("text", scale) for scale in scales)
+    assert strength_of(reward, GuidanceConfig()).tilt == tilt
+    assert strength_of(reward, GuidanceConfig(kl_budget=0.3)).tilt == tilt
     assert strength_of(reward, GuidanceConfig(max_tilt=5.0)).tilt == 5.0
+    assert strength_of(reward, GuidanceConfig(scale=1.0)).tilt is None
 
 
 def test_a_kind_that_is_no_name_is_refused_where_the_samples_are_known(pipe):
