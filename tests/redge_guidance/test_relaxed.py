@@ -77,6 +77,16 @@ def test_table_may_lack_rows_of_tokens_that_are_not_there():
         tokens.embed(table[:2])
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_a_mixture_has_the_dtype_of_the_table(dtype):
+    tokens, logits = random_tokens(support=True, hard=False)
+    table = torch.randn(8, 3).to(dtype)
+    ours = tokens.embed(table)
+    assert ours.dtype == dtype
+    torch.testing.assert_close(ours.float(), dense_one_hot(tokens) @ table.float(), rtol=2e-2, atol=2e-2)
+    assert torch.autograd.grad(ours.sum(), logits)[0].dtype == torch.float32
+
+
 @pytest.mark.parametrize("hard", [True, False])
 def test_a_candidate_beyond_the_table_is_its_last_row(hard):
     """As if the table went on with that row; no sequence has such a token."""

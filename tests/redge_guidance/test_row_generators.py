@@ -7,6 +7,7 @@ import torch
 
 from redge_guidance.draws import Draws
 from redge_guidance.estimators import ESTIMATORS, Estimator, Pathwise, ReinforceLOO
+from redge_guidance.estimators.base import _possible
 from redge_guidance.estimators.inputs import RowGenerators
 from redge_guidance.step import DenoisingStep
 from tests.helpers.hosts import seeded
@@ -71,3 +72,10 @@ def test_noise_is_drawn_before_what_picks_a_category(estimator):
     uniform = torch.rand(6, 1, generator=generator)
     category = estimator.category(logits, noise, estimator.soft(logits, noise), uniform)
     assert torch.equal(estimator(logits, generator=seeded(2)).argmax(-1, keepdim=True), category)
+
+
+def test_a_category_of_probability_0_gives_way_to_the_likeliest():
+    soft = torch.tensor([[0.2, 0.0, 0.8], [0.5, 0.5, 0.0], [0.3, 0.7, 0.0]])
+    found = torch.tensor([[1], [0], [2]])
+    assert _possible(found, soft).tolist() == [[2], [0], [1]]
+    assert _possible(found[1:2], soft[1:2]).tolist() == [[0]]
