@@ -15,7 +15,7 @@ the device is done:
 
     python benchmarks/guided_step.py
     python benchmarks/guided_step.py --device cpu --layers 2 --width 64 --length 16 --vocabulary 500 \
-        --reward-layers 1 --reward-width 64 --output /tmp/guided_step.json
+        --reward-layers 1 --reward-width 64 --output guided_step.json
 """
 
 import argparse

@@ -33,6 +33,11 @@ METHODS = {
     "scale 0.9": GuidanceConfig(scale=0.9),
     "scale 2.5": GuidanceConfig(scale=2.5),
     "scale 3.6": GuidanceConfig(scale=3.6),
+    "soft, scale 5": GuidanceConfig(scale=5.0, estimator="soft"),
+    **{
+        f"soft, scale 5, max tilt {limit}": GuidanceConfig(scale=5.0, estimator="soft", max_tilt=limit)
+        for limit in (5, 6, 7)
+    },
     "kl budget 0.3": GuidanceConfig(kl_budget=0.3),
     "full vocabulary": GuidanceConfig(support=None),
     "support 32": GuidanceConfig(support=32),

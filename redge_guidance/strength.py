@@ -96,7 +96,8 @@ def strength_of(reward: AnyReward | None, config: GuidanceConfig) -> Strength:
     target, said = usual_target(reward)
     kinds = [getattr(term.reward, "modality", None) for term in terms_of(reward)]
     usual_budget = USUAL_IMAGE_BUDGET if "image" in kinds else USUAL_BUDGET
-    most = getattr(reward, "usual_scale", None) if budget is None else None
+    price = getattr(reward, "usual_scale", None)
+    most = price if budget is None else None
     if config.target is not None:
         if target is None and budget is None and most is None:
             warnings.warn(
@@ -108,7 +109,7 @@ def strength_of(reward: AnyReward | None, config: GuidanceConfig) -> Strength:
         target, said = config.target, "set by `target`"
     if budget is None and most is None:
         budget = usual_budget
-    if tilt is None and getattr(reward, "usual_scale", None) is not None:
+    if tilt is None and price is not None:
         tilt = USUAL_TILT
     return Strength(said, None, target, budget, most, tilt=tilt)
 

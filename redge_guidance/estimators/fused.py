@@ -19,7 +19,7 @@ MOST_STEPS = 6  # the gradient holds n (n + 1) / 2 sums
 LEAST_T1 = 0.2  # exponentials stay within float32
 BLOCK, WARPS = 1024, 8  # categories at a time, by 32 times as many threads: of a draw
 GRADIENT_BLOCK, GRADIENT_WARPS = 512, 4  # of a gradient, which needs more registers
-STORED = False  # noise as float16 numbers that are kept, instead of a seed: faster or slower, by the device
+STORED = False  # noise as float16 numbers that are kept, instead of a seed: within 4 % of each other on an H200
 
 
 class Settings(NamedTuple):
