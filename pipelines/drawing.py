@@ -77,6 +77,8 @@ class Drawing:
         ranks: `(batch, length)` int64, when every position is drawn in an order of grids; None elsewhere. The pipeline
             reads it in every step, so that it may be changed in place where sequences are exchanged.
         chat: whether the prompts are turns of a chat, in the chat template.
+        spends_logits: whether the logits of a step are a tensor of its own, which nobody reads after the scheduler has:
+            they may be written into.
     """
 
     canvas: Canvas
@@ -88,6 +90,7 @@ class Drawing:
     class_labels: Tensor | None = None
     ranks: Tensor | None = None
     chat: bool = False
+    spends_logits: bool = False
 
 
 logger = get_logger(__name__)

@@ -214,6 +214,10 @@ class AfterStep:
                 f"got {sorted(unknown)}."
             )
 
+    @property
+    def reads_logits(self) -> bool:
+        return self._callback is not None and "logits" in self._names
+
     def __call__(self, step: int, timestep: Any, sample: Tensor, logits: Tensor) -> Tensor:
         if self._callback is None:
             return sample

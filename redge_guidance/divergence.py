@@ -20,8 +20,15 @@ def path(log_p: Tensor, slope: Tensor, s: Tensor, limit: float | None) -> Tensor
     if limit is None:
         return torch.addcmul(log_p, slope, s)
     mean = (log_p.exp() * slope).sum(-1, keepdim=True)
-    limit = min(limit, torch.finfo(slope.dtype).max)  # clamp takes no number beyond it
-    return (slope - mean).mul_(s).clamp_(max=limit).add_(log_p)
+    return tilt_along(slope - mean, s, limit).add_(log_p)
+
+
+def tilt_along(centred: Tensor, s: Tensor, limit: float | None) -> Tensor:
+    """`min(s * centred, limit)`, a new tensor, `(rows, S)` as the slope, whose mean under p is 0; s is `(rows, 1)`."""
+    tilt = centred * s
+    if limit is not None:
+        tilt.clamp_(max=min(limit, torch.finfo(tilt.dtype).max))  # clamp takes no number beyond it
+    return tilt
 
 
 def log_ratio(log_q: Tensor, log_p: Tensor) -> Tensor:

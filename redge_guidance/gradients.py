@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -99,7 +100,7 @@ class RewardGradients:
         if strength.budget is not None and bool(unknown.isnan().any()):
             ceilings = torch.where(unknown.isnan(), dearest(drawn, strength.budget * free), unknown)
         share = torch.ones_like(self._reward).index_copy_(0, sequence, shares[:, 0])
-        along = drawn._replace(gradient=mean, limit=self.limit)
+        along = replace(drawn, gradient=mean, limit=self.limit)
         limit = None if strength.limit is None else strength.limit * free
         solved = least_strengths(along, strength.target, strength.factor * ceilings, limit, share)
         # a reward that is where it should be says nothing of what it would cost to get there

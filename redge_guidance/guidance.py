@@ -117,7 +117,10 @@ class Guidance:
         self._goals = Goals(self._reward)
 
     def __call__(self, step: DenoisingStep) -> Tensor | None:
-        """Guided logits `(free positions, vocabulary)`, float32; None where this step is not to be guided.
+        """Guided logits `(free positions, vocabulary)`, float32.
+
+        None where the host's own hold: where this step is not to be guided, and where the logits of the step are
+        `spent` and have been written into.
 
         Raises:
             ValueError: a reward of the wrong shape, not finite, or without gradient; an `every` that is longer than the
@@ -163,8 +166,8 @@ class Guidance:
         found = self._tilts.at(step.free & plan.kept[:, None])
         if found is not None:
             part = rows_of(step, plan.kept)
-            logits, divergence, entropy = carried(part, *found, strength.limit)
-            parts.append(Part(plan.kept, logits, figures_of(part, divergence, entropy)))
+            moved, divergence, entropy = carried(part, *found, strength.limit)
+            parts.append(Part(plan.kept, moved, figures_of(part, divergence, entropy)))
         whole = asks_for_whole_batch(self._reward)
         groups = [plan.asked] if whole else [plan.first, plan.asked & ~plan.first]  # which draw as many samples each
         return parts + [self._asked(step, chosen, strength, index) for chosen in groups if bool(chosen.any())]
@@ -196,7 +199,7 @@ class Guidance:
         at_rest = (found.strengths == 0)[:, 0] & torch.tensor(
             [one.at_rest for one in trace.sequences], device=chosen.device
         ).repeat_interleave(free[chosen].sum(-1))
-        return Part(chosen, found.logits, trace, at_rest)
+        return Part(chosen, found.moved, trace, at_rest)
 
     def _with_form(
         self, step: DenoisingStep, parts: list[Part], plan: Plan | None, index: int

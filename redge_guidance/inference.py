@@ -33,7 +33,10 @@ def gradients_allowed() -> Iterator[None]:
 
 
 def outside_inference_mode(step: DenoisingStep) -> DenoisingStep:
-    """`step` with copies of those tensors that were made under `torch.inference_mode()`; called outside of it."""
+    """`step` with copies of those tensors that were made under `torch.inference_mode()`; called outside of it.
+
+    Copies of logits are not `spent`: what is written into them does not reach the host.
+    """
     tensors = {field.name: getattr(step, field.name) for field in fields(step)}
     copies: dict[str, Any] = {
         name: one.clone() for name, one in tensors.items() if isinstance(one, Tensor) and one.is_inference()
@@ -41,4 +44,6 @@ def outside_inference_mode(step: DenoisingStep) -> DenoisingStep:
     images = step.images
     if images is not None and images.codebook.is_inference():
         images = replace(images, codebook=images.codebook.clone())
+    if "logits" in copies:
+        copies["spent"] = False
     return replace(step, images=images, **copies) if copies or images is not step.images else step

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from redge_guidance.prediction import HostLogits
+from redge_guidance.prediction import HostLogits, Moved
 from redge_guidance.step import DenoisingStep
 from redge_guidance.trace import SequenceFigures, StepTrace, of_sequences
 
@@ -17,13 +17,13 @@ class Part:
 
     Attributes:
         chosen: `(batch,)` bool, which.
-        logits: `(their free positions, vocabulary)` float32, what is drawn from: temperature and all else counted in.
+        moved: what is drawn from at their free positions.
         trace: the figures of these sequences.
         at_rest: `(their free positions,)` bool, those of sequences that are left to the host after all; None: none.
     """
 
     chosen: Tensor
-    logits: Tensor
+    moved: Moved
     trace: StepTrace
     at_rest: Tensor | None = None
 
@@ -59,14 +59,21 @@ def put_together(step: DenoisingStep, parts: Sequence[Part]) -> StepTrace | None
 
 
 def host_logits(step: DenoisingStep, parts: Sequence[Part]) -> Tensor | None:
-    """Logits `(free positions, vocabulary)` for the host: its own ones where nothing was moved; None: everywhere.
+    """Logits `(free positions, vocabulary)` for the host: its own ones where nothing was moved.
+
+    None: those that the host has hold everywhere, where they are `spent` because they have been written into.
 
     They are float32 at least: a sequence is drawn alike whether or not others of its batch are moved.
     """
     dtype = torch.promote_types(step.logits.dtype, torch.float32)
     if not parts:
         return None if step.logits.dtype == dtype else _own(step).to(dtype)
-    moved = [part.logits if step.temperature == 1 else part.logits.mul_(step.temperature) for part in parts]
+    if step.spent and step.logits.dtype == dtype:
+        for part in parts:
+            _write(step, part)
+        return None
+    moved = [part.moved.logits() for part in parts]
+    moved = moved if step.temperature == 1 else [logits.mul_(step.temperature) for logits in moved]
     if len(parts) == 1 and parts[0].moves_all:
         return moved[0]
     return _filled(step, _own(step).to(dtype), parts, moved)
@@ -75,8 +82,23 @@ def host_logits(step: DenoisingStep, parts: Sequence[Part]) -> Tensor | None:
 def p_logits(step: DenoisingStep, parts: Sequence[Part]) -> Tensor:
     """Logits `(free positions, vocabulary)` of what is drawn from, the model's own where nothing was moved."""
     if len(parts) == 1 and parts[0].moves_all:
-        return parts[0].logits
-    return _filled(step, HostLogits(step).logits(), parts, [part.logits for part in parts])
+        return parts[0].moved.logits()
+    return _filled(step, HostLogits(step).logits(), parts, [part.moved.logits() for part in parts])
+
+
+def _write(step: DenoisingStep, part: Part) -> None:
+    """What is drawn from at the free positions of a part, into the logits of the host: the tokens that differ alone."""
+    free = step.free & part.chosen[:, None]
+    row, position = free[:, -step.logits.shape[1] :].nonzero(as_tuple=True)
+    values, support = part.moved.values * step.temperature, part.moved.support
+    if part.at_rest is not None:
+        moves = ~part.at_rest
+        row, position, values = row[moves], position[moves], values[moves]
+        support = None if support is None else support[moves]
+    if support is None:
+        step.logits[row, position] = values.to(step.logits.dtype)
+    else:
+        step.logits[row[:, None], position[:, None], support] = values.to(step.logits.dtype)
 
 
 def _own(step: DenoisingStep) -> Tensor:

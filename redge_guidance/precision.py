@@ -44,9 +44,9 @@ class Autocast:
         return torch.autocast(self.device_type, dtype=self.dtype, enabled=self.enabled)
 
 
-def in_float32(logits: Tensor) -> Tensor:
-    """A copy in float32, or in float64 where it was that."""
-    return logits.to(torch.promote_types(logits.dtype, torch.float32), copy=True)
+def in_float32(logits: Tensor, copy: bool = True) -> Tensor:
+    """A copy in float32, or in float64 where it was that; `copy=False`: only where it was neither."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32), copy=copy)
 
 
 def keeping_the_first(logits: Tensor, dtype: torch.dtype) -> Tensor:

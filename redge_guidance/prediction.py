@@ -1,6 +1,7 @@
 """What the host draws from at the free positions, computed row by row from its logits."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -83,6 +84,27 @@ class Prediction(HostLogits):
 
     def __getitem__(self, rows: slice) -> Tensor:
         return self.logits(rows).sub_(self.log_z[rows])
+
+
+@dataclass(frozen=True, eq=False)
+class Moved:
+    """What is drawn from at the free positions of a step, where some tokens have other logits than the host's.
+
+    Attributes:
+        step: whose free positions are the rows.
+        values: `(rows, S)` float32, logits; temperature and all else counted in.
+        support: `(rows, S)` int64, of which tokens; None: column = id.
+    """
+
+    step: DenoisingStep
+    values: Tensor
+    support: Tensor | None
+
+    def logits(self) -> Tensor:
+        """`(rows, vocabulary)` float32; the values themselves where they are of all tokens."""
+        if self.support is None:
+            return self.values
+        return HostLogits(self.step).logits().scatter_(-1, self.support, self.values)
 
 
 def distances(log_q: Tensor, log_p: LogProbs, mass: Tensor) -> tuple[Tensor, Tensor]:

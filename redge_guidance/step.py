@@ -19,7 +19,7 @@ class DenoisingStep:
 
     Attributes:
         logits: `(batch, block, vocabulary)`, the model's logits at the last `block` positions, as the host has them;
-            those at the free positions are read, and nothing is written to them.
+            those at the free positions are read, and nothing is written to them unless `spent`.
         ids: `(batch, length)` int64, the whole context, fixed and free.
         free: `(batch, length)` bool, the positions whose tokens are still to be drawn.
         attention_mask: `(batch, length)` bool, False on padding.
@@ -48,6 +48,7 @@ class DenoisingStep:
         settles: whether what the host has drawn can be exchanged afterwards, so that it may be given the marginals of
             texts of a form and choose its positions by these.
         decisive: whether the host, in this last step, keeps tokens only where it is sure of them, and noise elsewhere.
+        spent: whether the guided logits may be written into `logits`, which nobody but the scheduler reads.
     """
 
     logits: Tensor
@@ -72,6 +73,7 @@ class DenoisingStep:
     greedy: bool = False
     decisive: bool = False
     settles: bool = False
+    spent: bool = False
 
 
 _BY_ROW = (

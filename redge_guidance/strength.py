@@ -8,13 +8,14 @@ is one number s for every sequence, its Lagrange multiplier, found without askin
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from redge_guidance.config import GuidanceConfig
-from redge_guidance.divergence import kl, path
+from redge_guidance.divergence import tilt_along
 from redge_guidance.reward import AnyReward
 from redge_guidance.terms import terms_of, usual_target
 from redge_guidance.updates import LogProbs, row_chunks
@@ -123,7 +124,8 @@ def least_of(target: float) -> float:
     return target - _REWARD_ROUNDING * max(1.0, abs(target))
 
 
-class Slope(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Slope:
     """A reward to first order in the free positions of a step, whose rows belong to sequences.
 
     Attributes:
@@ -143,21 +145,33 @@ class Slope(NamedTuple):
     mass: Tensor
     limit: float | None = None
 
+    @cached_property
+    def mean(self) -> Tensor:
+        """`<p, G>` of every row, `(rows, 1)`."""
+        chunks = row_chunks(self.gradient.shape, self.gradient.device)
+        return torch.cat([(self.log_p[rows].exp() * self.gradient[rows]).sum(-1, keepdim=True) for rows in chunks])
+
     def along(self, s: Tensor) -> tuple[Tensor, Tensor]:
-        """`<q_s, G>` and `KL(q_s || p)` of every sequence, `(batch,)` both, at strengths s `(batch,)`."""
+        """`<q_s, G - <p, G>>` and `KL(q_s || p)` of every sequence, `(batch,)` both, at strengths s `(batch,)`.
+
+        With t the tilt of the path, from `log p` to `log p + t` before it is normalised, the latter is `<q_s, t>` less
+        the log of the normaliser.
+        """
         linear, divergence = torch.zeros_like(self.value), torch.zeros_like(self.value)
         for rows in row_chunks(self.gradient.shape, self.gradient.device):
-            of, mass, gradient, p = self.sequence[rows], self.mass[rows], self.gradient[rows], self.log_p[rows]
-            log_q = path(p, gradient, s[of, None], self.limit).log_softmax(-1)
-            linear.index_add_(0, of, mass * (log_q.exp() * gradient).sum(-1))
-            divergence.index_add_(0, of, mass * kl(log_q, p))
+            of, mass, centred = self.sequence[rows], self.mass[rows], self.gradient[rows] - self.mean[rows]
+            tilt = tilt_along(centred, s[of, None], self.limit)
+            tilted = self.log_p[rows] + tilt
+            q = tilted.softmax(-1)
+            linear.index_add_(0, of, mass * (q * centred).sum(-1))
+            divergence.index_add_(0, of, mass * ((q * tilt).sum(-1) - tilted.logsumexp(-1)))
         return linear, divergence
 
     def at_q(self) -> Tensor:
-        """`<q, G>` of every sequence, `(batch,)`."""
+        """`<q, G - <p, G>>` of every sequence, `(batch,)`."""
         total = torch.zeros_like(self.value)
         for rows in row_chunks(self.gradient.shape, self.gradient.device):
-            mean = (self.log_q[rows].exp() * self.gradient[rows]).sum(-1)
+            mean = (self.log_q[rows].exp() * (self.gradient[rows] - self.mean[rows])).sum(-1)
             total.index_add_(0, self.sequence[rows], self.mass[rows] * mean)
         return total
 
@@ -165,10 +179,11 @@ class Slope(NamedTuple):
         """Standard deviation of the reward under p, to first order, `(batch,)`."""
         total = torch.zeros_like(self.value)
         for rows in row_chunks(self.gradient.shape, self.gradient.device):
-            p, gradient = self.log_p[rows].exp(), self.gradient[rows]
-            centred = gradient - (p * gradient).sum(-1, keepdim=True)
+            gradient, centred = self.gradient[rows], self.gradient[rows] - self.mean[rows]
             centred[centred.abs() <= _ROUNDING * gradient.abs().amax(-1, keepdim=True)] = 0.0
-            total.index_add_(0, self.sequence[rows], self.mass[rows] * (p * centred.square_()).sum(-1))
+            total.index_add_(
+                0, self.sequence[rows], self.mass[rows] * (self.log_p[rows].exp() * centred.square_()).sum(-1)
+            )
         return total.sqrt()
 
 
@@ -221,6 +236,8 @@ def least_strengths(
     def too_little(linear: Tensor, divergence: Tensor) -> Tensor:
         return (linear < wanted) & (divergence <= most)
 
+    if bool((too_little(*slope.along(ceilings)) & ceilings.isfinite()).all()):  # out of reach of all: nothing to find
+        return Found(ceilings, torch.zeros_like(at_rest), torch.zeros_like(at_rest))
     enough = _highest(slope, too_little)
     linear, divergence = slope.along(_A_LITTLE * enough)
     enough = enough.masked_fill(enough.isnan() | too_little(linear, divergence), torch.inf)  # the search has an end

@@ -11,7 +11,7 @@ from redge_guidance.formed import FormOfStep
 from redge_guidance.goals import Goals
 from redge_guidance.gradients import RewardGradients
 from redge_guidance.precision import Autocast
-from redge_guidance.prediction import HostLogits, Prediction, distances
+from redge_guidance.prediction import HostLogits, Moved, Prediction, distances
 from redge_guidance.reward import AnyReward, named_tokens
 from redge_guidance.step import DenoisingStep
 from redge_guidance.strength import Strength, strength_of
@@ -24,14 +24,14 @@ class Tilted(NamedTuple):
     """What a reward makes of a step.
 
     Attributes:
-        logits: `(free positions, vocabulary)` float32, what is to be drawn from: temperature and all else counted in.
+        moved: what is to be drawn from.
         log_q, log_p: `(free positions, S)` in nats, normalised, within the support.
         support: `(free positions, S)` int64, token ids of the columns; None: column = id.
         strengths, shares: `(free positions, 1)`, of the last update, as in `updates.Start`.
         trace: without seconds.
     """
 
-    logits: Tensor
+    moved: Moved
     log_q: Tensor
     log_p: LogProbs
     support: Tensor | None
@@ -113,9 +113,7 @@ def tilted(
         )
         log_q = config.update(log_p, ascent, project)
         trace = figures.step(step.progress, *distances(log_q, log_p, mass))
-        guided = log_q + log_z
-        logits = guided if support is None else model.logits().scatter_(-1, support, guided)
-    return Tilted(logits, log_q, log_p, support, *ascent.last, trace)
+    return Tilted(Moved(step, log_q + log_z, support), log_q, log_p, support, *ascent.last, trace)
 
 
 def guided_logits(
@@ -123,7 +121,8 @@ def guided_logits(
 ) -> tuple[Tensor, StepTrace]:
     """Logits `(free positions, vocabulary)` for the host, moved by `tilted`, and the figures of the step."""
     found = tilted(step, reward, config, strength_of(reward, config), noise, goals)
-    return found.logits if step.temperature == 1 else found.logits.mul_(step.temperature), found.trace
+    logits = found.moved.logits()
+    return logits if step.temperature == 1 else logits.mul_(step.temperature), found.trace
 
 
 def _started(log_p: LogProbs, support: Tensor | None, start: tuple[Tensor, Kept] | None, share: float) -> Start | None:

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from redge_guidance.divergence import log_ratio
-from redge_guidance.prediction import HostLogits, distances
+from redge_guidance.prediction import HostLogits, Moved, distances
 from redge_guidance.step import DenoisingStep
-from redge_guidance.updates import project_to_budget
+from redge_guidance.updates import project_to_budget, row_chunks
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,8 +92,8 @@ class Tilts:
         return torch.nn.functional.pad(self._row, (0, longer), value=-1)
 
 
-def carried(step: DenoisingStep, found: Tensor, kept: Kept, budget: float | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits `(rows, vocabulary)` of q, as tilted as before on top of what the model now says.
+def carried(step: DenoisingStep, found: Tensor, kept: Kept, budget: float | None) -> tuple[Moved, Tensor, Tensor]:
+    """What q is drawn from, as tilted as before on top of what the model now says.
 
     Within the support `q ~ p exp(tilt)`; all other tokens keep their probability.
 
@@ -106,13 +106,20 @@ def carried(step: DenoisingStep, found: Tensor, kept: Kept, budget: float | None
     Returns:
         The logits, and KL(q || p) and the entropy of q within the support, `(rows,)` each; 0 where nothing is tilted.
     """
-    logits = HostLogits(step).logits()
+    host = HostLogits(step)
     sequence = step.free.nonzero()[:, 0]
-    log_z = logits.logsumexp(-1, keepdim=True)
-    rows = logits if bool(found.all()) else logits[found]
-    likeliest = rows if kept.support is None else rows.gather(-1, kept.support)
-    within = likeliest.logsumexp(-1, keepdim=True)
-    log_p = likeliest - within
+    support = kept.support
+    if support is not None and not bool(found.all()):  # of the others some tokens, which stay as they are
+        some = torch.arange(support.shape[1], device=found.device).repeat(len(found), 1)
+        support = some.masked_scatter(found[:, None], support)
+    log_z, values = torch.empty(host.shape[0], 1, device=found.device), []
+    for rows in row_chunks(host.shape, found.device):
+        logits = host.logits(rows)
+        log_z[rows] = logits.logsumexp(-1, keepdim=True)
+        values.append(logits if support is None else logits.gather(-1, support[rows]))
+    likeliest = torch.cat(values) if values else host.logits()
+    within = likeliest[found].logsumexp(-1, keepdim=True)
+    log_p = likeliest[found] - within
     usable = within.isfinite()
     log_q = (log_p + kept.values).log_softmax(-1).where(usable, log_p)
     mass = (within - log_z[found]).exp()[:, 0]
@@ -121,11 +128,8 @@ def carried(step: DenoisingStep, found: Tensor, kept: Kept, budget: float | None
         log_q = project_to_budget(log_q, log_p, most, sequence[found], mass)
     divergence, entropy = (torch.zeros_like(log_z[:, 0]) for _ in range(2))
     divergence[found], entropy[found] = distances(log_q, log_p, mass)
-    guided = (log_q + within).where(usable, likeliest)
-    tilted = guided if kept.support is None else rows.scatter_(-1, kept.support, guided)
-    if rows is not logits:
-        logits[found] = tilted
-    return tilted if rows is logits else logits, divergence, entropy
+    likeliest[found] = (log_q + within).where(usable, likeliest[found])
+    return Moved(step, likeliest, support), divergence, entropy
 
 
 def tilt_of(log_q: Tensor, log_p: Tensor) -> Tensor:

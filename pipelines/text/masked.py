@@ -162,6 +162,7 @@ class MaskedTextPipeline(TextPipeline):
         if stride_length is not None:
             check_stride(stride_length, block_length, self._window())
         drawing = self._plan(prompt, gen_length, use_chat_template, generator, stride_length is not None)
+        drawing = replace(drawing, spends_logits=not after_step.reads_logits)
         canvas, sample = drawing.canvas, drawing.canvas.ids
         length = self.config.block_length if block_length is None else block_length
         blocks, steps, size = self._blocks(canvas, length, stride_length, num_inference_steps, generator)

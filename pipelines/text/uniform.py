@@ -210,7 +210,7 @@ class UniformTextPipeline(TextPipeline):
             raise ValueError(f"`noise_removal` must be one of {', '.join(NOISE_REMOVALS)}, got {noise_removal!r}.")
         drawing = self._plan(prompt, gen_length, use_chat_template, generator)
         classes = Classes.of(self.model, class_labels, guidance_scale, len(drawing.canvas), self._execution_device)
-        drawing = replace(drawing, class_labels=classes.labels)
+        drawing = replace(drawing, class_labels=classes.labels, spends_logits=not after_step.reads_logits)
         canvas, steps = drawing.canvas, num_inference_steps or self.config.num_inference_steps
         if not len(canvas):
             return self._output(canvas.ids, canvas, return_dict)

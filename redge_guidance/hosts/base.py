@@ -100,11 +100,12 @@ class Host(ABC):
         self.listen(module, heard)
 
     def write(self, arguments: dict[str, Any], step: DenoisingStep, logits: Tensor) -> None:
-        """Put guided logits `(free positions, vocabulary)` into the arguments; the host's own tensors stay.
+        """Put guided logits `(free positions, vocabulary)` into the arguments.
 
-        In float32 at least: a half precision logit near 24 swallows a small tilt whole.
+        In float32 at least: a half precision logit near 24 swallows a small tilt whole. The host's own tensors stay,
+        but for logits that are `spent`.
         """
-        output = in_float32(arguments["model_output"])
+        output = in_float32(arguments["model_output"], copy=not step.spent)
         output[step.free[:, -output.shape[1] :]] = logits.to(output.dtype)
         arguments["model_output"] = output
 

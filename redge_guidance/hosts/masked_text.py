@@ -93,5 +93,6 @@ class MaskedTextHost(Host):
             unending=before_text(free, self._written if drawing is None else drawing.canvas.prompt),
             later=hidden & ~free & text,
             greedy=arguments.get("temperature") == 0,
+            spent=drawing is not None and drawing.spends_logits,
             settles=self.pipe.scheduler.config.get("unmasking_order") not in _INDEPENDENT,
         )

@@ -46,6 +46,7 @@ class UniformTextHost(Host):
             lead=drawing.canvas.lead,
             chat=drawing.chat,
             held=drawing.canvas.free if seam == "step_correct" else None,
+            spent=drawing.spends_logits,
             greedy=seam == "step" and arguments.get("temperature") == 0,
         )
 

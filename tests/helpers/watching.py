@@ -32,8 +32,13 @@ def guided(pipe, run, reward, config, seed=0):
     guidance, pairs = Guidance(reward, config, seed), []
 
     def move(step):
-        pairs.append((frozen(step), guidance(step)))
-        return pairs[-1][1]
+        before, logits = frozen(step), guidance(step)
+        written = (
+            None if torch.equal(before.logits, step.logits) else step.logits[step.free[:, -step.logits.shape[1] :]]
+        )
+        assert written is None or (logits is None and step.spent)
+        pairs.append((before, logits if written is None else written.clone()))
+        return logits
 
     attachment = Attachment(pipe, begin=guidance.begin, move=move)
     try:

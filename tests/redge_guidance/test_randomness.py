@@ -63,7 +63,7 @@ def test_guidance_advances_neither_the_generator_of_the_pipeline_nor_the_global_
         assert (step.generator is None) == without
         before = states(step)
         logits = guidance(step)
-        moved.append(logits is not None)
+        moved.append(logits is not None or len(guidance.trace) > len(moved))
         assert all(torch.equal(*pair) for pair in zip(before, states(step), strict=True))
         return logits
 

@@ -1,5 +1,7 @@
 """How hard guidance pushes: judged by root finding and constrained optimisation of SciPy, in float64."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -71,7 +73,7 @@ def test_the_least_price_that_reaches_the_target(chunk, size, monkeypatch):
     monkeypatch.setattr("redge_guidance.updates._CHUNK_ELEMENTS", chunk)
     slope = slope_of(size=size)
     starts = [exact(slope, k)[1](0.0) for k in range(len(LENGTHS))]
-    slope = slope._replace(value=slope.value - torch.tensor(starts) + torch.tensor([0.0, 0.1, -0.2, 0.05]) * size)
+    slope = replace(slope, value=slope.value - torch.tensor(starts) + torch.tensor([0.0, 0.1, -0.2, 0.05]) * size)
     target = 0.4 * size
     found = least_strengths(slope, target, torch.full((4,), 1e9))
     assert found.reaches.tolist() == [True] * 4
@@ -85,12 +87,12 @@ def test_the_least_price_that_reaches_the_target(chunk, size, monkeypatch):
 @pytest.mark.parametrize("limit", [0.1, 0.2, 4.0])
 def test_the_least_price_along_tilts_that_are_limited(limit):
     """It is higher than without a limit: tokens below it have to do what those above it no longer do."""
-    slope = slope_of()._replace(limit=limit)
+    slope = replace(slope_of(), limit=limit)
     starts = torch.tensor([exact(slope, k)[1](0.0) for k in range(4)])
     target = 0.3
-    slope = slope._replace(value=slope.value - starts + torch.tensor([0.1, 0.2, 0.0, 0.1]))
+    slope = replace(slope, value=slope.value - starts + torch.tensor([0.1, 0.2, 0.0, 0.1]))
     found = least_strengths(slope, target, torch.full((4,), 1e9))
-    unlimited = least_strengths(slope._replace(limit=None), target, torch.full((4,), 1e9))
+    unlimited = least_strengths(replace(slope, limit=None), target, torch.full((4,), 1e9))
     assert found.reaches.tolist() == [True] * 4
     for k in range(4):
         root = brentq(lambda s, k=k: exact(slope, k)[1](s) - target, 0.0, 1e2)
@@ -101,10 +103,10 @@ def test_the_least_price_along_tilts_that_are_limited(limit):
 
 def test_it_is_the_multiplier_of_the_least_divergence_by_another_optimiser():
     """Two positions of three tokens: SLSQP minimises KL(q || p) such that the mean reward is the target."""
-    slope = slope_of((2,), categories=3, seed=4)._replace(mass=torch.ones(2))
-    slope = slope._replace(log_q=slope.log_p)  # the reward is linear, so that any q will do
+    slope = replace(slope_of((2,), categories=3, seed=4), mass=torch.ones(2))
+    slope = replace(slope, log_q=slope.log_p)  # the reward is linear, so that any q will do
     log_p, g = slope.log_p.double().numpy(), slope.gradient.double().numpy()
-    slope = slope._replace(value=torch.tensor([(np.exp(log_p) * g).sum()]).float())
+    slope = replace(slope, value=torch.tensor([(np.exp(log_p) * g).sum()]).float())
 
     def least(target):
         conditions = [
@@ -181,7 +183,7 @@ def test_a_reward_that_does_not_vary_has_no_price_and_moves_nothing(target):
     slope = slope_of()
     gradient = slope.gradient.clone()
     gradient[slope.sequence == 1] = 0.75  # the same for all tokens
-    slope = slope._replace(gradient=gradient)
+    slope = replace(slope, gradient=gradient)
     ceilings = dearest(slope, torch.ones(4))
     assert ceilings.isnan().tolist() == [False, True, False, False]
     found = least_strengths(slope, target, ceilings)
@@ -216,7 +218,7 @@ def test_tokens_that_cannot_be_drawn_count_for_nothing():
     slope = slope_of()
     wider = [torch.nn.functional.pad(one, (0, 1), value=-torch.inf) for one in (slope.log_p, slope.log_q)]
     gradient = torch.nn.functional.pad(slope.gradient, (0, 1), value=50.0)
-    other = slope._replace(gradient=gradient, log_p=wider[0], log_q=wider[1])
+    other = replace(slope, gradient=gradient, log_p=wider[0], log_q=wider[1])
     budget = torch.ones(4)
     torch.testing.assert_close(dearest(other, budget), dearest(slope, budget))
     found, expected = (least_strengths(one, 0.5, torch.full((4,), 9.0)) for one in (other, slope))
@@ -260,3 +262,32 @@ def test_a_kind_that_is_no_name_is_refused_where_the_samples_are_known(pipe):
     refused = pytest.raises(ValueError, match=r"`reward` Of is for \['text'\]s, and the pipeline makes texts")
     with guide(pipe, Of(["text"])), refused:
         pipe("a")
+
+
+@pytest.mark.parametrize("limit", [None, 2.0])
+def test_a_target_out_of_reach_of_some_is_paid_for_as_if_each_were_alone(limit):
+    """Of a batch none of which reaches it nothing is searched for; of one where some do everything is."""
+    slope = replace(slope_of(), limit=limit)
+    slope = replace(slope, value=torch.tensor([-9.0, 0.2, -9.0, 0.1]))
+    ceilings = torch.tensor([0.3, 40.0, 0.7, 40.0])
+    together = least_strengths(slope, 0.5, ceilings)
+    assert together.reaches.tolist() == [False, True, False, True]
+    assert together.strengths[[0, 2]].tolist() == ceilings[[0, 2]].tolist()
+    nobody = least_strengths(slope, 100.0, ceilings)
+    assert nobody.strengths.tolist() == ceilings.tolist()
+    assert not nobody.reaches.any()
+    assert not nobody.at_rest.any()
+
+
+def test_the_cost_of_a_way_is_that_of_its_end():
+    """Told by the normaliser on the way, and by the ratio of the probabilities at its end, in float64."""
+    for limit in (None, 0.4):
+        slope = replace(slope_of(), limit=limit)
+        s = torch.tensor([0.0, 0.4, 2.0, 9.0])
+        linear, divergence = slope.along(s)
+        start, _ = slope.along(torch.zeros(4))
+        for k in range(4):
+            kl, reward = exact(slope, k)
+            assert float(divergence[k]) == pytest.approx(kl(float(s[k])), rel=1e-6, abs=2e-6)
+            moved = reward(float(s[k])) - reward(0.0)
+            assert float(linear[k] - start[k]) == pytest.approx(moved, rel=1e-6, abs=2e-6)

@@ -161,8 +161,8 @@ def test_carried_logits_keep_the_tokens_outside_the_support():
     found = torch.tensor([True, False, True, True, True])
     support = torch.stack([torch.randperm(9, generator=generator)[:4] for _ in range(4)])
     kept = Kept(torch.randn(4, 4, generator=generator), torch.ones(4, 1), torch.ones(4, 1), support)
-    logits, divergence, _ = carried(step, found, kept, None)
-    p, q = log_p(step).exp(), logits.softmax(-1)
+    moved, divergence, _ = carried(step, found, kept, None)
+    p, q = log_p(step).exp(), moved.logits().softmax(-1)
     expected = p.clone()
     for row, ids, tilt in zip(found.nonzero()[:, 0], support, kept.values, strict=True):
         within = p[row, ids] * tilt.exp()
