@@ -9,6 +9,7 @@ from redge_guidance.updates import Natural
 PLAIN: dict[str, Any] = {
     "scale": 2.0,
     "num_draws": 4,
+    "estimator": "entropy_mix",
     "update": Natural(3, 1 / 3),
     "every": 1,
     "warm_start": 0.0,

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, fields, is_dataclass
 from typing import Any, Generic, TypeVar
 
 from redge_guidance.checks import as_real, whole_number
-from redge_guidance.estimators import ESTIMATORS, EntropyMix, Estimator
+from redge_guidance.estimators import ESTIMATORS, Estimator, Soft
 from redge_guidance.updates import UPDATES, Natural, Update
 
 _Kind = TypeVar("_Kind")
@@ -70,13 +70,13 @@ class GuidanceConfig:
         scale: nats of log-probability that one unit of reward is worth, whatever the reward is; 0 switches guidance
             off. None: as many, for every sequence and step, as the target and the budget ask for.
         estimator: how a differentiable sample is drawn: an `Estimator`, or its name in `ESTIMATORS`, which makes one of
-            default settings. The default, `"entropy_mix"`, shows the reward a mixture of tokens where the model is sure
-            and a token where it is not; take `"straight_through"` for a reward that needs one-hot samples.
+            default settings. The default, `"soft"`, shows the reward the mean of all tokens, weighted as q has them, and
+            draws nothing; take `"straight_through"` for a reward that needs one-hot samples.
             `"reinforce_loo"` treats every reward as one without gradient; a reward, or a term of a sum, that says it
             has none is treated so anyway.
         update: how q is improved, by name (`"natural"`, `"adam"`) or as an object with its own step size and count.
-        num_draws: relaxed samples drawn for every update, over which the gradient is averaged; None: 1, 4 where by them
-            it is found what the budget buys, and 32 where a reward, or a term of a sum, has no gradient.
+        num_draws: relaxed samples drawn for every update, over which the gradient is averaged; None: 1, of estimators
+            that are random 4 where by them it is found what the budget buys, and 32 where a reward, or a term of a sum, has no gradient.
         start, stop: guide while `start <= progress < stop`, progress the share of denoising steps done, in [0, 1).
         kl_budget: upper limit of KL(q || p) at every step, in nats per free token, averaged over a sequence. A q beyond
             it is moved back along the geometric path to p. Without `scale` it also says how much a unit of reward may
@@ -108,7 +108,7 @@ class GuidanceConfig:
     """
 
     scale: float | None = None
-    estimator: _Named[Estimator] = _Named(ESTIMATORS, EntropyMix, _is_estimator, "Estimator")
+    estimator: _Named[Estimator] = _Named(ESTIMATORS, Soft, _is_estimator, "Estimator")
     update: _Named[Update] = _Named(UPDATES, Natural, _is_update, "object")
     num_draws: int | None = None
     start: float = 0.0
@@ -177,7 +177,7 @@ class GuidanceConfig:
             return self.num_draws
         if estimator.needs == "values":
             return _DRAWS_BY_VALUES
-        return _DRAWS_FOR_STRENGTH if first and self.scale is None else _DRAWS
+        return _DRAWS_FOR_STRENGTH if first and self.scale is None and estimator.is_random else _DRAWS
 
     def factor(self, progress: float) -> float:
         """What the schedule multiplies the scale, or the budget, by.

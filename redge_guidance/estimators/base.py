@@ -44,6 +44,11 @@ class Estimator(ABC):
     def one_hot(self) -> bool:
         return self.hard
 
+    @property
+    def is_random(self) -> bool:
+        """Whether another draw is another sample."""
+        return True
+
     @abstractmethod
     def __call__(self, logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """A sample `(..., K)` of the dtype of `logits`, which are in nats; `generator`, or the global one, decides."""
@@ -71,6 +76,10 @@ class Pathwise(Estimator):
     def noise(self) -> Literal["normal", "exponential"] | None:
         """`"normal"` (standard), `"exponential"` (of mean 1) or None: one number for every logit."""
         return None
+
+    @property
+    def is_random(self) -> bool:
+        return self.hard or self.noise is not None
 
     def soft(self, logits: Tensor, noise: Tensor | None) -> Tensor:
         """`softmax(logits)`, `(rows, K)`."""

@@ -107,7 +107,7 @@ _GUIDANCE = (
         "guidance",
         "value",
         f"{ESTIMATOR_NAMES}; with settings as in 'redge: {{num_steps: 8}}'",
-        default="entropy_mix",
+        default="soft",
     ),
     Option(
         "update",
