@@ -70,13 +70,14 @@ class GuidanceConfig:
         scale: nats of log-probability that one unit of reward is worth, whatever the reward is; 0 switches guidance
             off. None: as many, for every sequence and step, as the target and the budget ask for.
         estimator: how a differentiable sample is drawn: an `Estimator`, or its name in `ESTIMATORS`, which makes one of
-            default settings. The default, `"soft"`, shows the reward the mean of all tokens, weighted as q has them, and
-            draws nothing; take `"straight_through"` for a reward that needs one-hot samples.
+            default settings. The default, `"soft"`, shows the reward the mean of what q draws, and draws nothing
+            itself; take `"straight_through"` for a reward that needs one-hot samples.
             `"reinforce_loo"` treats every reward as one without gradient; a reward, or a term of a sum, that says it
             has none is treated so anyway.
         update: how q is improved, by name (`"natural"`, `"adam"`) or as an object with its own step size and count.
-        num_draws: relaxed samples drawn for every update, over which the gradient is averaged; None: 1, of estimators
-            that are random 4 where by them it is found what the budget buys, and 32 where a reward, or a term of a sum, has no gradient.
+        num_draws: relaxed samples drawn for every update, over which the gradient is averaged; None: 1, of random ones
+            4 where by them it is found what the budget buys, and 32 where a reward, or a term of a sum, has no
+            gradient.
         start, stop: guide while `start <= progress < stop`, progress the share of denoising steps done, in [0, 1).
         kl_budget: upper limit of KL(q || p) at every step, in nats per free token, averaged over a sequence. A q beyond
             it is moved back along the geometric path to p. Without `scale` it also says how much a unit of reward may
