@@ -109,6 +109,16 @@ class Course:
             return replace(figures, sequences=tuple(sequences))
         return replace(of_sequences(figures.progress, sequences), notes=figures.notes)
 
+    def reorder(self, rows: Tensor) -> None:
+        """Sequence i goes on as a copy of `rows[i]`, `(batch,)` int64."""
+        order = rows.tolist()
+        if len(order) != len(self._figures):
+            return
+        self._figures = [list(self._figures[k]) for k in order]
+        self._last, self._stopped = [self._last[k] for k in order], [self._stopped[k] for k in order]
+        self._wait, self._gap = [self._wait[k] for k in order], [self._gap[k] for k in order]
+        self._was_free = self._was_free[rows.to(self._was_free.device)]
+
     def _follow(self, free: Tensor) -> None:
         """Begin anew where more is free than was."""
         before = self._was_free.to(free.device)

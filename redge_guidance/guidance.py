@@ -102,6 +102,11 @@ class Guidance:
         formed, self._formed = self._formed, None
         return None if formed is None else formed.settle(tokens, positions)
 
+    def reorder(self, rows: Tensor) -> None:
+        """From the next step on sequence i is a copy of `rows[i]`, `(batch,)` int64, with all that is known of it."""
+        self._tilts.reorder(rows)
+        self._course.reorder(rows)
+
     def foresee(self, step: DenoisingStep) -> None:
         """Told of the step to come, without logits, before the model is called.
 
@@ -146,6 +151,11 @@ class Guidance:
         if figures is not None:
             self.trace.append(replace(figures, seconds=time.perf_counter() - started, step=index))
         return logits
+
+    @property
+    def has_form(self) -> bool:
+        """Whether something is followed exactly, as an automaton."""
+        return self._form is not None
 
     @property
     def is_hard(self) -> bool:

@@ -75,6 +75,11 @@ class Tilts:
             )
         self._row, self._kept = new, kept
 
+    def reorder(self, rows: Tensor) -> None:
+        """Sequence i goes on as a copy of `rows[i]`, `(batch,)` int64."""
+        if len(self._row) == len(rows):
+            self._row = self._row[rows]
+
     def at(self, free: Tensor) -> tuple[Tensor, Kept] | None:
         """Which of the positions `free` `(batch, length)` have a tilt, `(rows,)` bool, and these; None: none has."""
         row = self._rows(free)[free]

@@ -7,6 +7,7 @@ import functools
 import inspect
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -205,6 +206,7 @@ class _Call:
         except (KeyError, AttributeError) as error:
             explained = explain(host, name, error)
             raise explained from (None if explained is error else error)
+        step = step if attachment.follow is None else replace(step, spent=False)  # who follows reads the logits, too
         with drawing(None):
             logits = None if attachment.move is None else attachment.move(step)
         if logits is not None:

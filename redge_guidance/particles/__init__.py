@@ -1,0 +1,7 @@
+"""Several sequences of one prompt that compete: sequential Monte Carlo at the seam of guidance."""
+
+from redge_guidance.particles.attached import ParticleHandle as ParticleHandle
+from redge_guidance.particles.attached import particles as particles
+from redge_guidance.particles.population import Outcome as Outcome
+from redge_guidance.particles.population import ParticleStep as ParticleStep
+from redge_guidance.particles.settings import ParticleConfig as ParticleConfig

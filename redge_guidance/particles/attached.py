@@ -1,0 +1,133 @@
+"""`particles`: sequences of one prompt that compete, at the same seam as guidance."""
+
+from types import TracebackType
+from typing import Any
+
+from redge_guidance.accepting import as_reward
+from redge_guidance.config import GuidanceConfig
+from redge_guidance.constraints.constraint import parted
+from redge_guidance.guidance import Guidance
+from redge_guidance.hosts.attachment import Attachment
+from redge_guidance.particles.population import Outcome, ParticleStep, Population
+from redge_guidance.particles.settings import ParticleConfig
+from redge_guidance.randomness import check_seed
+from redge_guidance.reward import Wanted
+from redge_guidance.trace import Trace
+
+
+class ParticleHandle:
+    """Particles on a pipeline, as `particles` returns them. A context manager that removes itself on exit.
+
+    Attributes:
+        config: the settings in force.
+    """
+
+    def __init__(self, pipe: Any, population: Population, guidance: Guidance | None, attachment: Attachment):
+        self._pipe, self._population, self._guidance, self._attachment = pipe, population, guidance, attachment
+        self.config: ParticleConfig = population.config
+
+    @property
+    def outcome(self) -> Outcome:
+        """Of the last call of the pipeline.
+
+        Raises:
+            RuntimeError: there was none that came to its end.
+        """
+        if self._population.outcome is None:
+            raise RuntimeError("no call of the pipeline has come to its end yet; call it first.")
+        return self._population.outcome
+
+    @property
+    def steps(self) -> list[ParticleStep]:
+        """Figures of the steps of the last call."""
+        return self._population.trace
+
+    @property
+    def trace(self) -> Trace | None:
+        """What guidance noted; None without guidance."""
+        return None if self._guidance is None else self._guidance.trace
+
+    def remove(self) -> None:
+        """Give the pipeline back as it was. Does nothing the second time."""
+        self._attachment.remove()
+
+    def __enter__(self) -> "ParticleHandle":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.remove()
+
+    def __repr__(self) -> str:
+        where = "on" if self._attachment.attached else "removed from"
+        return f"<ParticleHandle {where} {type(self._pipe).__name__}, {self.config}>"
+
+
+def particles(
+    pipe: Any,
+    reward: Wanted,
+    config: ParticleConfig | None = None,
+    guidance: GuidanceConfig | None = None,
+    *,
+    seed: int = 0,
+) -> ParticleHandle:
+    """Let the sequences of one prompt compete, in every call of `pipe` until the handle is removed.
+
+    Each n consecutive rows of a batch are the particles of one prompt. After every step of the scheduler the weight of
+    a particle grows by what its reward, that of what it may become, says of it (`ParticleConfig`), and where it is
+    guided by `prod p(v) / q(v)` over the tokens v that were drawn in the step, p the model's own prediction and q the
+    guided one. Where the weights of a prompt have become too unequal its particles are resampled: light ones go on as
+    copies of heavy ones, with all that the sampler keeps of them. In the end the weighted particles stand for
+
+        p(x) exp(reward(x) / temperature) / Z,
+
+    p the law of the bare sampler: the mean of f, so weighted, goes to E[f] as n grows, and `exp(log_z)` has the mean Z
+    for every n. Without guidance that is so on every sampler. With guidance it is where tokens alone depend on the
+    logits, as in ancestral sampling. Samplers by confidence also choose their positions by them, and those with `top_k`
+    or `top_p` what may be drawn at all, which the weights leave out: there they are an approximation.
+
+    Args:
+        pipe: a pipeline that `guide` takes, which has a scheduler.
+        reward: as for `guide`; it need not have a gradient unless it is to guide.
+        config: `ParticleConfig()` when None.
+        guidance: how the reward also guides; None: it does not, which is FK steering.
+        seed: of completions and resampling, and of guidance's noise.
+
+    Raises:
+        ValueError: a reward, config or seed that is none; a constraint, or a reward that is an automaton, which
+            guidance follows exactly. While sampling: a batch that is no multiple of n, or whose groups have several
+            prompts; greedy sampling; a group all of whose particles have weight 0; what the reward raises.
+        RuntimeError: while sampling, a pipeline that keeps something of a sequence where it cannot be exchanged.
+
+    Example:
+        >>> from redge_guidance.pipelines import MaskedTextPipeline
+        >>> from redge_guidance.rewards import TextClassifierReward
+        >>> pipe = MaskedTextPipeline.from_pretrained("builtin:tatoeba-masked")
+        >>> pipe.set_progress_bar_config(disable=True)
+        >>> reward = TextClassifierReward.from_pretrained("builtin:sentiment", label="negative")
+        >>> with particles(pipe, reward, ParticleConfig(num_particles=4)) as handle:
+        ...     texts = pipe([""] * 4 + ["Tom"] * 4, num_inference_steps=8).texts
+        >>> handle.outcome.log_weights.shape, handle.outcome.log_z.shape
+        (torch.Size([2, 4]), torch.Size([2]))
+    """
+    config = ParticleConfig() if config is None else config
+    if not isinstance(config, ParticleConfig):
+        raise ValueError(f"`config` must be a ParticleConfig, got {type(config).__name__}.")
+    if guidance is not None and not isinstance(guidance, GuidanceConfig):
+        raise ValueError(f"`guidance` must be a GuidanceConfig or None, got {type(guidance).__name__}.")
+    wanted, constraint = parted(reward)
+    if constraint is not None or wanted is None:
+        raise ValueError("`reward` must be a reward for particles, and not a constraint; hold one with `guide` alone.")
+    asked = as_reward(wanted)
+    guiding = None if guidance is None else Guidance(asked, guidance, seed)
+    if guiding is not None and guiding.has_form:
+        raise ValueError(
+            "`guidance` follows words, lengths and expressions exactly, by choosing all tokens of a text together, for "
+            "which particles have no weights; leave `guidance` out, or guide by the other rewards."
+        )
+    population = Population(asked, config, guiding, check_seed(seed))
+    attachment = Attachment(
+        pipe, begin=population.begin, move=population.move, follow=population.follow, end=population.end
+    )
+    return ParticleHandle(pipe, population, guiding, attachment)

@@ -1,0 +1,87 @@
+"""The reward of a sequence that is not finished: that of what it may become."""
+
+import warnings
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from redge_guidance.accepting import as_reward, as_strings
+from redge_guidance.draws import Draws, Noise
+from redge_guidance.estimators import Pathwise, Soft
+from redge_guidance.evaluation import WrongKind
+from redge_guidance.goals import exchanged
+from redge_guidance.inference import gradients_allowed, outside_inference_mode
+from redge_guidance.precision import Autocast
+from redge_guidance.prediction import Prediction
+from redge_guidance.reward import named_tokens
+from redge_guidance.step import DenoisingStep
+from redge_guidance.terms import split, terms_of
+
+_SUPPORT = 128  # likeliest tokens of a position that completions are made of
+
+
+class Completions:
+    """Asks a reward about sequences some of whose positions are open.
+
+    An open position is filled from the model's prediction of the step, `p_i` restricted to its 128 likeliest tokens and
+    what the reward names: by their mean, or by draws. A finished sequence has one completion, itself.
+
+    Args:
+        reward: as for `guide`.
+        count: of the completions whose mean reward is taken.
+        hard: whether they are drawn; None: where the reward has no gradient, for it is shown no means.
+    """
+
+    def __init__(self, reward: Any, count: int, hard: bool | None):
+        self._reward: Any = as_reward(reward)
+        self._hard = split(self._reward)[1] is not None if hard is None else hard
+        self._count = count if self._hard else 1
+        self._told = False
+
+    def rewards(self, step: DenoisingStep, ids: Tensor, remaining: Tensor, noise: Noise) -> Tensor:
+        """`(batch,)` float64 on the CPU; NaN or infinite as the reward has it, which is said once.
+
+        Args:
+            step: whose logits say what may become of the positions that remain.
+            ids: `(batch, length)` int64, the sequences now.
+            remaining: `(batch, length)` bool, positions that are still to be drawn.
+            noise: one generator, or one a sequence.
+        """
+        open_step = replace(step, ids=ids, free=remaining, attention_mask=step.attention_mask | remaining)
+        with gradients_allowed(), torch.no_grad():
+            here = outside_inference_mode(open_step)
+            while True:
+                try:
+                    found = self._ask(here, noise, bool(remaining.any()))
+                    break
+                except WrongKind as error:
+                    self._reward = exchanged(self._reward, error.reward, as_strings(error))
+        if not self._told and not bool(found.isfinite().all()):
+            self._told = True
+            warnings.warn(
+                f"`reward` is not finite for {int((~found.isfinite()).sum())} of {len(found)} sequences, which are "
+                "given weight 0; make it finite for every sequence, or be sure that this is meant.",
+                stacklevel=2,
+            )
+        return found
+
+    def _ask(self, step: DenoisingStep, noise: Noise, some_open: bool) -> Tensor:
+        with Autocast.off(step.logits.device):
+            named = [name for term in terms_of(self._reward) for name in named_tokens(term.reward, step.tokenizer)]
+            model = Prediction(step, _SUPPORT, named)
+            log_p = model[:] if model.kept is None else model.kept - model.kept.logsumexp(-1, keepdim=True)
+            draws = Draws(step, model.support, noise)
+            estimator = Pathwise() if self._hard or not some_open else Soft()
+            count = self._count if some_open else 1
+            drawn = draws.draw(estimator, log_p, count) if some_open else log_p.new_zeros(1, *log_p.shape)
+            sample = draws.sample(drawn, estimator.one_hot, log_p)
+        total = torch.zeros(len(sample), dtype=torch.float64)
+        for term in terms_of(self._reward):
+            value = sample.evaluate(term.reward)
+            if not isinstance(value, Tensor) or value.shape != (len(sample),):
+                shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+                raise ValueError(f"`reward` must return shape ({len(sample)},), got {shape}; one number a sequence.")
+            total += term.weight * value.detach().cpu().double()
+        return total.view(count, -1).mean(0)

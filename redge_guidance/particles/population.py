@@ -1,0 +1,214 @@
+"""The particles of one call of a sampler: what is told at the seam, and who goes on."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from redge_guidance.guidance import Guidance
+from redge_guidance.hosts.base import Drawn
+from redge_guidance.particles.completions import Completions
+from redge_guidance.particles.potentials import Potential
+from redge_guidance.particles.settings import ParticleConfig
+from redge_guidance.particles.weights import Weights
+from redge_guidance.prediction import HostLogits
+from redge_guidance.randomness import noise_of
+from redge_guidance.step import DenoisingStep
+
+
+@dataclass(frozen=True, eq=False)
+class ParticleStep:
+    """Figures of one step of the sampler.
+
+    Attributes:
+        progress: share of the steps done before it.
+        rewards: `(groups, n)` float64, of what each particle may become; None where the reward was not asked.
+        effective: `(groups,)`, effective numbers of particles before any were resampled.
+        resampled: `(groups,)` bool.
+    """
+
+    progress: float
+    rewards: Tensor | None
+    effective: Tensor
+    resampled: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What the particles of one call have come to, groups in the order of the batch.
+
+    Attributes:
+        log_weights: `(groups, n)` float64, normalised in every group, nats.
+        log_z: `(groups,)` float64, the estimate of `log sum_x p(x) exp(reward(x) / temperature)`.
+        rewards: `(groups, n)` float64, of the finished sequences.
+    """
+
+    log_weights: Tensor
+    log_z: Tensor
+    rewards: Tensor
+
+    @property
+    def best(self) -> Tensor:
+        """`(groups,)` int64, the place in its group of the particle with the highest reward."""
+        return self.rewards.nan_to_num(nan=-torch.inf).argmax(-1)
+
+
+class Population:
+    """Weights, and resampling, of the rows of a batch in groups of n.
+
+    Args:
+        reward: as for `guide`.
+        config: of the particles.
+        guidance: moves the logits; None: the model's own are drawn from.
+        seed: of completions and resampling.
+
+    Attributes:
+        trace: of the last call.
+        outcome: of the last call that came to its end; None before.
+    """
+
+    def __init__(self, reward: Any, config: ParticleConfig, guidance: Guidance | None, seed: int):
+        self.config, self._guidance, self._seed = config, guidance, seed
+        self._completions = Completions(reward, config.num_completions, config.hard)
+        self.trace: list[ParticleStep] = []
+        self.outcome: Outcome | None = None
+        self.begin()
+
+    def begin(self) -> None:
+        """A call of the sampler begins."""
+        if self._guidance is not None:
+            self._guidance.begin()
+        self.trace, self._index = [], 0
+        self._weights: Weights | None = None
+        self._potential: Potential | None = None
+        self._guided: Tensor | None = None  # logits of the step that the host is taking
+        self._last: tuple[DenoisingStep, Tensor, Tensor] | None = None  # its ids and what remained, after it
+        self._rewards: Tensor | None = None  # of what is in `_last`; None: not asked
+
+    def move(self, step: DenoisingStep) -> Tensor | None:
+        """Guided logits `(free positions, vocabulary)`; None: the host's own."""
+        self._check(step)
+        self._guided = None if self._guidance is None else self._guidance(step)
+        return self._guided
+
+    def follow(self, step: DenoisingStep, drawn: Drawn) -> Tensor | None:
+        """Told what was drawn; the rows to go on with, `(batch,)`, None: as they are."""
+        weights, potential = self._weights, self._potential
+        assert weights is not None
+        assert potential is not None
+        index, config = self._index, self.config
+        self._index += 1
+        remaining = step.free & ~drawn.positions
+        increments = torch.zeros(len(step.ids), dtype=torch.float64)
+        if self._guided is not None:
+            increments += log_ratio(step, self._guided, drawn)
+        self._guided, self._rewards = None, None
+        if index % config.every == 0 and step.progress >= config.start:
+            noise = noise_of(step, self._seed, index, "completions")
+            self._rewards = self._completions.rewards(step, drawn.tokens, remaining, noise)
+            increments += potential.grow(self._rewards)
+        weights.add(increments.view_as(weights.log))
+        self._last = (step, drawn.tokens, remaining)
+        self._check_alive(weights)
+        effective = weights.effective()
+        going = bool(remaining.any()) or (step.later is not None and bool(step.later.any())) or step.coming > 0
+        # the small allowance is for rounding: of equal weights the effective number is n
+        which = (effective < config.resample_below * config.num_particles - 1e-9) & going
+        self._note(step, effective, which)
+        return self._resampled(step, index, which) if bool(which.any()) else None
+
+    def end(self) -> None:
+        """The call has come to its end: the weights become those of the finished sequences."""
+        if self._guidance is not None:
+            self._guidance.end()
+        if self._last is None or self._weights is None or self._potential is None:
+            return
+        step, ids, remaining = self._last
+        if self._rewards is None or bool(remaining.any()):
+            noise = noise_of(step, self._seed, self._index, "completions")
+            self._rewards = self._completions.rewards(step, ids, torch.zeros_like(remaining), noise)
+        weights = self._weights
+        weights.add(self._potential.finish(self._rewards).view_as(weights.log))
+        self._check_alive(weights)
+        rewards = self._rewards.view_as(weights.log)
+        self.outcome = Outcome(weights.log.log_softmax(-1), weights.log_normaliser(), rewards)
+        self._last = None
+
+    def _resampled(self, step: DenoisingStep, index: int, which: Tensor) -> Tensor:
+        weights, potential, size = self._weights, self._potential, self.config.num_particles
+        assert weights is not None
+        assert potential is not None
+        assert self._last is not None
+        noise = noise_of(step, self._seed, index, "resampling")
+        sources = [noise] * len(which) if isinstance(noise, torch.Generator) else noise[::size]
+        uniforms = torch.stack([torch.rand((), generator=source, device=source.device).cpu() for source in sources])
+        rows = weights.resample(which, uniforms)
+        potential.reorder(rows)
+        on_device = rows.to(step.ids.device)
+        taken, ids, remaining = self._last
+        text = taken.attention_mask[on_device]
+        self._last = (replace(taken, attention_mask=text), ids[on_device], remaining[on_device])
+        self._rewards = None if self._rewards is None else self._rewards[rows]
+        if self._guidance is not None:
+            self._guidance.reorder(on_device)
+        return on_device
+
+    def _note(self, step: DenoisingStep, effective: Tensor, which: Tensor) -> None:
+        rewards = None if self._rewards is None else self._rewards.view(len(effective), -1)
+        self.trace.append(ParticleStep(step.progress, rewards, effective, which))
+
+    def _check(self, step: DenoisingStep) -> None:
+        """Groups as the settings have them, in the first step of a call; ValueErrors as `particles` says."""
+        size, batch = self.config.num_particles, len(step.ids)
+        if step.greedy and size > 1:
+            raise ValueError(
+                "`temperature` 0 makes all particles of a prompt the same; raise it, such as to 1, or draw one."
+            )
+        if self._weights is not None and self._weights.log.numel() == batch:
+            return
+        if batch % size:
+            raise ValueError(
+                f"`num_particles` must divide the batch, got {size} for {batch} sequences; ask the pipeline for "
+                f"{size} of every prompt, one after the other."
+            )
+        first = torch.arange(batch, device=step.ids.device) // size * size
+        prompts = step.prompts
+        alike = prompts is None or all(prompts[k] == prompts[k // size * size] for k in range(batch))
+        fixed = step.ids.where(~step.free, 0)
+        if not (alike and torch.equal(fixed[first], fixed) and torch.equal(step.free[first], step.free)):
+            raise ValueError(
+                f"the {size} particles of a group must be of one prompt, one after the other; repeat every prompt "
+                f"{size} times."
+            )
+        self._weights = Weights(batch // size, size)
+        self._potential = Potential(self.config.potential, self.config.temperature, batch)
+
+    def _check_alive(self, weights: Weights) -> None:
+        if bool(weights.dead.any()):
+            group = int(weights.dead.nonzero()[0])
+            raise ValueError(
+                f"all {self.config.num_particles} particles of prompt {group} have weight 0: the reward of each is NaN "
+                "or -inf; make it finite, or take more particles."
+            )
+
+
+def log_ratio(step: DenoisingStep, guided: Tensor, drawn: Drawn) -> Tensor:
+    """`sum log p(v) / q(v)` over the tokens v that were drawn, `(batch,)` float64 on the CPU.
+
+    p is what the host would have drawn from, q what it was given, both at its temperature.
+
+    Args:
+        step: as the host had it, its own logits included.
+        guided: `(free positions, vocabulary)`, what the host was given.
+        drawn: tokens at positions that were free.
+    """
+    committed = (drawn.positions & step.free)[step.free]  # (free positions,)
+    tokens = drawn.tokens[step.free][committed, None]
+    own = HostLogits(replace(step, free=step.free & drawn.positions)).logits()
+    given = guided[committed].float() / step.temperature
+    values = own.double().log_softmax(-1) if own.device.type == "cpu" else own.log_softmax(-1)
+    others = given.to(values.dtype).log_softmax(-1)
+    ratios = (values.gather(-1, tokens) - others.gather(-1, tokens))[:, 0].double().cpu()
+    total = torch.zeros(len(step.ids), dtype=torch.float64)
+    return total.index_add_(0, step.free.nonzero()[:, 0][committed].cpu(), ratios)

@@ -1,0 +1,38 @@
+"""What the rewards of a sequence that is not finished are to its weight."""
+
+import torch
+from torch import Tensor
+
+
+class Potential:
+    """The log-potentials of the rows of a batch as rewards come in, see `ParticleConfig`; float64 on the CPU.
+
+    Args:
+        kind: `"difference"`, `"max"` or `"sum"`.
+        temperature: units of reward in a nat.
+        batch: number of rows.
+    """
+
+    def __init__(self, kind: str, temperature: float, batch: int):
+        self._kind, self._temperature = kind, temperature
+        self._spent = torch.zeros(batch, dtype=torch.float64)  # all increments so far, nats
+        start = -torch.inf if kind == "max" else 0.0
+        self._known = torch.full((batch,), start, dtype=torch.float64)  # the largest reward, or the sum of all
+
+    def grow(self, rewards: Tensor) -> Tensor:
+        """By how many nats the weights grow, `(batch,)`, now that these are the rewards."""
+        rewards = rewards.to(self._spent) / self._temperature
+        if self._kind == "difference":
+            return self.finish(rewards * self._temperature)
+        self._known = torch.maximum(self._known, rewards) if self._kind == "max" else self._known + rewards
+        self._spent = self._spent + self._known
+        return self._known
+
+    def finish(self, rewards: Tensor) -> Tensor:
+        """The same for the rewards of finished sequences, which are what all increments come to."""
+        rewards = rewards.to(self._spent) / self._temperature
+        grown, self._spent = rewards - self._spent, rewards
+        return grown
+
+    def reorder(self, rows: Tensor) -> None:
+        self._spent, self._known = self._spent[rows], self._known[rows]
