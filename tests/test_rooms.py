@@ -52,7 +52,7 @@ def room(module):
     if module == "redge_guidance.__main__":
         return "cli"
     rooms = ("pipelines", "rewards", "hosts", "cli", "estimators", "samples", "setups", "generation", "harness")
-    rooms += ("constraints",)
+    rooms += ("constraints", "particles")
     return parts[1] if len(parts) > 1 and parts[1] in rooms else "core"
 
 
@@ -95,6 +95,12 @@ MAY_NOT = [  # (who, does not import)
     ("pipelines", "harness"),
     ("rewards", "harness"),
     ("harness", "cli"),
+    ("core", "particles"),
+    ("hosts", "particles"),
+    ("particles", "cli"),
+    ("particles", "setups"),
+    ("particles", "pipelines"),
+    ("particles", "rewards"),
     ("constraints", "pipelines"),
     ("constraints", "rewards"),
     ("constraints", "hosts"),

@@ -246,10 +246,7 @@ def _attached_class(kind: type, attachment: Attachment, entries: list[str]) -> t
 
     def set_attribute(self: Any, name: str, value: Any) -> None:
         if name == "scheduler" and attachment.uses_scheduler and value is not self.scheduler:
-            raise RuntimeError(
-                "`scheduler` cannot be exchanged while the guided pipeline is drawing, since the new one would not be "
-                "guided; exchange it between calls, or before `guide`."
-            )
+            raise RuntimeError("`scheduler` cannot be exchanged while the guided pipeline is drawing; do it between.")
         super(attached, self).__setattr__(name, value)
 
     def deep_copy(self: Any, memo: dict[int, Any]) -> Any:

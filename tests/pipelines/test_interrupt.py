@@ -5,7 +5,7 @@ import logging
 import pytest
 import torch
 
-from redge_guidance import guide
+from redge_guidance import GuidanceConfig, guide
 from redge_guidance.logging import disable_progress_bar, enable_progress_bar
 from tests.helpers.hosts import any_reward, count_of_a, llada2, seeded
 from tests.helpers.images import tiny_image_pipeline
@@ -144,7 +144,7 @@ def test_a_sample_that_a_callback_changed_is_what_guidance_sees():
         sample[:, -1] = 5
         return {"sample": sample}
 
-    with guide(pipe, reward):
+    with guide(pipe, reward, GuidanceConfig(every=1)):
         sequences = pipe("", num_inference_steps=3, generator=seeded(), callback_on_step_end=callback).sequences
     assert sequences[0, -1] == 5
     assert all(set(ends) == {5} for ends in seen[-3:])

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from redge_guidance import GuidanceConfig, ReDGE, StraightThrough
-from redge_guidance.estimators import ESTIMATORS, EntropyMix, Estimator, Pathwise, ReinforceLOO, Soft
+from redge_guidance.estimators import ESTIMATORS, Estimator, Pathwise, ReinforceLOO, Soft
 from redge_guidance.guidance import Guidance
 from redge_guidance.updates import Adam, Natural
 
@@ -75,7 +75,7 @@ def test_estimator_is_always_read_as_an_object():
         assert same == GuidanceConfig(estimator=ReDGE())
         assert same.estimator == ReDGE()
     assert dataclasses.replace(config, estimator="soft").estimator == Soft()
-    assert GuidanceConfig().estimator == EntropyMix()
+    assert GuidanceConfig().estimator == Soft()
     assert "estimator=ReDGE(" in repr(config)
 
 
@@ -178,9 +178,10 @@ def test_a_seed_is_what_torch_takes_as_one(seed):
 @pytest.mark.parametrize(
     ("settings", "first", "later"),
     [
-        ({}, 4, 1),
-        ({"target": 1.0}, 4, 1),
-        ({"scale": 2.0}, 1, 1),
+        ({}, 1, 1),  # `soft` draws nothing
+        ({"estimator": "entropy_mix"}, 4, 1),
+        ({"estimator": "redge", "target": 1.0}, 4, 1),
+        ({"estimator": "redge", "scale": 2.0}, 1, 1),
         ({"num_draws": 3}, 3, 3),
         ({"estimator": "reinforce_loo"}, 32, 32),
     ],

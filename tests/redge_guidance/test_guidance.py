@@ -23,13 +23,13 @@ CONFIGS = {
     "target": GuidanceConfig(target=-0.05),
     "scale": GuidanceConfig(scale=2.0),
     "plain": plain_config(),
-    "support": GuidanceConfig(support=3, every=1),
+    "support": GuidanceConfig(support=3, every=1, estimator="entropy_mix", update=Natural(3, 1 / 3)),
     "straight_through": GuidanceConfig(estimator="straight_through"),
     "redge": GuidanceConfig(estimator="redge"),
     "soft": GuidanceConfig(estimator="soft", num_draws=1),
     "black box": GuidanceConfig(estimator="reinforce_loo", num_draws=32),
     "adam": plain_config(update=Adam(num_updates=3)),
-    "budget": GuidanceConfig(scale=50.0, kl_budget=0.2, update=Natural(num_updates=2)),
+    "budget": GuidanceConfig(scale=50.0, kl_budget=0.2, estimator="entropy_mix"),
 }
 
 
@@ -390,7 +390,7 @@ def test_trace_and_repr(pipe, reward):
 
 def test_own_seed_decides_the_noise_of_guidance(pipe, reward):
     def run(seed):
-        with guide(pipe, reward, GuidanceConfig(scale=8.0, num_draws=1), seed=seed):
+        with guide(pipe, reward, GuidanceConfig(scale=8.0, estimator="entropy_mix", num_draws=1), seed=seed):
             return sample(pipe, prompt=[""] * 20)
 
     assert torch.equal(run(1), run(1))

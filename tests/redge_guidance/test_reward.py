@@ -72,7 +72,7 @@ def test_an_error_names_its_term(pipe):
         pipe([""])
     with (
         guide(pipe, LexicalReward("a") + (lambda tokens: count_a(tokens).sum())),
-        pytest.raises(ValueError, match=r"`<lambda>` must return shape \(4,\), got \(\); do not sum"),
+        pytest.raises(ValueError, match=r"`<lambda>` must return shape \(1,\), got \(\); do not sum"),
     ):
         pipe([""])
     assert pipe([""], generator=torch.Generator().manual_seed(0)).texts  # usable afterwards

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from redge_guidance import GuidanceConfig, guide
-from redge_guidance.estimators import ESTIMATORS
+from redge_guidance.estimators import ESTIMATORS, ReDGE, StraightThrough
 from redge_guidance.reward import Reward
 from redge_guidance.updates import Adam, Natural
 from tests.helpers.hosts import JUMP, ONE_OF_EACH, masked
@@ -134,9 +134,12 @@ def test_settings_reach_guidance_through_the_handle(name):
 @pytest.mark.parametrize(
     ("settings", "usual_scale", "counts"),
     [
-        ({}, None, [4, 1]),
-        ({}, 2.0, [1, 1]),  # the price is known
-        ({"kl_budget": 1.0}, 2.0, [4, 1]),
+        ({"estimator": "entropy_mix"}, None, [4, 1]),
+        ({"estimator": "entropy_mix"}, 2.0, [1, 1]),  # the price is known
+        ({"estimator": "entropy_mix", "kl_budget": 1.0}, 2.0, [4, 1]),
+        ({}, None, [1, 1]),  # the samples of `soft` are all the same
+        ({"estimator": ReDGE(hard=False)}, None, [4, 1]),
+        ({"estimator": StraightThrough(hard=False)}, None, [1, 1]),
         ({"scale": 2.0}, None, [1, 1]),
         ({"num_draws": 2}, None, [2, 2]),
     ],

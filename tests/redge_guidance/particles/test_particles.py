@@ -1,0 +1,278 @@
+"""What particles come to at the ends of their settings, what is refused, and that a copy is a copy of everything."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+from redge_guidance import GuidanceConfig, generate, guide
+from redge_guidance.course import Course
+from redge_guidance.particles import ParticleConfig, best_of_n, particles, search
+from redge_guidance.rewards import BlackBoxReward, LexicalReward
+from redge_guidance.tilts import Kept, Tilts
+from redge_guidance.trace import SequenceFigures, of_sequences
+from tests.helpers.hosts import any_reward, llada2, masked_image, seeded
+from tests.helpers.tiny import tiny_pipeline, tiny_reward, tiny_uniform
+
+GUIDED = GuidanceConfig(scale=2.0, every=2)
+makers = pytest.mark.parametrize("make", [tiny_pipeline, tiny_uniform], ids=["masked", "uniform"])
+four = ParticleConfig(num_particles=4)
+
+
+def generators(count, seed=0):
+    return [seeded(100 * seed + k) for k in range(count)]
+
+
+@pytest.fixture(scope="module")
+def reward():
+    return tiny_reward()
+
+
+# ---- the ends ----
+
+
+@makers
+def test_one_particle_is_guidance(make, reward):
+    pipe = make()
+    with guide(pipe, reward, GUIDED, seed=3):
+        expected = pipe(["a b"] * 6, generator=generators(6)).sequences
+    with particles(pipe, reward, ParticleConfig(num_particles=1), GUIDED, seed=3) as handle:
+        assert torch.equal(pipe(["a b"] * 6, generator=generators(6)).sequences, expected)
+    assert handle.outcome.log_weights.tolist() == [[0.0]] * 6
+    assert len(handle.trace) > 0
+
+
+@makers
+def test_without_resampling_it_is_the_bare_sampler_and_best_of_n(make, reward):
+    pipe, temperature = make(), 0.5
+    bare = pipe(["a b"] * 8, generator=generators(8))
+    config = ParticleConfig(num_particles=4, resample_below=0, temperature=temperature)
+    with particles(pipe, reward, config) as handle:
+        output = pipe(["a b"] * 8, generator=generators(8))
+    assert torch.equal(output.sequences, bare.sequences)
+    scores = reward.score(bare.texts).double().view(2, 4)
+    torch.testing.assert_close(handle.outcome.rewards, scores, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(handle.outcome.log_weights, (scores / temperature).log_softmax(-1), atol=1e-3, rtol=1e-4)
+    expected = (scores / temperature).logsumexp(-1) - np.log(4)
+    torch.testing.assert_close(handle.outcome.log_z, expected, atol=1e-3, rtol=1e-4)
+    assert handle.outcome.best.tolist() == scores.argmax(-1).tolist()
+    assert not any(bool(step.resampled.any()) for step in handle.steps)
+    assert handle.trace is None
+
+
+@makers
+def test_a_pipeline_is_as_it_was_afterwards(make, reward):
+    pipe = make()
+    kind, before = type(pipe), pipe(["a"] * 4, generator=generators(4)).sequences
+    with particles(pipe, reward, four):
+        pipe(["a"] * 4, generator=generators(4))
+    assert type(pipe) is kind
+    assert torch.equal(pipe(["a"] * 4, generator=generators(4)).sequences, before)
+
+
+def test_the_same_seeds_give_the_same_particles_and_another_resamples_otherwise(reward):
+    pipe, found = tiny_pipeline(), []
+    config = ParticleConfig(num_particles=4, resample_below=1.0)
+    for seed in (1, 1, 2):
+        with particles(pipe, reward, config, seed=seed):
+            found.append(pipe([""] * 32, generator=seeded()).sequences)
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+
+
+def test_a_group_does_not_know_of_its_batch(reward):
+    pipe, config = tiny_pipeline(), ParticleConfig(num_particles=4, resample_below=1.0)
+
+    def run(prompts, first):
+        with particles(pipe, reward, config, GUIDED) as handle:
+            sequences = pipe(prompts, generator=[seeded(first + k) for k in range(len(prompts))]).sequences
+        return sequences, handle.outcome
+
+    together, of_both = run(["a b"] * 4 + ["c d"] * 4, 0)
+    for group, prompt in enumerate(["a b", "c d"]):
+        alone, outcome = run([prompt] * 4, 4 * group)
+        assert torch.equal(alone, together[4 * group : 4 * group + 4])
+        torch.testing.assert_close(outcome.log_z[0], of_both.log_z[group], atol=1e-4, rtol=1e-4)
+
+
+def test_resampling_raises_what_is_asked_for(reward):
+    pipe = tiny_pipeline()
+    bare = reward.score(pipe([""] * 64, generator=seeded()).texts).mean()
+    with particles(pipe, reward, ParticleConfig(num_particles=8, resample_below=1.0)):
+        assert reward.score(pipe([""] * 64, generator=seeded()).texts).mean() > bare + 0.5
+
+
+def test_rewards_of_strings_are_asked_about_draws():
+    pipe, shown = tiny_pipeline(), []
+
+    def count(text):
+        shown.append(text)
+        return float(text.count("a"))
+
+    with particles(pipe, BlackBoxReward(count), ParticleConfig(num_particles=8, num_completions=3)) as handle:
+        texts = pipe(["b"] * 8, generator=seeded(), num_inference_steps=4).texts
+    assert not any("[MASK]" in text for text in shown)
+    assert handle.outcome.rewards[0].tolist() == [float(text.count("a")) for text in texts]
+    assert len(shown) > 3 * 8  # of texts that it was asked about before it keeps the answer
+
+
+def test_every_and_start_say_when_the_reward_is_asked(reward):
+    pipe = tiny_pipeline()
+    with particles(pipe, reward, ParticleConfig(num_particles=2, every=2, start=0.4)) as handle:
+        pipe([""] * 4, generator=seeded(), num_inference_steps=5)
+    assert [step.rewards is not None for step in handle.steps] == [False, False, True, False, True]
+    assert [round(step.progress, 3) for step in handle.steps] == [0.0, 0.2, 0.4, 0.6, 0.8]
+
+
+def test_images():
+    pipe, _ = masked_image()
+    with particles(pipe, any_reward(pipe), ParticleConfig(num_particles=2, temperature=0.01)) as handle:
+        pipe(class_labels=[0, 0, 2, 2], guidance_scale=2.0, generator=seeded(), output_type="latent")
+    assert handle.outcome.rewards.shape == (2, 2)
+    with (
+        particles(pipe, any_reward(pipe), ParticleConfig(num_particles=2, temperature=1e-4, resample_below=1.0)),
+        pytest.raises(ValueError, match="exchange images of one class"),
+    ):
+        pipe(class_labels=[0, 1], guidance_scale=2.0, generator=seeded(), output_type="latent")
+
+
+# ---- what a copy takes along ----
+
+
+def test_what_guidance_keeps_goes_along():
+    free, generator = torch.ones(3, 2, dtype=torch.bool), seeded()
+    values = torch.randn(6, 4, generator=generator)
+    tilts = Tilts()
+    tilts.keep(free, Kept(values, torch.ones(6, 1), torch.ones(6, 1), None), torch.ones(3, dtype=torch.bool))
+    tilts.reorder(torch.tensor([2, 1, 2]))
+    _, kept = tilts.at(free)
+    assert torch.equal(kept.values.view(3, 2, 4), values.view(3, 2, 4)[[2, 1, 2]])
+
+
+def test_the_course_of_a_sequence_goes_along():
+    course, free = Course(every=3), torch.ones(3, 2, dtype=torch.bool)
+    plan = course.plan(free)
+    figures = [SequenceFigures(k, 0.0, 0.0, 0.0, 2, ceiling=float(k), at_rest=k == 2) for k in range(3)]
+    course.note(plan, of_sequences(0.0, figures))
+    course.reorder(torch.tensor([2, 1, 1]))
+    assert course.ceilings(torch.ones(3, dtype=torch.bool)).tolist() == [2.0, 1.0, 1.0]
+    asked = [course.plan(free).asked.tolist() for _ in range(6)]
+    assert [row[0] for row in asked] == [False] * 5 + [True]  # at rest: at every second of every third
+    assert [row[2] for row in asked] == [False, False, True, True, True, True]
+
+
+# ---- one call ----
+
+
+def test_search_gives_the_best_of_every_prompt_whatever_the_batch(reward):
+    pipe, config = tiny_pipeline(), ParticleConfig(num_particles=4, resample_below=1.0)
+    prompts = ["a b", "", "c d [MASK]", "a"]
+    found = list(search(pipe, prompts, reward, config, GUIDED, batch_size=8, seed=1))
+    alone = [next(search(pipe, [prompt], reward, config, GUIDED, seed=1)) for prompt in prompts]
+    assert [one.index for one in found] == [0, 1, 2, 3]
+    for one, other in zip(found, alone, strict=True):
+        assert one.samples == other.samples
+        np.testing.assert_allclose(one.rewards, reward.score(one.samples), atol=1e-4)
+        assert one.best == one.samples[int(np.argmax(one.rewards))]
+        assert sum(np.exp(one.log_weights)) == pytest.approx(1.0)
+        assert one.log_z == pytest.approx(other.log_z, abs=1e-3)
+
+
+def test_best_of_n_is_the_samples_of_generate(reward):
+    pipe, prompts = tiny_pipeline(), ["a", "b c", ""]
+    records = list(generate(pipe, prompts, reward, GuidanceConfig(scale=0), samples_per_prompt=5, seed=2))
+    for one in best_of_n(pipe, prompts, reward, 5, seed=2, batch_size=4):
+        mine = [record for record in records if record.index == one.index]
+        assert one.samples == [record.text for record in mine]
+        assert one.rewards == pytest.approx([record.reward for record in mine], abs=1e-5)
+        assert one.reward == max(one.rewards)
+
+
+def test_of_a_prompt_that_has_its_target_no_more_are_drawn(reward):
+    pipe = tiny_pipeline()
+    found = {one.prompt: one for one in best_of_n(pipe, ["a a a a", "b"], reward, 40, target=-0.01, batch_size=4)}
+    lengths = {prompt: len(one.samples) for prompt, one in found.items()}
+    assert lengths["a a a a"] < 40
+    for one in found.values():
+        assert (one.reward >= -0.0101) == (len(one.samples) < 40)
+
+
+# ---- bad input ----
+
+
+@pytest.mark.parametrize(
+    ("prompts", "settings", "words"),
+    [
+        (["a"] * 6, {}, "`num_particles` must divide the batch, got 4 for 6"),
+        (["a", "a", "b", "b"], {}, "must be of one prompt"),
+        (["a"] * 4, {"temperature": 0.0}, "`temperature` 0 makes all particles"),
+    ],
+)
+def test_what_cannot_be_a_group(prompts, settings, words, reward):
+    pipe = tiny_pipeline()
+    with particles(pipe, reward, four), pytest.raises(ValueError, match=words):
+        pipe(prompts, generator=seeded(), **settings)
+    assert len(pipe(["a"] * 3, generator=seeded()).texts) == 3
+
+
+@pytest.mark.parametrize("bad", [float("nan"), -float("inf")])
+def test_one_that_is_not_finite_dies_and_that_is_said_once(bad):
+    pipe = tiny_pipeline()
+
+    def reward(tokens):
+        values = tokens.embed(torch.zeros(len(pipe.tokenizer), 1)).sum((1, 2))
+        values[1] = bad
+        return values
+
+    with particles(pipe, reward, ParticleConfig(num_particles=4, resample_below=0)) as handle:
+        with pytest.warns(UserWarning, match="not finite for 1 of 4") as told:
+            pipe([""] * 4, generator=seeded())
+        assert len(told) == 1
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            pipe([""] * 4, generator=seeded(1))
+    weights = handle.outcome.log_weights.exp()[0]
+    torch.testing.assert_close(weights, torch.tensor([1 / 3, 0, 1 / 3, 1 / 3], dtype=torch.float64))
+    assert handle.outcome.best.tolist() == [0]
+
+
+def _told():
+    return pytest.warns(UserWarning, match="not finite for 4 of 4")
+
+
+def test_a_group_without_any_weight_is_an_error():
+    pipe = tiny_pipeline()
+
+    def reward(tokens):
+        return torch.full((len(tokens),), float("nan"))
+
+    with particles(pipe, reward, four), _told(), pytest.raises(ValueError, match="all 4 particles"):
+        pipe([""] * 4, generator=seeded())
+
+
+def test_what_is_no_reward_or_setting(reward):
+    pipe = tiny_pipeline()
+    with pytest.raises(ValueError, match="`config` must be a ParticleConfig"):
+        particles(pipe, reward, GuidanceConfig())
+    with pytest.raises(ValueError, match="`guidance` must be a GuidanceConfig"):
+        particles(pipe, reward, four, four)
+    with pytest.raises(ValueError, match="follows words, lengths and expressions exactly"):
+        particles(pipe, reward + LexicalReward("a"), four, GUIDED)
+    with particles(pipe, reward + 2 * LexicalReward("a"), four) as handle:
+        texts = pipe(["b"] * 4, generator=seeded()).texts
+    expected = (reward + 2 * LexicalReward("a")).score(texts).double()
+    torch.testing.assert_close(handle.outcome.rewards[0], expected, atol=1e-4, rtol=1e-4)
+    with pytest.raises(RuntimeError, match="no call of the pipeline has come to its end"):
+        _ = particles(tiny_pipeline(), reward, four).outcome
+    with pytest.raises(ValueError, match="must return shape"), particles(pipe, lambda tokens: torch.zeros(()), four):
+        pipe([""] * 4)
+
+
+def test_a_host_that_cannot_exchange_sequences_says_what_to_do():
+    pipe, run = llada2(("a b", "a b"))
+    config = ParticleConfig(num_particles=2, temperature=1e-4, resample_below=1.0)
+    with particles(pipe, any_reward(pipe), config), pytest.raises(RuntimeError, match="eos_early_stop=False"):
+        run()
+    with pytest.raises(ValueError, match="call it under `particles`"):
+        search(pipe, "a", any_reward(pipe), config)
