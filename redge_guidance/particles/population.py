@@ -82,6 +82,10 @@ class Population:
         self.trace, self._index = [], 0
         self._weights: Weights | None = None
         self._potential: Potential | None = None
+        self._before: tuple[float, bool] | None = (
+            None  # of the step before: progress, whether it left any open
+        )
+        self._between, self._redraws = 0.0, False
         self._guided: Tensor | None = None  # logits of the step that the host is taking
         self._last: tuple[DenoisingStep, Tensor, Tensor] | None = None  # its ids and what remained, after it
         self._rewards: Tensor | None = None  # of what is in `_last`; None: not asked
@@ -112,7 +116,7 @@ class Population:
         self._last = (step, drawn.tokens, remaining)
         self._check_alive(weights)
         effective = weights.effective()
-        going = bool(remaining.any()) or (step.later is not None and bool(step.later.any())) or step.coming > 0
+        going = self._goes_on(step, remaining)
         # the small allowance is for rounding: of equal weights the effective number is n
         which = (effective < config.resample_below * config.num_particles - 1e-9) & going
         self._note(step, effective, which)
@@ -134,6 +138,19 @@ class Population:
         rewards = self._rewards.view_as(weights.log)
         self.outcome = Outcome(weights.log.log_softmax(-1), weights.log_normaliser(), rewards)
         self._last = None
+
+    def _goes_on(self, step: DenoisingStep, remaining: Tensor) -> bool:
+        """Whether another step will draw: something is open, or what is drawn is drawn anew, as in uniform diffusion.
+
+        The latter shows when a step comes though nothing was left open by the one before, and ends with the last of the
+        timesteps, which are evenly spaced in the share of steps that are done.
+        """
+        before, self._before = self._before, (step.progress, bool(remaining.any()))
+        if before is not None and step.progress > before[0]:
+            self._between, self._redraws = step.progress - before[0], self._redraws or not before[1]
+        if bool(remaining.any()) or (step.later is not None and bool(step.later.any())) or step.coming > 0:
+            return True
+        return self._redraws and step.progress + self._between < 1 - 1e-6
 
     def _resampled(self, step: DenoisingStep, index: int, which: Tensor) -> Tensor:
         weights, potential, size = self._weights, self._potential, self.config.num_particles

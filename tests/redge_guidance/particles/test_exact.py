@@ -169,6 +169,7 @@ def _compare(pipe, guidance, **settings):
     worth = np.exp(hard(reward, pipe, bare) / 2)
     config = ParticleConfig(num_particles=4, temperature=2.0, resample_below=0.8)
     drawn, handle = run(pipe, reward, config, guidance, **settings)
+    assert any(bool(step.resampled.any()) for step in handle.steps)
     estimates, weights = handle.outcome.log_z.exp().numpy(), handle.outcome.log_weights.exp().numpy()
     drawn = drawn.view(GROUPS, 4, -1)
     a = pipe.tokenizer.convert_tokens_to_ids("a")

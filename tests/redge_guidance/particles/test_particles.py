@@ -103,6 +103,17 @@ def test_resampling_raises_what_is_asked_for(reward):
         assert reward.score(pipe([""] * 64, generator=seeded()).texts).mean() > bare + 0.5
 
 
+@makers
+@pytest.mark.parametrize("potential", ["difference", "sum"])
+def test_particles_are_resampled_until_the_last_step_which_leaves_them_be(make, potential, reward):
+    """Of uniform diffusion from the second on: that it draws anew what it has drawn shows then."""
+    pipe, config = make(), ParticleConfig(num_particles=4, resample_below=1.0, potential=potential)
+    with particles(pipe, reward, config) as handle:
+        pipe([""] * 32, generator=seeded(), num_inference_steps=5)
+    resampled = [bool(step.resampled.any()) for step in handle.steps]
+    assert resampled[1:] == [True, True, True, False]
+
+
 def test_rewards_of_strings_are_asked_about_draws():
     pipe, shown = tiny_pipeline(), []
 
