@@ -82,9 +82,7 @@ class Population:
         self.trace, self._index = [], 0
         self._weights: Weights | None = None
         self._potential: Potential | None = None
-        self._before: tuple[float, bool] | None = (
-            None  # of the step before: progress, whether it left any open
-        )
+        self._before: tuple[float, bool] | None = None  # of the step before: progress, whether it left any open
         self._between, self._redraws = 0.0, False
         self._guided: Tensor | None = None  # logits of the step that the host is taking
         self._last: tuple[DenoisingStep, Tensor, Tensor] | None = None  # its ids and what remained, after it
