@@ -41,7 +41,7 @@ class Completions:
         self._told = False
 
     def rewards(self, step: DenoisingStep, ids: Tensor, remaining: Tensor, noise: Noise) -> Tensor:
-        """`(batch,)` float64 on the CPU; NaN or infinite as the reward has it, which is said once.
+        """`(batch,)` float64 on the CPU; NaN where the reward is not finite, which is said once.
 
         Args:
             step: whose logits say what may become of the positions that remain.
@@ -65,7 +65,7 @@ class Completions:
                 "given weight 0; make it finite for every sequence, or be sure that this is meant.",
                 stacklevel=2,
             )
-        return found
+        return found.where(found.isfinite(), torch.nan)
 
     def _ask(self, step: DenoisingStep, noise: Noise, some_open: bool) -> Tensor:
         with Autocast.off(step.logits.device):

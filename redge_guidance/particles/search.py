@@ -1,6 +1,7 @@
 """Prompts in, for each the best of several samples out: by particles, or by best-of-N."""
 
 import itertools
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -40,13 +41,13 @@ class Found:
 
     @property
     def reward(self) -> float:
-        """The highest."""
-        return max(self.rewards)
+        """The highest, of those that are finite."""
+        return max((reward for reward in self.rewards if math.isfinite(reward)), default=math.nan)
 
     @property
     def best(self) -> Any:
         """The sample of the highest reward, the first of several."""
-        return self.samples[self.rewards.index(self.reward)]
+        return self.samples[self.rewards.index(self.reward) if math.isfinite(self.reward) else 0]
 
 
 def search(

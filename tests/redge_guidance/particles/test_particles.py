@@ -8,7 +8,7 @@ import torch
 
 from redge_guidance import GuidanceConfig, generate, guide
 from redge_guidance.course import Course
-from redge_guidance.particles import ParticleConfig, best_of_n, particles, search
+from redge_guidance.particles import Found, ParticleConfig, best_of_n, particles, search
 from redge_guidance.rewards import BlackBoxReward, LexicalReward
 from redge_guidance.tilts import Kept, Tilts
 from redge_guidance.trace import SequenceFigures, of_sequences
@@ -246,6 +246,29 @@ def test_one_that_is_not_finite_dies_and_that_is_said_once(bad):
     weights = handle.outcome.log_weights.exp()[0]
     torch.testing.assert_close(weights, torch.tensor([1 / 3, 0, 1 / 3, 1 / 3], dtype=torch.float64))
     assert handle.outcome.best.tolist() == [0]
+
+
+@pytest.mark.parametrize("potential", ["difference", "max", "sum"])
+@pytest.mark.parametrize("bad", [float("inf"), -float("inf"), float("nan")])
+def test_one_that_was_once_not_finite_stays_dead(bad, potential):
+    pipe, calls = tiny_pipeline(), []
+
+    def reward(tokens):
+        values = tokens.embed(torch.zeros(len(pipe.tokenizer), 1)).sum((1, 2))
+        values[1] = values[1] if calls else bad
+        calls.append(1)
+        return values
+
+    config = ParticleConfig(num_particles=4, potential=potential)
+    with particles(pipe, reward, config) as handle, pytest.warns(UserWarning, match="not finite for 1 of 4"):
+        pipe([""] * 4, generator=seeded(), num_inference_steps=4)
+    weights = handle.outcome.log_weights.exp()[0]
+    torch.testing.assert_close(weights, torch.tensor([1 / 3, 0, 1 / 3, 1 / 3], dtype=torch.float64))
+
+
+def test_the_best_of_those_that_were_found_is_alive():
+    found = Found(0, "a", ["x", "y", "z"], [float("nan"), 1.0, float("inf")])
+    assert (found.best, found.reward) == ("y", 1.0)
 
 
 def _told():
