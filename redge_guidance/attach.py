@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 from redge_guidance.arguments import Images, hidden_id, read_images
 from redge_guidance.config import GuidanceConfig
 from redge_guidance.guidance import Guidance
+from redge_guidance.handle import Handle
 from redge_guidance.hosts.attachment import Attachment
 from redge_guidance.hosts.base import Drawn
 from redge_guidance.hosts.calls import ForwardSettings
@@ -24,7 +24,7 @@ from redge_guidance.text import end_token_ids
 from redge_guidance.trace import Trace
 
 
-class GuidanceHandle:
+class GuidanceHandle(Handle):
     """A reward attached to a pipeline or a model, as `guide` returns it. A context manager that removes itself on exit.
 
     Attributes:
@@ -33,7 +33,8 @@ class GuidanceHandle:
     """
 
     def __init__(self, pipe: Any, guidance: Guidance | LogitsGuidance, attachment: Attachment | ForwardAttachment):
-        self._pipe, self._guidance, self._attachment = pipe, guidance, attachment
+        super().__init__(pipe, attachment)
+        self._guidance = guidance
 
     @property
     def config(self) -> GuidanceConfig:
@@ -42,10 +43,6 @@ class GuidanceHandle:
     @property
     def trace(self) -> Trace:
         return self._guidance.trace
-
-    def remove(self) -> None:
-        """Give the pipeline, or the model, back as it was. Does nothing the second time."""
-        self._attachment.remove()
 
     def reset(self, prompts: Sequence[str] | None = None, context: Tensor | None = None) -> None:
         """Of a guided model: its next call begins a sampling, where that cannot be told from the tokens.
@@ -60,18 +57,6 @@ class GuidanceHandle:
         if not isinstance(self._attachment, ForwardAttachment):
             raise ValueError("`reset` is for guided models; a pipeline says by itself when a sampling begins.")
         self._attachment.reset(prompts, context)
-
-    def __enter__(self) -> "GuidanceHandle":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.remove()
-
-    def __repr__(self) -> str:
-        where = "on" if self._attachment.attached else "removed from"
-        return f"<GuidanceHandle {where} {type(self._pipe).__name__}, {self.config}>"
 
 
 def guide(

@@ -1,21 +1,25 @@
 """`particles`: sequences of one prompt that compete, at the same seam as guidance."""
 
-from types import TracebackType
 from typing import Any
+
+from torch import Tensor
 
 from redge_guidance.accepting import as_reward
 from redge_guidance.config import GuidanceConfig
 from redge_guidance.constraints.constraint import parted
 from redge_guidance.guidance import Guidance
+from redge_guidance.handle import Handle
 from redge_guidance.hosts.attachment import Attachment
+from redge_guidance.hosts.base import Drawn
 from redge_guidance.particles.population import Outcome, ParticleStep, Population
 from redge_guidance.particles.settings import ParticleConfig
 from redge_guidance.randomness import check_seed
 from redge_guidance.reward import Wanted
+from redge_guidance.step import DenoisingStep
 from redge_guidance.trace import Trace
 
 
-class ParticleHandle:
+class ParticleHandle(Handle):
     """Particles on a pipeline, as `particles` returns them. A context manager that removes itself on exit.
 
     Attributes:
@@ -23,18 +27,22 @@ class ParticleHandle:
     """
 
     def __init__(self, pipe: Any, population: Population, guidance: Guidance | None, attachment: Attachment):
-        self._pipe, self._population, self._guidance, self._attachment = pipe, population, guidance, attachment
-        self.config: ParticleConfig = population.config
+        super().__init__(pipe, attachment)
+        self._population, self._guidance, self._in_call = population, guidance, lambda: attachment.in_call
+
+    @property
+    def config(self) -> ParticleConfig:
+        return self._population.config
 
     @property
     def outcome(self) -> Outcome:
         """Of the last call of the pipeline.
 
         Raises:
-            RuntimeError: there was none that came to its end.
+            RuntimeError: there was none, or it did not come to its end.
         """
         if self._population.outcome is None:
-            raise RuntimeError("no call of the pipeline has come to its end yet; call it first.")
+            raise RuntimeError("the pipeline was not called, or its last call did not come to its end; call it first.")
         return self._population.outcome
 
     @property
@@ -48,20 +56,10 @@ class ParticleHandle:
         return None if self._guidance is None else self._guidance.trace
 
     def remove(self) -> None:
-        """Give the pipeline back as it was. Does nothing the second time."""
-        self._attachment.remove()
-
-    def __enter__(self) -> "ParticleHandle":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.remove()
-
-    def __repr__(self) -> str:
-        where = "on" if self._attachment.attached else "removed from"
-        return f"<ParticleHandle {where} {type(self._pipe).__name__}, {self.config}>"
+        """Give the pipeline back as it was. A call in progress goes on without particles, and has no outcome."""
+        if self._in_call():
+            self._population.begin()
+        super().remove()
 
 
 def particles(
@@ -97,7 +95,8 @@ def particles(
     Raises:
         ValueError: a reward, config or seed that is none; a constraint, or a reward that is an automaton, which
             guidance follows exactly. While sampling: a batch that is no multiple of n, or whose groups have several
-            prompts; greedy sampling; a group all of whose particles have weight 0; what the reward raises.
+            prompts; greedy sampling; guided steps that exchange tokens drawn before, as corrector sweeps and editing; a
+            group all of whose particles have weight 0; what the reward raises.
         RuntimeError: while sampling, a pipeline that keeps something of a sequence where it cannot be exchanged.
 
     Example:
@@ -127,7 +126,9 @@ def particles(
             "which particles have no weights; leave `guidance` out, or guide by the other rewards."
         )
     population = Population(asked, config, guiding, check_seed(seed))
-    attachment = Attachment(
-        pipe, begin=population.begin, move=population.move, follow=population.follow, end=population.end
-    )
+
+    def follow(step: DenoisingStep, drawn: Drawn) -> Tensor | None:
+        return population.follow(step, drawn.tokens, drawn.positions)
+
+    attachment = Attachment(pipe, begin=population.begin, move=population.move, follow=follow, end=population.end)
     return ParticleHandle(pipe, population, guiding, attachment)

@@ -1,5 +1,6 @@
 """The particles of one call of a sampler: what is told at the seam, and who goes on."""
 
+import warnings
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -7,7 +8,6 @@ import torch
 from torch import Tensor
 
 from redge_guidance.guidance import Guidance
-from redge_guidance.hosts.base import Drawn
 from redge_guidance.particles.completions import Completions
 from redge_guidance.particles.potentials import Potential
 from redge_guidance.particles.settings import ParticleConfig
@@ -65,21 +65,21 @@ class Population:
 
     Attributes:
         trace: of the last call.
-        outcome: of the last call that came to its end; None before.
+        outcome: of the last call; None where it did not come to its end.
     """
 
     def __init__(self, reward: Any, config: ParticleConfig, guidance: Guidance | None, seed: int):
         self.config, self._guidance, self._seed = config, guidance, seed
         self._completions = Completions(reward, config.num_completions, config.hard)
-        self.trace: list[ParticleStep] = []
-        self.outcome: Outcome | None = None
         self.begin()
 
     def begin(self) -> None:
         """A call of the sampler begins."""
         if self._guidance is not None:
             self._guidance.begin()
-        self.trace, self._index = [], 0
+        self.trace: list[ParticleStep] = []
+        self.outcome: Outcome | None = None
+        self._index = 0
         self._weights: Weights | None = None
         self._potential: Potential | None = None
         self._before: tuple[float, bool] | None = None  # of the step before: progress, whether it left any open
@@ -91,27 +91,34 @@ class Population:
     def move(self, step: DenoisingStep) -> Tensor | None:
         """Guided logits `(free positions, vocabulary)`; None: the host's own."""
         self._check(step)
+        if self._guidance is not None and step.held is not None and bool((step.held & step.free).any()):
+            raise ValueError(
+                "`guidance` of steps that exchange tokens drawn before, as corrector sweeps and editing, has no known "
+                "weights; switch these off in the sampler, or leave `guidance` out."
+            )
         self._guided = None if self._guidance is None else self._guidance(step)
         return self._guided
 
-    def follow(self, step: DenoisingStep, drawn: Drawn) -> Tensor | None:
-        """Told what was drawn; the rows to go on with, `(batch,)`, None: as they are."""
+    def follow(self, step: DenoisingStep, tokens: Tensor, positions: Tensor) -> Tensor | None:
+        """Told what the host has drawn, `(batch, length)` both; the rows to go on with, `(batch,)`, None: all."""
         weights, potential = self._weights, self._potential
         assert weights is not None
         assert potential is not None
         index, config = self._index, self.config
         self._index += 1
-        remaining = step.free & ~drawn.positions
+        remaining = step.free & ~positions
+        if step.held is not None:  # what was not exchanged stays
+            remaining &= ~step.held
         increments = torch.zeros(len(step.ids), dtype=torch.float64)
         if self._guided is not None:
-            increments += log_ratio(step, self._guided, drawn)
+            increments += log_ratio(step, self._guided, tokens, positions)
         self._guided, self._rewards = None, None
         if index % config.every == 0 and step.progress >= config.start:
             noise = noise_of(step, self._seed, index, "completions")
-            self._rewards = self._completions.rewards(step, drawn.tokens, remaining, noise)
+            self._rewards = self._completions.rewards(step, tokens, remaining, noise)
             increments += potential.grow(self._rewards)
         weights.add(increments.view_as(weights.log))
-        self._last = (step, drawn.tokens, remaining)
+        self._last = (step, tokens, remaining)
         self._check_alive(weights)
         effective = weights.effective()
         going = self._goes_on(step, remaining)
@@ -127,15 +134,22 @@ class Population:
         if self._last is None or self._weights is None or self._potential is None:
             return
         step, ids, remaining = self._last
-        if self._rewards is None or bool(remaining.any()):
+        self._last = None
+        if bool(remaining.any()):
+            warnings.warn(
+                "the last step of the sampler has left positions open, so that it is not known what it returns, and "
+                "particles have no outcome; let it run to its end, with a scheduler that keeps all that it draws.",
+                stacklevel=2,
+            )
+            return
+        if self._rewards is None:
             noise = noise_of(step, self._seed, self._index, "completions")
-            self._rewards = self._completions.rewards(step, ids, torch.zeros_like(remaining), noise)
+            self._rewards = self._completions.rewards(step, ids, remaining, noise)
         weights = self._weights
         weights.add(self._potential.finish(self._rewards).view_as(weights.log))
         self._check_alive(weights)
         rewards = self._rewards.view_as(weights.log)
         self.outcome = Outcome(weights.log.log_softmax(-1), weights.log_normaliser(), rewards)
-        self._last = None
 
     def _goes_on(self, step: DenoisingStep, remaining: Tensor) -> bool:
         """Whether another step will draw: something is open, or what is drawn is drawn anew, as in uniform diffusion.
@@ -208,22 +222,23 @@ class Population:
             )
 
 
-def log_ratio(step: DenoisingStep, guided: Tensor, drawn: Drawn) -> Tensor:
+def log_ratio(step: DenoisingStep, guided: Tensor, tokens: Tensor, positions: Tensor) -> Tensor:
     """`sum log p(v) / q(v)` over the tokens v that were drawn, `(batch,)` float64 on the CPU.
 
-    p is what the host would have drawn from, q what it was given, both at its temperature.
+    p is what the host would have drawn from, q what it was given, both at its temperature, and both without the tokens
+    that guidance forbids; where one of these was drawn, in a sequence that was left to the host, nothing is counted.
 
     Args:
         step: as the host had it, its own logits included.
         guided: `(free positions, vocabulary)`, what the host was given.
-        drawn: tokens at positions that were free.
+        tokens, positions: `(batch, length)` int64 and bool, what was drawn, and where.
     """
-    committed = (drawn.positions & step.free)[step.free]  # (free positions,)
-    tokens = drawn.tokens[step.free][committed, None]
-    own = HostLogits(replace(step, free=step.free & drawn.positions)).logits()
-    given = guided[committed].float() / step.temperature
-    values = own.double().log_softmax(-1) if own.device.type == "cpu" else own.log_softmax(-1)
-    others = given.to(values.dtype).log_softmax(-1)
-    ratios = (values.gather(-1, tokens) - others.gather(-1, tokens))[:, 0].double().cpu()
+    drawn = positions & step.free
+    chosen = tokens[drawn][:, None]
+    own = HostLogits(replace(step, free=drawn)).logits()
+    given = (guided[drawn[step.free]].float() / step.temperature).masked_fill(own == -torch.inf, -torch.inf)
+    dtype = torch.float64 if own.device.type == "cpu" else own.dtype  # not every accelerator has float64
+    log_p, log_q = (logits.to(dtype).log_softmax(-1).gather(-1, chosen)[:, 0] for logits in (own, given))
+    ratios = (log_p - log_q).masked_fill(log_p == -torch.inf, 0.0).double().cpu()
     total = torch.zeros(len(step.ids), dtype=torch.float64)
-    return total.index_add_(0, step.free.nonzero()[:, 0][committed].cpu(), ratios)
+    return total.index_add_(0, drawn.nonzero()[:, 0].cpu(), ratios)

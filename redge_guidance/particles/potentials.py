@@ -21,17 +21,17 @@ class Potential:
 
     def grow(self, rewards: Tensor) -> Tensor:
         """By how many nats the weights grow, `(batch,)`, now that these are the rewards."""
-        rewards = rewards.to(self._spent) / self._temperature
         if self._kind == "difference":
-            return self.finish(rewards * self._temperature)
-        self._known = torch.maximum(self._known, rewards) if self._kind == "max" else self._known + rewards
+            return self.finish(rewards)
+        scaled = rewards.to(self._spent) / self._temperature
+        self._known = torch.maximum(self._known, scaled) if self._kind == "max" else self._known + scaled
         self._spent = self._spent + self._known
         return self._known
 
     def finish(self, rewards: Tensor) -> Tensor:
         """The same for the rewards of finished sequences, which are what all increments come to."""
-        rewards = rewards.to(self._spent) / self._temperature
-        grown, self._spent = rewards - self._spent, rewards
+        scaled = rewards.to(self._spent) / self._temperature
+        grown, self._spent = scaled - self._spent, scaled
         return grown
 
     def reorder(self, rows: Tensor) -> None:

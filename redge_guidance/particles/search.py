@@ -151,6 +151,8 @@ def best_of_n(
     Raises:
         ValueError: an argument out of range; what `generate` raises; a prompt that cannot be drawn.
     """
+    if guidance is not None and not isinstance(guidance, GuidanceConfig):
+        raise ValueError(f"`guidance` must be a GuidanceConfig or None, got {type(guidance).__name__}.")
     n, enough = whole_number("n", n, 1), None if target is None else as_real(target)
     if target is not None and (enough is None or enough != enough):
         raise ValueError(f"`target` must be a number, in units of the reward, or None, got {target!r}.")

@@ -17,8 +17,8 @@ class ParticleConfig:
 
         difference: exp((r_m - r_{m-1}) / T)      max: exp(max(r_1, ..., r_m) / T)      sum: exp((r_1 + ... + r_m) / T)
 
-    (FK steering, arXiv 2501.06848, section 4.1). In the end the weight is made that of the finished sequence,
-    `exp(r / T)`, whatever the potential.
+    (FK steering, arXiv 2501.06848). In the end the weight is made that of the finished sequence, `exp(r / T)`,
+    whatever the potential.
 
     Attributes:
         num_particles: n; 1 is no competition.

@@ -9,7 +9,7 @@ class Weights:
 
     With resampling at times that may depend on the particles themselves, `mean(w f)` times the mean weights of all
     resamplings before is an unbiased estimate of the sum that it stands for at every step: of `Z E_target[f]` in the
-    end, of Z for `f = 1` (Del Moral, 2004, section 7.4; Doucet and Johansen, 2009, section 3.5).
+    end, of Z for `f = 1`: resampling keeps the expectation of every particle's weight, and so does a step.
 
     Args:
         groups, size: so many groups of so many particles.

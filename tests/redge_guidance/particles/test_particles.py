@@ -5,6 +5,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from diffusers import DiscreteDDIMScheduler, EntropyBoundScheduler
 
 from redge_guidance import GuidanceConfig, generate, guide
 from redge_guidance.course import Course
@@ -13,7 +14,7 @@ from redge_guidance.rewards import BlackBoxReward, LexicalReward
 from redge_guidance.tilts import Kept, Tilts
 from redge_guidance.trace import SequenceFigures, of_sequences
 from tests.helpers.hosts import any_reward, llada2, masked_image, seeded
-from tests.helpers.tiny import tiny_pipeline, tiny_reward, tiny_uniform
+from tests.helpers.tiny import tiny_gemma, tiny_llada2, tiny_pipeline, tiny_reward, tiny_uniform
 
 GUIDED = GuidanceConfig(scale=2.0, every=2)
 makers = pytest.mark.parametrize("make", [tiny_pipeline, tiny_uniform], ids=["masked", "uniform"])
@@ -297,7 +298,7 @@ def test_what_is_no_reward_or_setting(reward):
         texts = pipe(["b"] * 4, generator=seeded()).texts
     expected = (reward + 2 * LexicalReward("a")).score(texts).double()
     torch.testing.assert_close(handle.outcome.rewards[0], expected, atol=1e-4, rtol=1e-4)
-    with pytest.raises(RuntimeError, match="no call of the pipeline has come to its end"):
+    with pytest.raises(RuntimeError, match="its last call did not come to its end"):
         _ = particles(tiny_pipeline(), reward, four).outcome
     with pytest.raises(ValueError, match="must return shape"), particles(pipe, lambda tokens: torch.zeros(()), four):
         pipe([""] * 4)
@@ -310,3 +311,64 @@ def test_a_host_that_cannot_exchange_sequences_says_what_to_do():
         run()
     with pytest.raises(ValueError, match="call it under `particles`"):
         search(pipe, "a", any_reward(pipe), config)
+
+
+KEPT = {"gen_length": 8, "temperature": 1.0, "eos_early_stop": False}
+RESERVING = {  # hosts that may draw tokens which guidance forbids
+    "llada2": (
+        tiny_llada2,
+        KEPT | {"block_length": 4, "num_inference_steps": 4, "use_chat_template": False, "editing_threshold": None},
+    ),
+    "gemma": (
+        lambda: tiny_gemma(DiscreteDDIMScheduler()),
+        KEPT | {"num_inference_steps": 4, "confidence_threshold": None},
+    ),
+}
+
+
+@pytest.mark.parametrize(("make", "settings"), RESERVING.values(), ids=list(RESERVING))
+def test_what_guidance_has_left_to_the_host_has_no_ratio(make, settings):
+    """A target that every text has: nothing is moved, and what a text weighs is its reward."""
+    pipe, guidance = make(), GuidanceConfig(target=-100.0, kl_budget=1.0)
+    with particles(pipe, any_reward(pipe), ParticleConfig(num_particles=2, resample_below=0), guidance) as handle:
+        pipe(["a b"] * 4, generator=seeded(1), **settings)
+    assert max(step.kl for step in handle.trace) < 1e-6
+    expected = handle.outcome.rewards.logsumexp(-1) - np.log(2)
+    torch.testing.assert_close(handle.outcome.log_z, expected, atol=1e-5, rtol=0)
+
+
+def test_guided_steps_that_exchange_tokens_are_refused(reward):
+    pipe = tiny_uniform(corrector_steps=2, corrector_k=2)
+    with particles(pipe, reward, four) as handle:
+        pipe(["a"] * 8, generator=seeded())
+    assert handle.outcome.log_z.isfinite().all()
+    with particles(pipe, reward, four, GUIDED), pytest.raises(ValueError, match="exchange tokens drawn before"):
+        pipe(["a"] * 8, generator=seeded())
+
+
+def test_without_an_end_there_is_no_outcome(reward):
+    """Of a sampler that leaves positions open, of a call that was interrupted, and of a handle that was removed."""
+    pipe = tiny_gemma(EntropyBoundScheduler())
+    settings = KEPT | {"num_inference_steps": 4, "confidence_threshold": None}
+    with particles(pipe, any_reward(pipe), ParticleConfig(num_particles=2, resample_below=0)) as handle:
+        with pytest.warns(UserWarning, match="left positions open"):
+            pipe(["a b"] * 4, generator=seeded(1), **settings)
+        with pytest.raises(RuntimeError, match="did not come to its end"):
+            _ = handle.outcome
+
+    def stop(pipe, step, timestep, tensors):
+        pipe._interrupt = True
+        return {}
+
+    pipe = tiny_pipeline()
+    with particles(pipe, reward, four) as handle:
+        pipe(["a"] * 4, generator=seeded())
+        with pytest.warns(UserWarning, match="left positions open"):
+            pipe(["a"] * 4, generator=seeded(), num_inference_steps=4, callback_on_step_end=stop)
+        with pytest.raises(RuntimeError, match="did not come to its end"):
+            _ = handle.outcome
+    for pipe in (tiny_pipeline(), tiny_uniform()):
+        handle = particles(pipe, reward, four)
+        pipe(["a"] * 4, generator=seeded(), callback_on_step_end=lambda *_, handle=handle: handle.remove() or {})
+        with pytest.raises(RuntimeError, match="did not come to its end"):
+            _ = handle.outcome

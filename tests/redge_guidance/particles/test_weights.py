@@ -69,7 +69,7 @@ def test_the_dead_stay_dead_until_they_are_exchanged():
 @pytest.mark.parametrize("temperature", [1.0, 0.25])
 @pytest.mark.parametrize("kind", ["difference", "max", "sum"])
 def test_potentials_are_those_of_fk_steering_and_come_to_the_finished_reward(kind, temperature):
-    """As equations (5) to (7) there have them, G by G, and the last makes up for all."""
+    """Written out G by G, as in its published code: the last is divided by the product of all before."""
     rewards = np.random.default_rng(1).normal(size=(5, 3))
     scaled, potential, total = rewards / temperature, Potential(kind, temperature, 3), np.zeros(3)
     for m in range(4):
