@@ -25,7 +25,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from judges import Clock, Grammar, bootstrap, distinct, image_nats_a_token, nats_a_token
+from redge_guidance.evaluate.costs import Clock
+from redge_guidance.evaluate.judges import Grammar, distinct, image_nats_a_token, nats_a_token
+from redge_guidance.evaluate.statistics import bootstrap
 from report import environment, save
 from reward_cases import Case, Goal, cases
 

@@ -25,6 +25,7 @@ from transformers import AutoModelForImageClassification
 
 from redge_guidance import GuidanceConfig, generate
 from redge_guidance.estimators import ESTIMATORS
+from redge_guidance.hub import resolve
 from redge_guidance.pipelines import MaskedImagePipeline
 from redge_guidance.rewards import ImageClassifierReward
 from redge_guidance.updates import Adam, Natural
@@ -32,14 +33,14 @@ from redge_guidance.updates import Adam, Natural
 sys.path.insert(0, str(Path(__file__).parent.parent / "training"))
 from digits import load_digits  # the split of the training
 
-MODEL, REWARD, JUDGE = "builtin:mnist-masked", "builtin:mnist-classifier", Path(__file__).parent / "digit-judge"
+MODEL, REWARD, JUDGE = "builtin:mnist-masked", "builtin:mnist-classifier", "builtin:mnist-judge"
 MEAN, DEVIATION = 0.1307, 0.3081
 DIGITS = [str(i) for i in range(10)]
 
 
 class Judge:
     def __init__(self, path: str | Path):
-        self.model = AutoModelForImageClassification.from_pretrained(path, dtype=torch.float32).eval()
+        self.model = AutoModelForImageClassification.from_pretrained(resolve(path), dtype=torch.float32).eval()
 
     @torch.no_grad()
     def __call__(self, pixels: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from judges import Vader
+from redge_guidance.evaluate.judges import Vader
 from mnist import JUDGE, Judge
 from reward_gradients import encoder_path
 from text_rewards import TARGETS, WORDS

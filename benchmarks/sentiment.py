@@ -17,7 +17,9 @@ import math
 import statistics
 
 import torch
-from judges import Clock, Grammar, Vader, distinct, interval, nats_a_token
+from redge_guidance.evaluate.costs import Clock
+from redge_guidance.evaluate.judges import Grammar, Vader, distinct, nats_a_token
+from redge_guidance.evaluate.statistics import interval
 from report import environment, save
 from settings import PLAIN
 

@@ -105,7 +105,7 @@ def main() -> None:
     parser.add_argument("--classifier", help="folder of train_digit_classifier.py --role reward")
     parser.add_argument("--judge", help="folder of train_digit_classifier.py --role judge")
     parser.add_argument("--output", default=ROOT / "checkpoints", type=Path)
-    parser.add_argument("--judge-output", default=ROOT / "benchmarks" / "digit-judge", type=Path)
+    parser.add_argument("--judge-output", default=ROOT / "checkpoints" / "mnist-judge", type=Path)
     args = parser.parse_args()
     if args.vq and args.transformer:
         build_model(Path(args.vq), Path(args.transformer), args.output / "mnist-masked")

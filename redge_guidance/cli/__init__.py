@@ -42,7 +42,11 @@ def main(argv: Sequence[str] | None = None) -> int:
                 flush_output()
             for name in ("torchao", "torch.utils._pytree", "diffusers.quantizers"):  # what these say when imported
                 logging.getLogger(name).setLevel(logging.CRITICAL)
-            from redge_guidance.cli.generating import generate  # which imports torch
+            if args.command == "evaluate":
+                from redge_guidance.cli.evaluating import evaluate  # which imports torch
+
+                return evaluate(args, written, on_with)
+            from redge_guidance.cli.generating import generate
 
             return generate(args, written, on_with)
     except ReaderGoneError:

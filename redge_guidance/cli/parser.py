@@ -36,7 +36,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         unknown = re.fullmatch(r"unrecognized arguments: (--[\w-]+).*", message, re.DOTALL)
-        near = get_close_matches(unknown[1], [option.flag for option in OPTIONS.values()], 1) if unknown else []
+        near = get_close_matches(unknown[1], list(self._option_string_actions), 1) if unknown else []
         message += f"; did you mean {near[0]}?" if near else ""
         self.exit(2, None if rank() else f"{self.prog}: error: {' '.join(message.split())}\n")
 
@@ -68,7 +68,32 @@ def build_parser() -> Parser:
         for option in OPTIONS.values():
             if option.group == group:
                 _add(section, option)
+    _add_evaluate(commands)
     return parser
+
+
+def _add_evaluate(commands: Any) -> None:
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="compare ways to draw under a reward: by a judge, likelihood, time and memory",
+        description="Draw samples of tasks by several methods, at several seeds, judge them by what nothing optimised, "
+        "and print a table. What is measured goes into the file of --output as it comes; the same command goes on "
+        "where it was stopped.",
+        epilog="A task is an embedded one, or a file in YAML: the settings of `generate --config` and, as `gold`, the "
+        "rewards that judge. A method has its settings in brackets, in YAML: 'guided[scale: 2, estimator: redge]', "
+        "'fk-8[temperature: 0.5]'. Groups of methods: main, estimators, strengths. Exit codes as of `generate`.",
+        allow_abbrev=False,
+    )
+    evaluate.add_argument("task", nargs="*", metavar="TASK", help="tasks, `all` for the embedded ones")
+    evaluate.add_argument("--list", action="store_true", help="say which tasks and methods there are, and end")
+    evaluate.add_argument("--methods", nargs="+", default=["main"], metavar="METHOD", help="(default: main)")
+    evaluate.add_argument("--samples", type=_whole, default=32, metavar="N", help="of a method and seed (default: 32)")
+    evaluate.add_argument("--seeds", type=_whole, nargs="+", default=[0], metavar="N", help="(default: 0)")
+    evaluate.add_argument("--batch-size", type=_whole, default=64, metavar="N", help="(default: 64)")
+    evaluate.add_argument("--threads", type=_whole, metavar="N", help="processors in use (default: as torch has it)")
+    evaluate.add_argument("--output", metavar="FILE", help="JSON lines, to go on with")
+    evaluate.add_argument("--table", metavar="FILE", help="the table, in Markdown")
+    evaluate.add_argument("--plot", metavar="FILE", help="a picture: the judge against time, and against likelihood")
 
 
 def _add(section: Any, option: Option) -> None:

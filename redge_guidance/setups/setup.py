@@ -120,6 +120,11 @@ def save(
 
 def read_options(file: str | os.PathLike[str]) -> Options:
     """The settings of a file, checked one by one. Errors as of `load`."""
+    return options_of(read_document(file))
+
+
+def read_document(file: str | os.PathLike[str]) -> documents.Document:
+    """What a file says, in YAML. Errors as of `load`."""
     name = os.fspath(file)
     try:
         text = Path(name).read_text(encoding="utf-8")
@@ -127,7 +132,11 @@ def read_options(file: str | os.PathLike[str]) -> Options:
         raise ValueError(f"{name} must be text in UTF-8: {error}.") from error
     except OSError as error:
         raise type(error)(f"{name} cannot be read: {error.strerror or error}.") from error
-    document = documents.read(text, name)
+    return documents.read(text, name)
+
+
+def options_of(document: documents.Document) -> Options:
+    """Its settings, checked one by one. Errors as of `load`."""
     options = of_document(document)
     if "reward" in options:  # its names are checked before anything is loaded
         place = lambda *path: document.place("reward", *path)  # noqa: E731

@@ -1,24 +1,19 @@
-"""What benchmarks judge finished samples by, none of which takes part in guidance, and what they take time by.
+"""What finished samples are judged by, none of which takes part in guidance.
 
 The grammar judge is `link-parser` of the Debian package link-grammar (Sleator and Temperley's parser, with its own
 dictionary of English): a text is grammatical where it has a complete linkage, one without a null link and without a
 violation of the parser's rules of post-processing.
 """
 
-import math
 import os
 import re
 import shutil
 import subprocess
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
-from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 CORRUPTIONS = 8  # of a text in the bound on its probability
 _FOUND = re.compile(r"Found \d+ linkages? \((\d+) (?:of \d+ random linkages? )?had no P\.P\. violations\)")
@@ -84,9 +79,19 @@ def line_of(text: str) -> str:
 
 
 class Vader:
-    """VADER's compound score of texts, in [-1, 1], and which of them it finds of a label."""
+    """VADER's compound score of texts, in [-1, 1], and which of them it finds of a label.
+
+    Raises:
+        RuntimeError: the package vaderSentiment is not installed.
+    """
 
     def __init__(self) -> None:
+        try:
+            from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+        except ImportError as error:
+            raise RuntimeError(
+                "`vaderSentiment` is not installed, which judges sentiments; `pip install vaderSentiment`."
+            ) from error
         self._analyzer = SentimentIntensityAnalyzer()
 
     def compound(self, text: str) -> float:
@@ -98,73 +103,55 @@ class Vader:
         return [sign * self.compound(text) > 0.2 for text in texts]
 
 
-def nats_a_token(pipe: Any, texts: list[str]) -> float:
-    """The model's own bound on -log p of the texts, by the tokens that they have, one each for the end."""
-    tokens = sum(len(ids) + 1 for ids in pipe.tokenizer(texts, add_special_tokens=False).input_ids)
-    return float(pipe.nll(texts, num_corruptions=CORRUPTIONS).sum()) / tokens
+def nats_and_tokens(pipe: Any, texts: Sequence[str]) -> tuple[list[float], list[int]]:
+    """The model's own bound on -log p of every text, and the tokens that it has, one for the end."""
+    tokens = [len(ids) + 1 for ids in pipe.tokenizer(list(texts), add_special_tokens=False).input_ids]
+    return pipe.nll(list(texts), num_corruptions=CORRUPTIONS).tolist(), tokens
+
+
+def nats_a_token(pipe: Any, texts: Sequence[str]) -> float:
+    """Of all texts together, their nats by their tokens."""
+    nats, tokens = nats_and_tokens(pipe, texts)
+    return sum(nats) / sum(tokens)
 
 
 @torch.no_grad()
-def image_nats_a_token(pipe: Any, tokens: Tensor, num_corruptions: int = CORRUPTIONS, batch_size: int = 256) -> float:
-    """The same of images without class, `(n, length)` tokens: the mean of `(length / k) sum -log p(x_i | visible)`.
+def image_nats(pipe: Any, tokens: Tensor, num_corruptions: int = CORRUPTIONS, batch_size: int = 256) -> Tensor:
+    """`(n,)`, the bound of images without class, `(n, length)` tokens: `(length / k) sum -log p(x_i | visible)`.
 
-    The sum is over k hidden positions, k uniform on 1..length (arXiv 2406.03736, equation 5), stratified.
+    The sum is over k hidden positions, k uniform on 1..length (arXiv 2406.03736, equation 5), stratified; the mean of
+    `num_corruptions`.
     """
-    source, total, length = torch.Generator().manual_seed(0), 0.0, tokens.shape[1]
+    source, found, length = torch.Generator().manual_seed(0), [], tokens.shape[1]
     for part in tokens.split(batch_size):
+        total = torch.zeros(len(part))
         for stratum in range(num_corruptions):
             level = (stratum + torch.rand(len(part), 1, generator=source)) / num_corruptions
             count = (level * length).long().clamp(max=length - 1) + 1
             hidden = torch.rand(part.shape, generator=source).argsort(-1).argsort(-1) < count
             logits = pipe.transformer(part.masked_fill(hidden, pipe.mask_token_id)).float()
             losses = -logits.log_softmax(-1).gather(-1, part[..., None])[..., 0]
-            total += float((losses * hidden * length / count).sum())
-    return total / (num_corruptions * tokens.numel())
+            total += ((losses * hidden).sum(-1) * length / count[:, 0]).cpu()
+        found.append(total / num_corruptions)
+    return torch.cat(found) if found else torch.zeros(0)
+
+
+def image_nats_a_token(pipe: Any, tokens: Tensor, num_corruptions: int = CORRUPTIONS, batch_size: int = 256) -> float:
+    """Their mean by a token."""
+    return float(image_nats(pipe, tokens, num_corruptions, batch_size).sum()) / tokens.numel()
+
+
+def distinct_n(texts: Sequence[str], n: int) -> float:
+    """Different n-grams of words by all there are (arXiv 1510.03055); NaN where there is none.
+
+    >>> distinct_n(["a b a", "a b"], 1), distinct_n(["a b a", "a b"], 2)
+    (0.4, 0.6666666666666666)
+    """
+    words = [text.split() for text in texts]
+    found = [tuple(one[i : i + n]) for one in words for i in range(len(one) - n + 1)]
+    return len(set(found)) / len(found) if found else float("nan")
 
 
 def distinct(texts: Sequence[str]) -> float:
     """Share of different texts."""
     return len(set(texts)) / len(texts)
-
-
-def interval(share: float, count: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share of `count` independent samples.
-
-    >>> [round(end, 3) for end in interval(0.5, 10)]
-    [0.237, 0.763]
-    """
-    z = 1.959964
-    middle, width = share + z * z / (2 * count), z * math.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2)
-    return max(0.0, (middle - width) / (1 + z * z / count)), min(1.0, (middle + width) / (1 + z * z / count))
-
-
-def bootstrap(
-    figure: Callable[..., np.ndarray], *columns: Sequence[float], resamples: int = 2000
-) -> tuple[float, float]:
-    """The 95 % interval of a figure of samples, by the percentiles of its values for samples drawn anew.
-
-    Args:
-        figure: of the means `(resamples,)` of every column, to values of the same shape.
-        columns: a number a sample each, those of one row belonging together.
-    """
-    source = np.random.default_rng(0)
-    rows = source.integers(len(columns[0]), size=(resamples, len(columns[0])))
-    values = figure(*(np.asarray(column, dtype=float)[rows].mean(1) for column in columns))
-    low, high = np.nanpercentile(values, [2.5, 97.5])
-    return float(low), float(high)
-
-
-@dataclass
-class Clock:
-    """Seconds by the clock on the wall and of all processors, of this process, that its blocks took together."""
-
-    wall: float = 0.0
-    process: float = 0.0
-
-    def __enter__(self) -> "Clock":
-        self._began = time.perf_counter(), time.process_time()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.wall += time.perf_counter() - self._began[0]
-        self.process += time.process_time() - self._began[1]

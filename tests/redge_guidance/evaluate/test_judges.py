@@ -1,18 +1,17 @@
-"""The judges of the benchmarks against answers that are not theirs: `python -m pytest benchmarks/test_judges.py`."""
+"""The judges against answers that are not theirs."""
 
 import math
 import shutil
 import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))
-from judges import Clock, Grammar, bootstrap, image_nats_a_token, interval, line_of
+from redge_guidance.evaluate.costs import Clock
+from redge_guidance.evaluate.judges import Grammar, image_nats_a_token, line_of
+from redge_guidance.evaluate.statistics import bootstrap, interval
 
 GOOD = ["The dog runs.", "She likes her new car.", "Who is he?", "Tom isn't here!", "I gave him the book yesterday."]
 BAD = ["the the dog", "Dog the the runs a.", "He are of the to go.", "I the book him gave of.", "Want the of is."]

@@ -1,0 +1,77 @@
+"""Tasks of one's own, in a file."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from redge_guidance.checks import as_real
+from redge_guidance.constraints.constraint import parted
+from redge_guidance.evaluate.tasks import Goal, Task
+from redge_guidance.reward import Reward
+from redge_guidance.setups.rewards import make, read_entries
+from redge_guidance.setups.setup import assemble, options_of, read_document
+
+_OWN = ("gold", "gold_at_least", "particle_temperature")
+
+
+def task_of(file: str | os.PathLike[str], trust_remote_code: bool = False) -> Task:
+    """The task of a YAML file: a set-up as `redge_guidance.load` reads it, with a judge.
+
+    Beside the settings of a set-up the file says `gold`, rewards as `reward` has them, which judge finished samples and
+    are never optimised; `gold_at_least`, what they are to be worth, without which samples are as the rewards themselves
+    want them; and, if it likes, `particle_temperature`, units of reward in a nat.
+
+        model: builtin:tatoeba-masked
+        reward: [TextClassifierReward: {name: builtin:sentiment, label: negative}]
+        gold: [LexicalReward: {wanted: sad}]
+        prompt: ["", "Tom"]
+
+    Raises:
+        ValueError: as `load`; no `reward` or no `gold`, a judge without yes or no and no `gold_at_least`, or a number
+            that is none.
+        OSError: the file, or a checkpoint, cannot be read.
+    """
+    document = read_document(file)
+    own = {name: document.values[name] for name in _OWN if name in document.values}
+    rest = replace(document, values={name: value for name, value in document.values.items() if name not in _OWN})
+    options = options_of(rest)
+    for name in ("gold_at_least", "particle_temperature"):
+        number = as_real(own.get(name, 1.0))
+        if number is None or (name == "particle_temperature" and not 0 < number < float("inf")):
+            told = "a finite number > 0" if name == "particle_temperature" else "a number"
+            raise ValueError(f"{document.place(name)}: `{name}` must be {told}, got {own[name]!r:.80}.")
+    if "gold" not in own:
+        raise ValueError(f"{document.source}: `gold` must say what judges the samples, rewards as `reward` has them.")
+    entries = read_entries(own["gold"], lambda *path: document.place("gold", *path), in_file=True)
+    unnamed = next((entry for entry in entries if entry.kind is None), None)
+    if unnamed is not None:
+        raise ValueError(
+            f"{unnamed.place}: `gold` must say what reward {unnamed.arguments['name']} is, as in "
+            "`TextClassifierReward: {name: ...}`."
+        )
+    setup = assemble(options, trust_remote_code)
+    if parted(setup.reward)[0] is None:
+        raise ValueError(f"{document.source}: `reward` must say what is optimised.")
+    gold = make(entries, options.get("device", "cpu"), options.get("dtype", "float32"), trust_remote_code)
+    goal = Goal(setup.reward, _judging(gold, own.get("gold_at_least"), document.source), setup.run.get("prompt", [""]))
+    setup.pipe.set_progress_bar_config(disable=True)
+    judged = f"{gold.name}" + (f" at least {own['gold_at_least']}" if "gold_at_least" in own else "")
+    temperature = float(own.get("particle_temperature", 1.0))
+    return Task(Path(file).stem, judged, setup.pipe, [goal], temperature, setup.settings)
+
+
+def _judging(gold: Reward, least: float | None, source: str) -> Callable[[Sequence[Any]], list[float]]:
+    def judge(samples: Sequence[Any]) -> list[float]:
+        shown: Any = torch.stack(list(samples)) if isinstance(samples[0], torch.Tensor) else list(samples)
+        if least is not None:
+            return [float(value >= least) for value in gold.score(shown).tolist()]
+        found = gold.reached(shown)
+        if found is None:
+            raise ValueError(f"{source}: `gold_at_least` must say what {gold.name} is to be worth; add it.")
+        return [float(one) for one in found]
+
+    return judge

@@ -1,0 +1,193 @@
+"""Ways to draw under a reward, by name: the bare sampler, best-of-n, particles, guidance, and any two together."""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+
+from redge_guidance.config import GuidanceConfig
+from redge_guidance.estimators import ESTIMATORS
+from redge_guidance.generation import generate
+from redge_guidance.particles import ParticleConfig, best_of_n, search
+from redge_guidance.setups.documents import read_value
+from redge_guidance.setups.schema import nearest
+from redge_guidance.updates import UPDATES
+
+_NAME = re.compile(r"(?P<kind>[a-z_]+(?:-[a-z_]+)*?)(?:-(?P<n>\d+))?(?:\[(?P<settings>.*)\])?", re.DOTALL)
+_KINDS = ("unguided", "best-of", "fk", "guided", "guided-best-of", "guided-fk")
+_SEVERAL = ("best-of", "fk", "guided-best-of", "guided-fk")
+_OF_PARTICLES = [f.name for f in fields(ParticleConfig) if f.name != "num_particles"]
+_SOFT = ("gumbel_softmax", "redge", "redge_cov")  # whose soft samples are no other estimator's
+_OF_GUIDANCE = [f.name for f in fields(GuidanceConfig)]
+
+_MAIN = ("unguided", "best-of-4", "best-of-16", "fk-4", "fk-8", "guided", "guided-best-of-4", "guided-fk-4")
+_STRENGTHS = tuple(f"guided[scale: {scale}]" for scale in (0.5, 1, 2, 4, 8, 16))
+_BUDGETS = tuple(f"guided[scale: {scale}, kl_budget: 0.5]" for scale in (0.5, 1, 2, 4, 8, 16))
+
+
+@dataclass(frozen=True)
+class Method:
+    """How samples are drawn.
+
+    Attributes:
+        name: as it was asked for.
+        guidance: settings of `GuidanceConfig`; None: the reward does not guide.
+        particles: settings of `ParticleConfig`, n left out; None: samples of a prompt do not compete as they grow.
+        n: samples of a prompt, the best of which is taken; the number of particles.
+    """
+
+    name: str
+    guidance: GuidanceConfig | None = None
+    particles: dict[str, Any] | None = None
+    n: int = 1
+
+    def draw(
+        self,
+        pipe: Any,
+        reward: Any,
+        prompts: Sequence[Any],
+        *,
+        seed: int,
+        batch_size: int,
+        temperature: float,
+        settings: dict[str, Any],
+    ) -> list[Any]:
+        """One sample a prompt, a text or pixels `(3, height, width)`; the best of n by the reward.
+
+        Args:
+            temperature: of particles, units of reward in a nat, unless the method names one.
+        """
+        how: dict[str, Any] = {"batch_size": batch_size, "seed": seed, **settings}
+        if self.particles is not None:
+            config = self.config(temperature)
+            return [one.best for one in search(pipe, prompts, reward, config, self.guidance, **how)]
+        if self.n > 1:
+            return [one.best for one in best_of_n(pipe, prompts, reward, self.n, self.guidance, **how)]
+        wanted = None if self.guidance is None else reward
+        return [_sample(record) for record in generate(pipe, prompts, wanted, self.guidance, **how)]
+
+    def config(self, temperature: float) -> ParticleConfig:
+        """Of its particles."""
+        return ParticleConfig(num_particles=self.n, **{"temperature": temperature, **(self.particles or {})})
+
+    def to_dict(self, temperature: float) -> dict[str, Any]:
+        """All settings as plain values."""
+        guidance = None if self.guidance is None else json.loads(self.guidance.to_json())
+        particles = None if self.particles is None else asdict(self.config(temperature))
+        return {"guidance": guidance, "particles": particles, "n": self.n}
+
+
+def method(name: str) -> Method:
+    """The method that a name says, with its settings in brackets, in YAML.
+
+    `unguided`; `best-of-8`; `fk-8` (particles, as FK steering); `guided`; `guided-best-of-4`; `guided-fk-4` (particles
+    that are guided); the name of an estimator, which is `guided[estimator: NAME]`. Settings are those of
+    `GuidanceConfig`, of particles without guidance those of `ParticleConfig`; of particles with guidance the latter
+    stand in `particles`.
+
+    Raises:
+        ValueError: another name, with the nearest one; no number where one is needed, or one where none is; an unknown
+            setting or a value out of range.
+
+    >>> method("guided-fk-4[scale: 2, particles: {temperature: 0.5}]").particles
+    {'temperature': 0.5}
+    """
+    found = _NAME.fullmatch(name.strip())
+    kind = "" if found is None else found["kind"]
+    if found is None or kind not in (*_KINDS, *ESTIMATORS):
+        known = [*(f"{one}-8" if one in _SEVERAL else one for one in _KINDS), *ESTIMATORS]
+        raise ValueError(f"there is no method `{name}`; {nearest(name, known)}")
+    if (found["n"] is not None) != (kind in _SEVERAL):
+        told = f"a number, as `{kind}-8`" if kind in _SEVERAL else f"no number, as `{kind}`"
+        raise ValueError(f"the method `{kind}` has {told}, got `{name}`.")
+    n = int(found["n"] or 1)
+    if n < 1:
+        raise ValueError(f"the method `{kind}` must have a number >= 1, got `{name}`.")
+    settings = _settings(name, found["settings"])
+    if kind in ESTIMATORS:
+        settings, kind = {"estimator": kind, **settings}, "guided"
+    if kind in ("unguided", "best-of") and settings:
+        raise ValueError(f"the method `{kind}` has no settings, got `{name}`.")
+    particles = settings.pop("particles", None) if kind == "guided-fk" else settings if kind == "fk" else None
+    if particles is None and kind.endswith("fk"):
+        particles = {}
+    made = Method(name.strip(), _guidance(name, settings) if kind.startswith("guided") else None, particles, n)
+    _check_particles(made)
+    return made
+
+
+def methods_of(names: Sequence[str]) -> list[Method]:
+    """Methods by name, each once; `main`, `estimators` and `strengths` stand for several."""
+    spelled = [one for name in names for one in GROUPS.get(name, (name,))]
+    return [method(name) for name in dict.fromkeys(spelled)]
+
+
+def _estimators() -> list[str]:
+    """Every estimator with hard and, where it draws any of its own, soft samples, by every update rule.
+
+    `entropy_mix` is EntRGi (arXiv 2602.05000), with weight 1 APS; by Adam they are as their authors have them.
+    """
+    found = []
+    for update in UPDATES:
+        for name, kind in ESTIMATORS.items():
+            more = ", num_draws: 32" if kind().needs == "values" else ""
+            spelled = [name, f"{{{name}: {{hard: false}}}}"] if name in _SOFT else [name]
+            spelled += ["{entropy_mix: {weight: 1}}"] if name == "entropy_mix" else []
+            found += [f"guided[estimator: {one}, update: {update}{more}]" for one in spelled]
+    return found
+
+
+def _settings(name: str, text: str | None) -> dict[str, Any]:
+    if text is None:
+        return {}
+    values = read_value("{" + text + "}", f"the settings of `{name}`")
+    assert isinstance(values, dict)
+    return values
+
+
+def _guidance(name: str, settings: dict[str, Any]) -> GuidanceConfig:
+    for key in settings:
+        if key not in _OF_GUIDANCE:
+            raise ValueError(f"`{name}`: guidance has no setting `{key}`; {nearest(key, _OF_GUIDANCE)}")
+    values = dict(settings)
+    for key in ("estimator", "update"):
+        if isinstance(values.get(key), dict) and len(values[key]) == 1:
+            ((kind, more),) = values[key].items()
+            values[key] = {"name": kind, **(more or {})}
+    try:
+        return GuidanceConfig.from_json(json.dumps(values))
+    except ValueError as error:
+        raise ValueError(f"`{name}`: {error}") from error
+
+
+def _check_particles(made: Method) -> None:
+    if made.particles is None:
+        return
+    if not isinstance(made.particles, dict):
+        raise ValueError(f"`{made.name}`: `particles` must be settings by name, got {made.particles!r:.80}.")
+    for key in made.particles:
+        if key not in _OF_PARTICLES:
+            raise ValueError(f"`{made.name}`: particles have no setting `{key}`; {nearest(key, _OF_PARTICLES)}")
+    try:
+        made.config(1.0)
+    except ValueError as error:
+        raise ValueError(f"`{made.name}`: {error}") from error
+
+
+def _sample(record: Any) -> Any:
+    if record.error is not None:
+        raise ValueError(f"prompt {record.index}: {record.error}")
+    if record.image is None:
+        return record.text
+    return torch.from_numpy(np.array(record.image)).permute(2, 0, 1).float() / 255
+
+
+GROUPS: dict[str, tuple[str, ...]] = {
+    "main": _MAIN,
+    "estimators": tuple(_estimators()),
+    "strengths": ("unguided", *_STRENGTHS, *_BUDGETS),
+}
