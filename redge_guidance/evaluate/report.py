@@ -69,7 +69,7 @@ def rows_of(cells: Sequence[Cell]) -> list[Row]:
 def _row(task: str, method: str, group: Sequence[Cell]) -> Row:
     gold, count = _column(group, "gold"), len(_column(group, "gold"))
     nats, other, tokens = (_column(group, name) for name in ("nats", "other_nats", "tokens"))
-    reached = [one for one in _column(group, "optimised") if one is not None]
+    reached = _column(group, "optimised")
     by_token = lambda upper: sum(upper) / sum(tokens) if upper else math.nan  # noqa: E731
     return Row(
         task=task,
@@ -87,7 +87,7 @@ def _row(task: str, method: str, group: Sequence[Cell]) -> Row:
         other_nats=by_token(other),
         grammatical=_mean(_column(group, "grammatical")),
         distinct=_mean([cell["distinct"] for cell in group if "distinct" in cell]),
-        distinct_2=_mean([cell["distinct_2"] for cell in group if "distinct_2" in cell]),
+        distinct_2=_mean([cell["distinct_2"] for cell in group if cell.get("distinct_2") is not None]),
         words=_mean([cell["words"] for cell in group if "words" in cell]),
         model_sequences=sum(cell["model_sequences"] for cell in group) / count,
         reward_forwards=sum(cell["reward_forwards"] for cell in group) / count,
@@ -183,7 +183,8 @@ def _footer(cells: Sequence[Cell]) -> list[str]:
 
 
 def _column(group: Sequence[Cell], name: str) -> list[Any]:
-    return [value for cell in group for value in cell.get(name, ())]
+    """Of all samples; of what is not known those that are."""
+    return [value for cell in group for value in cell.get(name, ()) if value is not None]
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import math
 import platform
 import statistics
 import warnings
@@ -15,7 +16,7 @@ from typing import Any
 
 import torch
 
-from redge_guidance.checks import whole_number
+from redge_guidance.checks import as_real, whole_number
 from redge_guidance.constraints.constraint import parted
 from redge_guidance.evaluate.costs import Meter
 from redge_guidance.evaluate.judges import Grammar, distinct, distinct_n, image_nats, nats_and_tokens
@@ -85,7 +86,7 @@ def run(task: Task, methods: Sequence[Method], plan: Plan, output: Path | None =
             if cell is None:
                 if method.name not in warm:
                     warm.add(method.name)
-                    _draw(task, method, len(task.goals[:1]), 2**40, plan.batch_size)  # what first calls alone pay for
+                    _warm_up(task, method, plan)
                 cell = one | _measured(task, method, plan, seed, judges) | _environment()
                 if journal is not None:
                     journal.append([cell])
@@ -158,6 +159,13 @@ def _draw(task: Task, method: Method, samples: int, seed: int, batch_size: int) 
     return drawn
 
 
+def _warm_up(task: Task, method: Method, plan: Plan) -> None:
+    """What first calls alone pay for is paid; what they have to say is said by those that are measured, too."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        _draw(task, method, 1, 2**40, plan.batch_size)
+
+
 def _measured(task: Task, method: Method, plan: Plan, seed: int, judges: "_Judges") -> Cell:
     with Meter(task.pipe, [_reward(goal) for goal in task.goals]) as meter:
         drawn = _draw(task, method, plan.samples, seed, plan.batch_size)
@@ -189,7 +197,7 @@ class _Judges:
             found["reward"] += [_short(value) for value in reward.score(shown).tolist()]
             reached: Sequence[bool | None] | None = reward.reached(shown)
             found["optimised"] += [None] * len(samples) if reached is None else reached
-            found["gold"] += [_short(value) for value in goal.gold(samples)]
+            found["gold"] += _gold(self._task, goal, samples)
         samples = [one for some in drawn for one in some]
         return found | (self._texts(samples) if self._of_texts else self._images(samples))
 
@@ -211,6 +219,13 @@ class _Judges:
         return {"nats": nats, "tokens": [ids[0].numel()] * len(ids)}
 
 
+def _gold(task: Task, goal: Goal, samples: list[Any]) -> list[float | None]:
+    values = [as_real(value) for value in goal.gold(samples)]
+    if len(values) != len(samples) or not all(value is not None and 0 <= value <= 1 for value in values):
+        raise ValueError(f"`gold` of {task.name} must give a number in [0, 1] for every sample, got {values[:8]}.")
+    return [_short(value) for value in values if value is not None]
+
+
 def _reward(goal: Goal) -> Any:
     """Without a constraint beside it."""
     return parted(goal.reward)[0]
@@ -228,5 +243,6 @@ def _environment() -> Cell:
     return {"date": date.today().isoformat(), "hardware": hardware, "versions": found}
 
 
-def _short(value: float) -> float:
-    return float(f"{value:.5g}")
+def _short(value: float) -> float | None:
+    """Of five digits; None: not finite."""
+    return float(f"{value:.5g}") if math.isfinite(value) else None

@@ -1,0 +1,166 @@
+"""What is drawn is judged and written down once, whatever interrupts it."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from redge_guidance.evaluate import Goal, Plan, Task, cells, methods_of, run
+from redge_guidance.evaluate import running as module
+from tests.helpers.tiny import tiny_pipeline, tiny_reward
+
+METHODS = methods_of(["unguided", "guided[scale: 4]", "fk-2"])
+PLAN = Plan(samples=5, seeds=(0, 7), batch_size=4)
+
+
+def has_a(texts):
+    return [float("a" in text.split()) for text in texts]
+
+
+@pytest.fixture
+def task():
+    pipe = tiny_pipeline()
+    goals = [
+        Goal(tiny_reward(), has_a, ("", "a")),
+        Goal(-1 * tiny_reward(), lambda texts: [1 - x for x in has_a(texts)]),
+    ]
+    return Task("tiny", "there is an a", pipe, goals, 0.5, {"num_inference_steps": 3}, other=tiny_pipeline())
+
+
+@pytest.fixture(autouse=True)
+def no_parser(monkeypatch):
+    """The grammar judge, a program, has tests of its own."""
+
+    class AllGood:
+        def __call__(self, texts):
+            return [True] * len(texts)
+
+    monkeypatch.setattr(module, "Grammar", AllGood)
+
+
+def without_costs(cell):
+    left_out = ("seconds", "process_seconds", "peak_memory")
+    return {name: value for name, value in cell.items() if name not in left_out}
+
+
+def test_columns_are_of_the_samples(task):
+    found = list(run(task, METHODS, PLAN))
+    assert [(cell["seed"], cell["method"]) for cell in found] == [(s, m.name) for s in (0, 7) for m in METHODS]
+    for cell in found:
+        first, second = cell["texts"][:3], cell["texts"][3:]
+        assert cell["gold"] == has_a(first) + [1 - x for x in has_a(second)]
+        reward = tiny_reward()
+        expected = torch.cat([reward.score(first), -reward.score(second)]).tolist()
+        assert cell["reward"] == pytest.approx(expected, rel=1e-3, abs=1e-4)
+        assert cell["tokens"] == [len(text.split()) + 1 for text in cell["texts"]]
+        assert cell["nats"] == pytest.approx(task.pipe.nll(cell["texts"], num_corruptions=8).tolist(), rel=1e-4)
+        assert [text.split()[0] for text in first[1:2]] == ["a"]  # the second prompt
+        assert cell["distinct"] == len(set(cell["texts"])) / 5
+    assert found[0]["texts"] != found[3]["texts"]
+
+
+def test_costs_are_what_was_done(task):
+    found = {(cell["method"], cell["seed"]): cell for cell in run(task, METHODS, PLAN)}
+    bare, guided, particles = (found[name, 0] for name in ("unguided", "guided[scale: 4]", "fk-2"))
+    assert bare["model_sequences"] == guided["model_sequences"] == 5 * 3
+    assert particles["model_sequences"] == 2 * 5 * 3
+    assert (bare["reward_forwards"], bare["reward_backwards"]) == (0, 0)
+    assert 0 < guided["reward_backwards"] < guided["reward_forwards"]
+    assert particles["reward_forwards"] == 2 * 5 * 3
+    assert particles["reward_backwards"] == 0
+    assert all(cell["process_seconds"] > 0 and 0 < cell["seconds"] < 60 for cell in found.values())
+
+
+def test_a_run_goes_on_where_it_was_stopped(task, tmp_path):
+    whole = list(run(task, METHODS, PLAN, tmp_path / "whole.jsonl"))
+    output = tmp_path / "part.jsonl"
+    going = run(task, METHODS, PLAN, output)
+    first = [next(going) for _ in range(2)]
+    going.close()  # as an exception between two cells does
+    with open(output, "ab") as file:
+        file.write(b'{"task": "tiny", "meth')  # as a kill in the middle of a line
+    again = list(run(task, METHODS, PLAN, output))
+    assert again[:2] == first  # with the times of then
+    assert list(map(without_costs, again)) == list(map(without_costs, whole))
+    lines = output.read_text().splitlines()
+    assert [json.loads(line) for line in lines] == again
+    assert list(run(task, METHODS, PLAN, output)) == again
+    assert output.read_text().splitlines() == lines
+    assert list(cells(output).values()) == again
+
+
+def test_nothing_is_drawn_again(task, tmp_path, monkeypatch):
+    output = tmp_path / "out.jsonl"
+    list(run(task, METHODS, PLAN, output))
+    monkeypatch.setattr(module, "_draw", lambda *args: pytest.fail("drawn again"))
+    assert len(list(run(task, METHODS, PLAN, output))) == 6
+
+
+def test_more_seeds_and_methods_are_added(task, tmp_path):
+    output = tmp_path / "out.jsonl"
+    list(run(task, METHODS[:1], Plan(5, (0,), 4), output))
+    assert len(list(run(task, METHODS, PLAN, output))) == len(output.read_text().splitlines()) == 6
+
+
+@pytest.mark.parametrize(("plan", "name"), [(Plan(4, (0,), 4), "samples"), (Plan(5, (0,), 2), "batch_size")])
+def test_other_settings_under_one_name_are_an_error(task, tmp_path, plan, name):
+    output = tmp_path / "out.jsonl"
+    list(run(task, METHODS, Plan(5, (0,), 4), output))
+    before = output.read_bytes()
+    with pytest.raises(ValueError, match=f"has unguided of tiny, seed 0, with another `{name}` .*; take another name"):
+        list(run(task, METHODS, plan, output))
+    assert output.read_bytes() == before
+
+
+def test_another_file_is_left_alone(task, tmp_path):
+    output = tmp_path / "notes.txt"
+    output.write_text("notes\n")
+    with pytest.raises(ValueError, match="something else than a result of `evaluate` in line 1"):
+        list(run(task, METHODS, PLAN, output))
+    assert output.read_text() == "notes\n"
+
+
+def test_an_error_while_drawing_leaves_what_is_done(task, tmp_path):
+    output = tmp_path / "out.jsonl"
+    greedy = Task(**{**vars(task), "settings": {"num_inference_steps": 3, "temperature": 0.0}})
+    with pytest.raises(ValueError, match="`temperature` 0 makes all particles"):
+        list(run(greedy, METHODS, PLAN, output))
+    assert [cell["method"] for cell in cells(output).values()] == ["unguided", "guided[scale: 4]"]
+
+
+def test_without_the_parser_grammar_is_left_out_and_said(task, monkeypatch):
+    def missing():
+        raise RuntimeError("there is no parser")
+
+    monkeypatch.setattr(module, "Grammar", missing)
+    with pytest.warns(UserWarning, match="grammar is not judged: there is no parser"):
+        found = list(run(task, METHODS[:1], Plan(2, (0,), 4)))
+    assert "grammatical" not in found[0]
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (lambda: Plan(samples=0), "`samples` must be"),
+        (lambda: Plan(seeds=()), "`seeds` must be integers, at least one, each once"),
+        (lambda: Plan(seeds=(1, 1)), "each once"),
+        (lambda: Plan(batch_size=1.5), "`batch_size` must be"),
+    ],
+)
+def test_bad_plans(made, message):
+    with pytest.raises(ValueError, match=message):
+        made()
+
+
+def test_fewer_samples_than_goals(task):
+    with pytest.raises(ValueError, match="`samples` must be at least the 2 goals of tiny, got 1"):
+        list(run(task, METHODS, Plan(1, (0,), 4)))
+
+
+@pytest.mark.parametrize("gold", [lambda texts: [math.nan] * len(texts), lambda texts: [2.0], lambda texts: []])
+def test_a_judge_that_gives_no_numbers_is_an_error(task, gold, tmp_path):
+    wrong = Task(**{**vars(task), "goals": [Goal(tiny_reward(), gold)]})
+    with pytest.raises(ValueError, match=r"`gold` of tiny must give a number in \[0, 1\] for every sample"):
+        list(run(wrong, METHODS[:1], Plan(2, (0,), 4), tmp_path / "out.jsonl"))
+    assert (tmp_path / "out.jsonl").read_text() == ""
