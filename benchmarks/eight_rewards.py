@@ -25,13 +25,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from redge_guidance.evaluate.costs import Clock
-from redge_guidance.evaluate.judges import Grammar, distinct, image_nats_a_token, nats_a_token
-from redge_guidance.evaluate.statistics import bootstrap
 from report import environment, save
 from reward_cases import Case, Goal, cases
 
 from redge_guidance import GuidanceConfig, guide
+from redge_guidance.evaluate.costs import Clock
+from redge_guidance.evaluate.judges import Grammar, distinct, image_nats_a_token, nats_a_token
+from redge_guidance.evaluate.statistics import bootstrap
 from redge_guidance.pipelines import MaskedImagePipeline, TextPipeline
 
 BATCH, NEAR = 64, 0.02

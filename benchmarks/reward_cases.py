@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from redge_guidance.evaluate.judges import Vader
 from mnist import JUDGE, Judge
 from reward_gradients import encoder_path
 from text_rewards import TARGETS, WORDS
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForSequenceClassification, ModernBertForSequenceClassification
 
+from redge_guidance.evaluate.judges import Vader
 from redge_guidance.reward import Reward
 from redge_guidance.rewards import (
     BlackBoxReward,

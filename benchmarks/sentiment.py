@@ -17,14 +17,14 @@ import math
 import statistics
 
 import torch
-from redge_guidance.evaluate.costs import Clock
-from redge_guidance.evaluate.judges import Grammar, Vader, distinct, nats_a_token
-from redge_guidance.evaluate.statistics import interval
 from report import environment, save
 from settings import PLAIN
 
 from redge_guidance import GuidanceConfig, generate
 from redge_guidance.estimators import ReDGE
+from redge_guidance.evaluate.costs import Clock
+from redge_guidance.evaluate.judges import Grammar, Vader, distinct, nats_a_token
+from redge_guidance.evaluate.statistics import interval
 from redge_guidance.pipelines import TextPipeline
 from redge_guidance.rewards import TextClassifierReward
 from redge_guidance.updates import Adam, Natural

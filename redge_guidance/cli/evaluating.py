@@ -3,8 +3,10 @@
 import argparse
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
+from redge_guidance.checks import whole_number
 from redge_guidance.cli.common import quiet
 from redge_guidance.cli.files import Target, check_targets, write_all
 from redge_guidance.cli.terminal import PROGRAM, remark, say
@@ -34,6 +36,9 @@ def evaluate(args: argparse.Namespace, written: list[str], on_with: list[str]) -
         warnings.showwarning = lambda message, *where: remark(PROGRAM, f"warning: {message}")
         for name in names:
             wanted = task(name)
+            if args.num_inference_steps is not None:
+                steps = {"num_inference_steps": whole_number("--num-inference-steps", args.num_inference_steps, 1)}
+                wanted = replace(wanted, settings=wanted.settings | steps)
             judged[wanted.name] = wanted.judged
             for cell in run(wanted, methods, plan, output):
                 done.append(cell)

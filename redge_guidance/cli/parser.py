@@ -90,6 +90,9 @@ def _add_evaluate(commands: Any) -> None:
     evaluate.add_argument("--samples", type=_whole, default=32, metavar="N", help="of a method and seed (default: 32)")
     evaluate.add_argument("--seeds", type=_whole, nargs="+", default=[0], metavar="N", help="(default: 0)")
     evaluate.add_argument("--batch-size", type=_whole, default=64, metavar="N", help="(default: 64)")
+    evaluate.add_argument(
+        "--num-inference-steps", type=_whole, metavar="N", help="of the sampler (default: as the task has it)"
+    )
     evaluate.add_argument("--threads", type=_whole, metavar="N", help="processors in use (default: as torch has it)")
     evaluate.add_argument("--output", metavar="FILE", help="JSON lines, to go on with")
     evaluate.add_argument("--table", metavar="FILE", help="the table, in Markdown")

@@ -1,0 +1,99 @@
+"""Everything published about methods: which, at which price, on which task. Killed and started again it goes on.
+
+    python benchmarks/frontier/run.py                  # all parts, on two processes
+    python benchmarks/frontier/run.py --parts hacking  # one
+    python benchmarks/frontier/run.py --smoke          # each part in small, into a folder that is thrown away
+
+What is measured is in `benchmarks/results/frontier/PART.jsonl`, a line a task, method and seed; tables and pictures
+beside this file are made of it. Each process has one thread; all methods of a task and seed run one after the other in
+one process, so that their times can be compared.
+"""
+
+import argparse
+import contextlib
+import functools
+import multiprocessing
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from redge_guidance.evaluate import Plan, cells, methods_of, plot, run, table, task
+
+HERE, RESULTS = Path(__file__).parent, Path(__file__).parent.parent / "results" / "frontier"
+
+
+@dataclass(frozen=True)
+class Part:
+    """Tasks by methods by seeds; each task is a process. `few` are the methods of a smoke run."""
+
+    tasks: tuple[str, ...]
+    methods: tuple[str, ...]
+    samples: int
+    few: tuple[str, ...]
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    batch_size: int = 64
+    steps: int | None = None
+
+
+TEXTS = ("sentiment", "rare", "two", "words", "similarity", "uniform")
+PARTS = {
+    "methods": Part((*TEXTS, "digits"), ("main",), 24, few=("main",)),
+    "estimators": Part(("sentiment", "digits"), ("unguided", "estimators"), 20, few=("unguided", "redge")),
+    "hacking": Part(("sentiment", "sentiment-fluent"), ("strengths",), 20, few=("guided[scale: 2, kl_budget: 0.5]",)),
+}
+
+
+def small(part: Part) -> Part:
+    """The same in seconds, on the first task alone."""
+    return replace(part, tasks=part.tasks[:1], methods=part.few, samples=2, seeds=(0,), steps=2)
+
+
+def draw(name: str, wanted: str, part: Part, folder: Path) -> str:
+    """The results of one task of a part, into a file of its own."""
+    torch.set_num_threads(1)
+    drawn = task(wanted)
+    drawn = (
+        drawn if part.steps is None else replace(drawn, settings=drawn.settings | {"num_inference_steps": part.steps})
+    )
+    plan = Plan(part.samples, part.seeds, part.batch_size)
+    done = sum(1 for _ in run(drawn, methods_of(part.methods), plan, folder / f"{name}-{wanted}.jsonl"))
+    return f"{name}, {wanted}: {done} cells"
+
+
+def report(name: str, part: Part, folder: Path, pictures: Path) -> None:
+    """The table and the picture of a part, of the tasks that are done."""
+    found = [cell for task in part.tasks for cell in cells(folder / f"{name}-{task}.jsonl").values()]
+    if found:
+        (pictures / f"{name}.md").write_text(table(found) + "\n")
+        (pictures / f"{name}.png").write_bytes(plot(found))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS), metavar="PART")
+    parser.add_argument("--tasks", nargs="+", help="of these parts some tasks alone")
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--smoke", action="store_true")
+    args = parser.parse_args()
+    parts = {name: small(PARTS[name]) if args.smoke else PARTS[name] for name in args.parts}
+    with tempfile.TemporaryDirectory() as thrown_away:
+        folder = Path(thrown_away) if args.smoke else RESULTS
+        folder.mkdir(parents=True, exist_ok=True)
+        began = time.perf_counter()
+        jobs = [(name, task, part) for name, part in parts.items() for task in part.tasks]
+        jobs = [job for job in jobs if args.tasks is None or job[1] in args.tasks]
+        several = None if args.smoke else ProcessPoolExecutor(args.processes, multiprocessing.get_context("spawn"))
+        with contextlib.nullcontext() if several is None else several:
+            drawing = functools.partial(draw, folder=folder)
+            for told in (map if several is None else several.map)(drawing, *zip(*jobs, strict=True)):
+                print(f"{time.perf_counter() - began:6.0f} s  {told}", flush=True)
+        for name, part in parts.items():
+            report(name, part, folder, folder if args.smoke else HERE)
+
+
+if __name__ == "__main__":
+    main()
