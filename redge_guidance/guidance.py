@@ -48,6 +48,7 @@ class Guidance:
         config: `GuidanceConfig()` when None.
         seed: of guidance's own noise.
         stop_when: ends the guidance of a sequence, see `Stopping`; None: nothing does.
+        weighed: whether `log_prob` will be asked for.
 
     Attributes:
         config: the settings in force.
@@ -65,6 +66,7 @@ class Guidance:
         config: GuidanceConfig | None = None,
         seed: int = 0,
         stop_when: StopRule | None = None,
+        weighed: bool = False,
     ):
         rewarding, constraint = parted(reward)
         wanted = None if rewarding is None else as_reward(rewarding)
@@ -74,7 +76,7 @@ class Guidance:
         self._form, wanted = formed(wanted, constraint)
         if wanted is not None:
             routes(wanted, self.config)
-        self._reward, self._seed, self._rule = wanted, check_seed(seed), stop_when
+        self._reward, self._seed, self._rule, self._weighed = wanted, check_seed(seed), stop_when, weighed
         self.strength = strength_of(wanted, self.config)
         self.trace = Trace(aim=str(self.strength), target=self.strength.target)
         self._told = set[str]()
@@ -99,8 +101,21 @@ class Guidance:
         Returns:
             What it is to have drawn, `(batch, length)`; None: that.
         """
-        formed, self._formed = self._formed, None
+        formed = self._formed
+        self._formed = formed if self._weighed else None
         return None if formed is None else formed.settle(tokens, positions)
+
+    def log_prob(self, tokens: Tensor, positions: Tensor) -> Tensor | None:
+        """Of what was drawn in this step, after it was settled, the log-probability as part of a text of the form.
+
+        Args:
+            tokens, positions: `(batch, length)` int64 and bool.
+
+        Returns:
+            `(batch,)` float64 on the CPU, nats; None where the step was given no form, and tokens were drawn each by
+            itself from the logits that were returned.
+        """
+        return None if self._formed is None else self._formed.log_prob(tokens, positions)
 
     def reorder(self, rows: Tensor) -> None:
         """From the next step on sequence i is a copy of `rows[i]`, `(batch,)` int64, with all that is known of it."""
@@ -219,7 +234,7 @@ class Guidance:
         with Autocast.off(step.logits.device):
             if self._form is None:
                 return host_logits(step, parts), figures
-            self._formed = FormOfStep(self._form, step)
+            self._formed = FormOfStep(self._form, step, self._weighed)
             scale = np.zeros(len(step.ids))
             if plan is not None:
                 forms = self.strength.times(self.config.factor(step.progress)).forms
