@@ -54,6 +54,7 @@ class Guidance:
         config: the settings in force.
         strength: what is pursued, and at what cost.
         trace: a `Trace`, one `StepTrace` a guided step.
+        figures: of the step that was told last; None where it was not guided.
 
     Raises:
         ValueError: a reward that is not callable, a config of another type, one draw for a reward without gradient, or
@@ -94,6 +95,7 @@ class Guidance:
         self._course = Course(self._rule, 1 if self._reward is None else self.config.every)
         self._tilts = Tilts()
         self._formed: FormOfStep | None = None  # of the step that the host is taking
+        self.figures: StepTrace | None = None
 
     def settle(self, step: DenoisingStep, tokens: Tensor, positions: Tensor) -> Tensor | None:
         """Told what the host has drawn from the logits of a step that can be settled, `(batch, length)` both.
@@ -151,7 +153,7 @@ class Guidance:
         self._index += 1
         self._check_every(step, index)
         acts = self._acts(step)
-        self._formed = None
+        self._formed = self.figures = None
         if not step.free.any() or not (acts or self.is_hard):
             return None
         with gradients_allowed(), torch.no_grad():
@@ -164,7 +166,8 @@ class Guidance:
         if plan is not None and figures is not None:
             figures = self._course.note(plan, figures)
         if figures is not None:
-            self.trace.append(replace(figures, seconds=time.perf_counter() - started, step=index))
+            self.figures = replace(figures, seconds=time.perf_counter() - started, step=index)
+            self.trace.append(self.figures)
         return logits
 
     @property

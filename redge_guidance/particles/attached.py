@@ -122,6 +122,11 @@ def particles(
     wanted, constraint = parted(reward)
     asked = None if wanted is None else as_reward(wanted)
     guiding = _guiding(asked, constraint, guidance, seed)
+    if config.intermediate == "guidance" and (guidance is None or asked is None or guidance.scale == 0):
+        raise ValueError(
+            '`intermediate` "guidance" takes the rewards that guidance asks for, and no reward guides here; pass '
+            '`guidance`, or take "completions".'
+        )
     population = Population(asked, config, guiding, check_seed(seed))
 
     def follow(step: DenoisingStep, drawn: Drawn) -> Tensor | None:

@@ -23,7 +23,8 @@ class ParticleStep:
 
     Attributes:
         progress: share of the steps done before it.
-        rewards: `(groups, n)` float64, of what each particle may become; None where the reward was not asked.
+        rewards: `(groups, n)` float64, of what each particle may become, or, by guidance, of what it might have before
+            the step; None where the reward was not asked.
         effective: `(groups,)`, effective numbers of particles before any were resampled.
         resampled: `(groups,)` bool.
     """
@@ -112,11 +113,14 @@ class Population:
         increments = torch.zeros(len(step.ids), dtype=torch.float64)
         if self._guidance is not None and self._guided is not None and not step.greedy:
             increments += log_ratio(step, self._guided, tokens, positions, self._guidance)
-        self._guided, self._rewards = None, None
+        self._guided, self._rewards, seen = None, None, None
         if index % config.every == 0 and step.progress >= config.start:
-            noise = noise_of(step, self._seed, index, "completions")
-            self._rewards = self._completions.rewards(step, tokens, remaining, noise)
-            increments += potential.grow(self._rewards)
+            if config.intermediate == "guidance":
+                seen = self._seen_by_guidance()
+            else:
+                noise = noise_of(step, self._seed, index, "completions")
+                seen = self._rewards = self._completions.rewards(step, tokens, remaining, noise)
+            increments += 0.0 if seen is None else potential.grow(seen)
         weights.add(increments.view_as(weights.log))
         self._last = (step, tokens, remaining)
         self._check_alive(weights)
@@ -124,7 +128,8 @@ class Population:
         going = self._goes_on(step, remaining)
         # the small allowance is for rounding: of equal weights the effective number is n
         which = (effective < config.resample_below * config.num_particles - 1e-9) & going
-        self._note(step, effective, which)
+        shown = None if seen is None else seen.view_as(weights.log)
+        self.trace.append(ParticleStep(step.progress, shown, effective, which))
         return self._resampled(step, index, which) if bool(which.any()) else None
 
     def end(self) -> None:
@@ -151,6 +156,16 @@ class Population:
         rewards = self._rewards.view_as(weights.log)
         self.outcome = Outcome(weights.log.log_softmax(-1), weights.log_normaliser(), rewards)
 
+    def _seen_by_guidance(self) -> Tensor | None:
+        """Rewards that guidance has seen in this step, of a sequence that it left alone the last, `(batch,)`.
+
+        None where it has asked about none.
+        """
+        figures = None if self._guidance is None else self._guidance.figures
+        if figures is None or not any(one.asked for one in figures.sequences):
+            return None
+        return torch.tensor([one.reward for one in figures.sequences], dtype=torch.float64)
+
     def _goes_on(self, step: DenoisingStep, remaining: Tensor) -> bool:
         """Whether another step will draw: something is open, or is drawn anew, as in uniform diffusion."""
         later = step.later is not None and bool(step.later.any())
@@ -174,10 +189,6 @@ class Population:
         if self._guidance is not None:
             self._guidance.reorder(on_device)
         return on_device
-
-    def _note(self, step: DenoisingStep, effective: Tensor, which: Tensor) -> None:
-        rewards = None if self._rewards is None else self._rewards.view(len(effective), -1)
-        self.trace.append(ParticleStep(step.progress, rewards, effective, which))
 
     def _check(self, step: DenoisingStep) -> None:
         """Groups as the settings have them, in the first step of a call; ValueErrors as `particles` says."""

@@ -2,11 +2,12 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from redge_guidance import GuidanceConfig
+from redge_guidance import GuidanceConfig, guide
 from redge_guidance.particles import ParticleConfig
 from redge_guidance.updates import Natural
 from tests.helpers.enumeration import GROUPS, PROMPT, STEPS, agrees, compare, hard, interacting, law, run
@@ -63,6 +64,27 @@ def test_the_estimate_of_z_has_the_mean_z_and_weighted_texts_have_the_target(
     scores = hard(reward, pipe, drawn.flatten(0, 1)).reshape(GROUPS, 4)
     np.testing.assert_allclose(outcome.rewards, scores, rtol=1e-4, atol=1e-4)
     assert (outcome.best.numpy() == scores.argmax(-1)).mean() > 0.99
+
+
+@pytest.mark.parametrize("every", [1, 2])
+@pytest.mark.parametrize("potential", POTENTIALS)
+def test_with_the_rewards_that_guidance_has_asked_for_none_are_asked_for_but_at_the_end(exact, potential, every):
+    pipe, reward, _, p, r = exact
+    guidance, calls = replace(GUIDED, every=every), []
+
+    def counted(tokens):
+        calls.append(len(tokens))
+        return reward(tokens)
+
+    config = ParticleConfig(num_particles=4, temperature=1.5, potential=potential, intermediate="guidance")
+    _, handle = run(pipe, counted, config, guidance)
+    asked, calls[:] = len(calls), []
+    with guide(pipe, counted, guidance):
+        pipe([PROMPT] * 8, num_inference_steps=STEPS, generator=seeded())
+    assert asked == len(calls) + 1
+    assert [step.rewards is not None for step in handle.steps] == [True, every == 1, True]
+    assert any(bool(step.resampled.any()) for step in handle.steps)
+    assert agrees(handle.outcome.log_z.exp().numpy(), float((p * np.exp(r / 1.5)).sum()))
 
 
 @pytest.mark.parametrize("guidance", GUIDANCES.values(), ids=list(GUIDANCES))

@@ -291,6 +291,11 @@ def test_what_is_no_reward_or_setting(reward):
         particles(pipe, reward, GuidanceConfig())
     with pytest.raises(ValueError, match="`guidance` must be a GuidanceConfig"):
         particles(pipe, reward, four, four)
+    for guidance in (None, GuidanceConfig(scale=0.0)):
+        with pytest.raises(ValueError, match='`intermediate` "guidance" takes the rewards'):
+            particles(pipe, reward, ParticleConfig(intermediate="guidance"), guidance)
+    with pytest.raises(ValueError, match="`intermediate` must be one of completions, guidance"):
+        ParticleConfig(intermediate="both")
     with particles(pipe, reward + 2 * LexicalReward("a"), four) as handle:
         texts = pipe(["b"] * 4, generator=seeded()).texts
     expected = (reward + 2 * LexicalReward("a")).score(texts).double()
