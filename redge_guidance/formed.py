@@ -41,14 +41,22 @@ class Figures:
 
 
 class FormOfStep:
-    """A form at work on one denoising step."""
+    """A form at work on one denoising step.
 
-    def __init__(self, form: Form, step: DenoisingStep):
+    Args:
+        form: what is held to, and what is worth something.
+        step: the step.
+        weighed: whether `log_prob` will be asked for; the logits that come in are kept then.
+    """
+
+    def __init__(self, form: Form, step: DenoisingStep, weighed: bool = False):
         self._form, self._step = form, step
         self._conditioning = form.conditioning(step)
         self._reading = without_impossible_hold(self._conditioning, form.reading(step))
         self.is_hard = form.is_hard
         self.notes: dict[str, float] = {}
+        self._weighed = weighed
+        self._now: Array | None = None  # what it is worth to end in a state, in this step
         self._drawn_from: tuple[Messages, Tensor, Tensor] | None = None
 
     def condition(
@@ -58,7 +66,7 @@ class FormOfStep:
 
         Where a host may commit several tokens at once, tokens are left that lead along the states of one joint draw:
         whatever is drawn of these, wherever, can be completed. Of one token a step the law is that of the posterior.
-        `logits` are overwritten.
+        `logits` are overwritten, unless texts are weighed.
 
         Args:
             scale: what one unit of the rewards is worth, also `(batch,)`, to each; 0: the constraint alone counts.
@@ -80,15 +88,17 @@ class FormOfStep:
         entropy = np.where(self._reading.free.cpu().numpy().T, messages.entropy(), 0.0).sum(axis=0)
         notes |= self._terms(values)
         figures = Figures(plain.log_z, self._form.weights @ values, cost, entropy, notes)
+        if self._step.settles or self._weighed:
+            self._drawn_from, self._noise, self._now = (messages, masses, logits), noise, worth
         if self._step.settles:
-            self._drawn_from, self._noise = (messages, masses, logits), noise
             return self._conditioning.posterior(self._reading, messages, logits), figures
         if self._step.greedy:
             best = self._messages(self._conditioning.classes.highest(logits), worth, best=True)
             states = best.draw(np.zeros((1, self._reading.ids.shape[1], len(self._reading))))
         else:
             states = messages.draw(self._uniform(noise, 1))
-        guided = self._conditioning.given_states(self._reading, states[0], logits, out=logits)
+        out = None if self._weighed else logits
+        guided = self._conditioning.given_states(self._reading, states[0], logits, out=out)
         if self._step.decisive:
             token = _drawn(guided, self._step.free.nonzero()[:, 0], noise)
             guided = torch.full_like(guided, -torch.inf).scatter_(1, token[:, None], 0.0)
@@ -96,6 +106,8 @@ class FormOfStep:
 
     def settle(self, tokens: Tensor, positions: Tensor) -> Tensor | None:
         """What the host has drawn, made a joint draw where it was several tokens of a text; None: it is one.
+
+        For steps that can be settled.
 
         Args:
             tokens, positions: `(batch, length)` int64 and bool, what was drawn and where.
@@ -123,6 +135,32 @@ class FormOfStep:
         result = torch.nn.functional.pad(tokens, pad)
         result[torch.from_numpy(changed).to(result.device)] = found.to(result.device)
         return result[:, : tokens.shape[1]]
+
+    def log_prob(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """Log-probability of what was drawn, as a joint draw has it; `(batch,)` float64 on the CPU, nats.
+
+        Of the tokens x_S at the positions S of a text that is `log Z(x_S) - log Z`, Z the sum over all texts, as
+        `condition` has it, and Z(x_S) that over those with x_S: exact where S does not depend on what is drawn.
+
+        Args:
+            tokens, positions: `(batch, length)` int64 and bool, what was drawn in the end, and where.
+        """
+        assert self._drawn_from is not None
+        messages, masses, logits = self._drawn_from
+        pad = (0, self._reading.free.shape[1] - tokens.shape[1])
+        here = torch.nn.functional.pad(positions, pad) & self._reading.free
+        chosen, rows = torch.nn.functional.pad(tokens, pad)[here], here[self._reading.free]
+        wide = torch.float64 if logits.device.type == "cpu" else logits.dtype  # not every accelerator has float64
+        log_q = logits[rows].to(wide).log_softmax(-1).gather(-1, chosen[:, None])[:, 0]
+        labels = torch.from_numpy(self._conditioning.labels(chosen.cpu().numpy()))
+        alive, row = labels != DEAD, rows.nonzero()[:, 0].cpu()
+        clamped = masses.detach().double().cpu().clone()
+        clamped[row] = -torch.inf
+        clamped[row[alive], labels[alive]] = log_q.double().cpu()[alive]
+        with np.errstate(invalid="ignore"):
+            found = self._messages(clamped, self._now).log_z - messages.log_z
+        drawn = here.any(-1).cpu().numpy()
+        return torch.from_numpy(np.where(drawn, found, 0.0))
 
     def marginals(self, logits: Tensor, scale: float | Array) -> Tensor:
         """Logits of the posterior of each free position, like `logits`."""

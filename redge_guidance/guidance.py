@@ -48,11 +48,13 @@ class Guidance:
         config: `GuidanceConfig()` when None.
         seed: of guidance's own noise.
         stop_when: ends the guidance of a sequence, see `Stopping`; None: nothing does.
+        weighed: whether `log_prob` will be asked for.
 
     Attributes:
         config: the settings in force.
         strength: what is pursued, and at what cost.
         trace: a `Trace`, one `StepTrace` a guided step.
+        figures: of the step that was told last; None where it was not guided.
 
     Raises:
         ValueError: a reward that is not callable, a config of another type, one draw for a reward without gradient, or
@@ -65,6 +67,7 @@ class Guidance:
         config: GuidanceConfig | None = None,
         seed: int = 0,
         stop_when: StopRule | None = None,
+        weighed: bool = False,
     ):
         rewarding, constraint = parted(reward)
         wanted = None if rewarding is None else as_reward(rewarding)
@@ -74,7 +77,7 @@ class Guidance:
         self._form, wanted = formed(wanted, constraint)
         if wanted is not None:
             routes(wanted, self.config)
-        self._reward, self._seed, self._rule = wanted, check_seed(seed), stop_when
+        self._reward, self._seed, self._rule, self._weighed = wanted, check_seed(seed), stop_when, weighed
         self.strength = strength_of(wanted, self.config)
         self.trace = Trace(aim=str(self.strength), target=self.strength.target)
         self._told = set[str]()
@@ -92,6 +95,7 @@ class Guidance:
         self._course = Course(self._rule, 1 if self._reward is None else self.config.every)
         self._tilts = Tilts()
         self._formed: FormOfStep | None = None  # of the step that the host is taking
+        self.figures: StepTrace | None = None
 
     def settle(self, step: DenoisingStep, tokens: Tensor, positions: Tensor) -> Tensor | None:
         """Told what the host has drawn from the logits of a step that can be settled, `(batch, length)` both.
@@ -99,8 +103,21 @@ class Guidance:
         Returns:
             What it is to have drawn, `(batch, length)`; None: that.
         """
-        formed, self._formed = self._formed, None
+        formed = self._formed
+        self._formed = formed if self._weighed else None
         return None if formed is None else formed.settle(tokens, positions)
+
+    def log_prob(self, tokens: Tensor, positions: Tensor) -> Tensor | None:
+        """Of what was drawn in this step, after it was settled, the log-probability as part of a text of the form.
+
+        Args:
+            tokens, positions: `(batch, length)` int64 and bool.
+
+        Returns:
+            `(batch,)` float64 on the CPU, nats; None where the step was given no form, and tokens were drawn each by
+            itself from the logits that were returned.
+        """
+        return None if self._formed is None else self._formed.log_prob(tokens, positions)
 
     def reorder(self, rows: Tensor) -> None:
         """From the next step on sequence i is a copy of `rows[i]`, `(batch,)` int64, with all that is known of it."""
@@ -136,7 +153,7 @@ class Guidance:
         self._index += 1
         self._check_every(step, index)
         acts = self._acts(step)
-        self._formed = None
+        self._formed = self.figures = None
         if not step.free.any() or not (acts or self.is_hard):
             return None
         with gradients_allowed(), torch.no_grad():
@@ -149,7 +166,8 @@ class Guidance:
         if plan is not None and figures is not None:
             figures = self._course.note(plan, figures)
         if figures is not None:
-            self.trace.append(replace(figures, seconds=time.perf_counter() - started, step=index))
+            self.figures = replace(figures, seconds=time.perf_counter() - started, step=index)
+            self.trace.append(self.figures)
         return logits
 
     @property
@@ -219,7 +237,7 @@ class Guidance:
         with Autocast.off(step.logits.device):
             if self._form is None:
                 return host_logits(step, parts), figures
-            self._formed = FormOfStep(self._form, step)
+            self._formed = FormOfStep(self._form, step, self._weighed)
             scale = np.zeros(len(step.ids))
             if plan is not None:
                 forms = self.strength.times(self.config.factor(step.progress)).forms

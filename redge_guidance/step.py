@@ -47,6 +47,9 @@ class DenoisingStep:
         greedy: whether the host takes the likeliest tokens.
         settles: whether what the host has drawn can be exchanged afterwards, so that it may be given the marginals of
             texts of a form and choose its positions by these.
+        independent: whether which positions keep what was drawn does not depend on the logits.
+        redraws: number of steps to come in which a token that is drawn in this one may be drawn anew, as in uniform
+            diffusion and remasking; 0: it stays.
         decisive: whether the host, in this last step, keeps tokens only where it is sure of them, and noise elsewhere.
         spent: whether the guided logits may be written into `logits`, which nobody but the scheduler reads.
     """
@@ -73,6 +76,8 @@ class DenoisingStep:
     greedy: bool = False
     decisive: bool = False
     settles: bool = False
+    independent: bool = False
+    redraws: int = 0
     spent: bool = False
 
 

@@ -234,6 +234,11 @@ def share_done(timesteps: Tensor, timestep: Any) -> float:
     return int(found[0]) / len(timesteps)
 
 
+def steps_left(timesteps: Tensor, timestep: Any) -> int:
+    """Number of the scheduler's `timesteps` that come after `timestep`."""
+    return len(timesteps) - 1 - round(share_done(timesteps, timestep) * len(timesteps))
+
+
 def field_of(output: Any, name: str, index: int = 0) -> Tensor:
     """A field of what a scheduler returned: an output object, a tuple, or a sample alone."""
     if isinstance(output, Tensor):

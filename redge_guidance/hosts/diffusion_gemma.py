@@ -121,6 +121,7 @@ class DiffusionGemmaHost(Host):
             coming=self._coming(canvas.shape[1], len(self._pieces) - 1),
             held=in_block(self._held(seam, canvas), ids.shape[1]),
             greedy=seam == "step" and arguments.get("temperature") == 0,
+            redraws=steps - 1 - self._step if is_a(self.pipe.scheduler, "DiscreteDDIMScheduler") else 0,
             decisive=is_a(self.pipe.scheduler, "EntropyBoundScheduler") and self._step + 1 == steps,
         )
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from redge_guidance.hosts.base import Host, is_a, no_logits, share_done
+from redge_guidance.hosts.base import Host, is_a, no_logits, share_done, steps_left
 from redge_guidance.hosts.registry import register_host
 from redge_guidance.step import DenoisingStep
 from redge_guidance.text import before_text, end_token_ids, fixed_before, is_in, special_token_ids
@@ -71,7 +71,8 @@ class MaskedTextHost(Host):
             self._written = ~hidden & ~is_in(ids, {*special_token_ids(self.pipe.tokenizer), *ends})
         text = torch.ones_like(free) if drawing is None else drawing.canvas.attention_mask
         fixed = None if block is None else fixed_before(block)
-        timesteps = self.pipe.scheduler.timesteps
+        scheduler, order = self.pipe.scheduler, self.pipe.scheduler.config.get("unmasking_order")
+        timesteps = scheduler.timesteps
         progress = share_done(timesteps, arguments["timestep"])
         if drawing is not None and drawing.num_steps is not None:  # of all blocks, which may have different numbers
             progress = (drawing.steps_before + round(progress * len(timesteps))) / drawing.num_steps
@@ -94,5 +95,7 @@ class MaskedTextHost(Host):
             later=hidden & ~free & text,
             greedy=arguments.get("temperature") == 0,
             spent=drawing is not None and drawing.spends_logits,
-            settles=self.pipe.scheduler.config.get("unmasking_order") not in _INDEPENDENT,
+            settles=order not in _INDEPENDENT,
+            independent=order in _INDEPENDENT,
+            redraws=steps_left(timesteps, arguments["timestep"]) if order == "remasking" else 0,
         )

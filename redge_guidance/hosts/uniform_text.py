@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from redge_guidance.hosts.base import Drawn, Host, field_of, is_a, share_done
+from redge_guidance.hosts.base import Drawn, Host, field_of, is_a, share_done, steps_left
 from redge_guidance.hosts.masked_text import step_ahead
 from redge_guidance.hosts.registry import register_host
 from redge_guidance.step import DenoisingStep
@@ -48,6 +48,8 @@ class UniformTextHost(Host):
             held=drawing.canvas.free if seam == "step_correct" else None,
             spent=drawing.spends_logits,
             greedy=seam == "step" and arguments.get("temperature") == 0,
+            independent=seam == "step",
+            redraws=steps_left(self.pipe.scheduler.timesteps, arguments["timestep"]),
         )
 
     def after(self, seam: str, step: DenoisingStep, output: Any) -> Drawn:

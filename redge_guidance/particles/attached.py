@@ -6,7 +6,7 @@ from torch import Tensor
 
 from redge_guidance.accepting import as_reward
 from redge_guidance.config import GuidanceConfig
-from redge_guidance.constraints.constraint import parted
+from redge_guidance.constraints.constraint import Constrained, Constraint, parted
 from redge_guidance.guidance import Guidance
 from redge_guidance.handle import Handle
 from redge_guidance.hosts.attachment import Attachment
@@ -74,9 +74,10 @@ def particles(
 
     Each n consecutive rows of a batch are the particles of one prompt. After every step of the scheduler the weight of
     a particle grows by what its reward, that of what it may become, says of it (`ParticleConfig`), and where it is
-    guided by `prod p(v) / q(v)` over the tokens v that were drawn in the step, p the model's own prediction and q the
-    guided one. Where the weights of a prompt have become too unequal its particles are resampled: light ones go on as
-    copies of heavy ones, with all that the sampler keeps of them. In the end the weighted particles stand for
+    guided by `p(x_S) / q(x_S)` of the tokens x_S that were drawn in the step, p the model's own prediction and q the
+    guided one: products over the tokens, but for q where guidance gives texts a form. Where the weights of a prompt
+    have become too unequal its particles are resampled: light ones go on as copies of heavy ones, with all that the
+    sampler keeps of them. In the end the weighted particles stand for
 
         p(x) exp(reward(x) / temperature) / Z,
 
@@ -87,16 +88,19 @@ def particles(
 
     Args:
         pipe: a pipeline that `guide` takes, which has a scheduler.
-        reward: as for `guide`; it need not have a gradient unless it is to guide.
+        reward: as for `guide`; it need not have a gradient unless it is to guide. With `reward & constraint` the target
+            is `p(x) [x accepted] exp(reward(x) / temperature) / Z`, with a constraint alone `p(x) [x accepted] / Z`;
+            the constraint holds with and without `guidance`.
         config: `ParticleConfig()` when None.
         guidance: how the reward also guides; None: it does not, which is FK steering.
         seed: of completions and resampling, and of guidance's noise.
 
     Raises:
-        ValueError: a reward, config or seed that is none; a constraint, or a reward that is an automaton, which
-            guidance follows exactly. While sampling: a batch that is no multiple of n, or whose groups have several
-            prompts; greedy sampling; guided steps that exchange tokens drawn before, as corrector sweeps and editing; a
-            group all of whose particles have weight 0; what the reward raises.
+        ValueError: a reward, config or seed that is none. While sampling: a constraint, or guidance by a reward that
+            is an automaton, on a sampler where the weights of that are not known (docs/particles.md); a batch that is
+            no multiple of n, or whose groups have several prompts; greedy sampling; guided steps that exchange tokens
+            drawn before, as corrector sweeps and editing; a group all of whose particles have weight 0; what the reward
+            raises.
         RuntimeError: while sampling, a pipeline that keeps something of a sequence where it cannot be exchanged.
 
     Example:
@@ -116,19 +120,37 @@ def particles(
     if guidance is not None and not isinstance(guidance, GuidanceConfig):
         raise ValueError(f"`guidance` must be a GuidanceConfig or None, got {type(guidance).__name__}.")
     wanted, constraint = parted(reward)
-    if constraint is not None or wanted is None:
-        raise ValueError("`reward` must be a reward for particles, and not a constraint; hold one with `guide` alone.")
-    asked = as_reward(wanted)
-    guiding = None if guidance is None else Guidance(asked, guidance, seed)
-    if guiding is not None and guiding.has_form:
+    asked = None if wanted is None else as_reward(wanted)
+    guiding = _guiding(asked, constraint, guidance, seed)
+    if config.intermediate == "guidance" and (guidance is None or asked is None or guidance.scale == 0):
         raise ValueError(
-            "`guidance` follows words, lengths and expressions exactly, by choosing all tokens of a text together, for "
-            "which particles have no weights; leave `guidance` out, or guide by the other rewards."
+            '`intermediate` "guidance" takes the rewards that guidance asks for, and no reward guides here; pass '
+            '`guidance`, or take "completions".'
         )
     population = Population(asked, config, guiding, check_seed(seed))
 
     def follow(step: DenoisingStep, drawn: Drawn) -> Tensor | None:
         return population.follow(step, drawn.tokens, drawn.positions)
 
-    attachment = Attachment(pipe, begin=population.begin, move=population.move, follow=follow, end=population.end)
+    def settle(step: DenoisingStep, drawn: Drawn) -> Tensor | None:
+        return population.settle(step, drawn.tokens, drawn.positions)
+
+    attachment = Attachment(
+        pipe,
+        begin=population.begin,
+        move=population.move,
+        follow=follow,
+        end=population.end,
+        foresee=None if guiding is None else guiding.foresee,
+        settle=settle,
+    )
     return ParticleHandle(pipe, population, guiding, attachment)
+
+
+def _guiding(asked: Any, constraint: Constraint | None, config: GuidanceConfig | None, seed: int) -> Guidance | None:
+    """What moves the logits: a constraint always does, a reward where there is a config; None: nothing."""
+    if config is None:
+        return None if constraint is None else Guidance(constraint, None, seed, weighed=True)
+    if constraint is None:
+        return Guidance(asked, config, seed, weighed=True)
+    return Guidance(constraint if asked is None else Constrained(asked, constraint), config, seed, weighed=True)

@@ -29,14 +29,14 @@ class Completions:
     what the reward names: by their mean, or by draws. A finished sequence has one completion, itself.
 
     Args:
-        reward: as for `guide`.
+        reward: as for `guide`; None: nothing is worth anything.
         count: of the completions whose mean reward is taken.
         hard: whether they are drawn; None: where the reward has no gradient, for it is shown no means.
     """
 
     def __init__(self, reward: Any, count: int, hard: bool | None):
-        self._reward: Any = as_reward(reward)
-        self._hard = split(self._reward)[1] is not None if hard is None else hard
+        self._reward: Any = None if reward is None else as_reward(reward)
+        self._hard = (self._reward is not None and split(self._reward)[1] is not None) if hard is None else hard
         self._count = count if self._hard else 1
         self._told = False
 
@@ -49,6 +49,8 @@ class Completions:
             remaining: `(batch, length)` bool, positions that are still to be drawn.
             noise: one generator, or one a sequence.
         """
+        if self._reward is None:
+            return torch.zeros(len(ids), dtype=torch.float64)
         open_step = replace(step, ids=ids, free=remaining, attention_mask=step.attention_mask | remaining)
         with gradients_allowed(), torch.no_grad():
             here = outside_inference_mode(open_step)

@@ -10,9 +10,9 @@ from torch import Tensor
 from redge_guidance.guidance import Guidance
 from redge_guidance.particles.completions import Completions
 from redge_guidance.particles.potentials import Potential
+from redge_guidance.particles.ratios import check_known, log_ratio
 from redge_guidance.particles.settings import ParticleConfig
 from redge_guidance.particles.weights import Weights
-from redge_guidance.prediction import HostLogits
 from redge_guidance.randomness import noise_of
 from redge_guidance.step import DenoisingStep
 
@@ -23,7 +23,8 @@ class ParticleStep:
 
     Attributes:
         progress: share of the steps done before it.
-        rewards: `(groups, n)` float64, of what each particle may become; None where the reward was not asked.
+        rewards: `(groups, n)` float64, of what each particle may become, or, by guidance, of what it might have before
+            the step; None where the reward was not asked.
         effective: `(groups,)`, effective numbers of particles before any were resampled.
         resampled: `(groups,)` bool.
     """
@@ -58,7 +59,7 @@ class Population:
     """Weights, and resampling, of the rows of a batch in groups of n.
 
     Args:
-        reward: as for `guide`.
+        reward: as for `guide`; None: a constraint alone counts.
         config: of the particles.
         guidance: moves the logits; None: the model's own are drawn from.
         seed: of completions and resampling.
@@ -82,8 +83,6 @@ class Population:
         self._index = 0
         self._weights: Weights | None = None
         self._potential: Potential | None = None
-        self._before: tuple[float, bool] | None = None  # of the step before: progress, whether it left any open
-        self._between, self._redraws = 0.0, False
         self._guided: Tensor | None = None  # logits of the step that the host is taking
         self._last: tuple[DenoisingStep, Tensor, Tensor] | None = None  # its ids and what remained, after it
         self._rewards: Tensor | None = None  # of what is in `_last`; None: not asked
@@ -91,13 +90,15 @@ class Population:
     def move(self, step: DenoisingStep) -> Tensor | None:
         """Guided logits `(free positions, vocabulary)`; None: the host's own."""
         self._check(step)
-        if self._guidance is not None and step.held is not None and bool((step.held & step.free).any()):
-            raise ValueError(
-                "`guidance` of steps that exchange tokens drawn before, as corrector sweeps and editing, has no known "
-                "weights; switch these off in the sampler, or leave `guidance` out."
-            )
-        self._guided = None if self._guidance is None else self._guidance(step)
+        if self._guidance is None:
+            return None
+        check_known(step, self._guidance)
+        self._guided = self._guidance(step)
         return self._guided
+
+    def settle(self, step: DenoisingStep, tokens: Tensor, positions: Tensor) -> Tensor | None:
+        """Told what the host has drawn, what it is to have drawn instead: as `Guidance.settle`."""
+        return None if self._guidance is None else self._guidance.settle(step, tokens, positions)
 
     def follow(self, step: DenoisingStep, tokens: Tensor, positions: Tensor) -> Tensor | None:
         """Told what the host has drawn, `(batch, length)` both; the rows to go on with, `(batch,)`, None: all."""
@@ -110,13 +111,16 @@ class Population:
         if step.held is not None:  # what was not exchanged stays
             remaining &= ~step.held
         increments = torch.zeros(len(step.ids), dtype=torch.float64)
-        if self._guided is not None:
-            increments += log_ratio(step, self._guided, tokens, positions)
-        self._guided, self._rewards = None, None
+        if self._guidance is not None and self._guided is not None and not step.greedy:
+            increments += log_ratio(step, self._guided, tokens, positions, self._guidance)
+        self._guided, self._rewards, seen = None, None, None
         if index % config.every == 0 and step.progress >= config.start:
-            noise = noise_of(step, self._seed, index, "completions")
-            self._rewards = self._completions.rewards(step, tokens, remaining, noise)
-            increments += potential.grow(self._rewards)
+            if config.intermediate == "guidance":
+                seen = self._seen_by_guidance()
+            else:
+                noise = noise_of(step, self._seed, index, "completions")
+                seen = self._rewards = self._completions.rewards(step, tokens, remaining, noise)
+            increments += 0.0 if seen is None else potential.grow(seen)
         weights.add(increments.view_as(weights.log))
         self._last = (step, tokens, remaining)
         self._check_alive(weights)
@@ -124,7 +128,8 @@ class Population:
         going = self._goes_on(step, remaining)
         # the small allowance is for rounding: of equal weights the effective number is n
         which = (effective < config.resample_below * config.num_particles - 1e-9) & going
-        self._note(step, effective, which)
+        shown = None if seen is None else seen.view_as(weights.log)
+        self.trace.append(ParticleStep(step.progress, shown, effective, which))
         return self._resampled(step, index, which) if bool(which.any()) else None
 
     def end(self) -> None:
@@ -151,18 +156,20 @@ class Population:
         rewards = self._rewards.view_as(weights.log)
         self.outcome = Outcome(weights.log.log_softmax(-1), weights.log_normaliser(), rewards)
 
-    def _goes_on(self, step: DenoisingStep, remaining: Tensor) -> bool:
-        """Whether another step will draw: something is open, or what is drawn is drawn anew, as in uniform diffusion.
+    def _seen_by_guidance(self) -> Tensor | None:
+        """Rewards that guidance has seen in this step, of a sequence that it left alone the last, `(batch,)`.
 
-        The latter shows when a step comes though nothing was left open by the one before, and ends with the last of the
-        timesteps, which are evenly spaced in the share of steps that are done.
+        None where it has asked about none.
         """
-        before, self._before = self._before, (step.progress, bool(remaining.any()))
-        if before is not None and step.progress > before[0]:
-            self._between, self._redraws = step.progress - before[0], self._redraws or not before[1]
-        if bool(remaining.any()) or (step.later is not None and bool(step.later.any())) or step.coming > 0:
-            return True
-        return self._redraws and step.progress + self._between < 1 - 1e-6
+        figures = None if self._guidance is None else self._guidance.figures
+        if figures is None or not any(one.asked for one in figures.sequences):
+            return None
+        return torch.tensor([one.reward for one in figures.sequences], dtype=torch.float64)
+
+    def _goes_on(self, step: DenoisingStep, remaining: Tensor) -> bool:
+        """Whether another step will draw: something is open, or is drawn anew, as in uniform diffusion."""
+        later = step.later is not None and bool(step.later.any())
+        return bool(remaining.any()) or later or step.coming > 0 or step.redraws > 0
 
     def _resampled(self, step: DenoisingStep, index: int, which: Tensor) -> Tensor:
         weights, potential, size = self._weights, self._potential, self.config.num_particles
@@ -182,10 +189,6 @@ class Population:
         if self._guidance is not None:
             self._guidance.reorder(on_device)
         return on_device
-
-    def _note(self, step: DenoisingStep, effective: Tensor, which: Tensor) -> None:
-        rewards = None if self._rewards is None else self._rewards.view(len(effective), -1)
-        self.trace.append(ParticleStep(step.progress, rewards, effective, which))
 
     def _check(self, step: DenoisingStep) -> None:
         """Groups as the settings have them, in the first step of a call; ValueErrors as `particles` says."""
@@ -220,25 +223,3 @@ class Population:
                 f"all {self.config.num_particles} particles of prompt {group} have weight 0: the reward of each is NaN "
                 "or -inf; make it finite, or take more particles."
             )
-
-
-def log_ratio(step: DenoisingStep, guided: Tensor, tokens: Tensor, positions: Tensor) -> Tensor:
-    """`sum log p(v) / q(v)` over the tokens v that were drawn, `(batch,)` float64 on the CPU.
-
-    p is what the host would have drawn from, q what it was given, both at its temperature, and both without the tokens
-    that guidance forbids; where one of these was drawn, in a sequence that was left to the host, nothing is counted.
-
-    Args:
-        step: as the host had it, its own logits included.
-        guided: `(free positions, vocabulary)`, what the host was given.
-        tokens, positions: `(batch, length)` int64 and bool, what was drawn, and where.
-    """
-    drawn = positions & step.free
-    chosen = tokens[drawn][:, None]
-    own = HostLogits(replace(step, free=drawn)).logits()
-    given = (guided[drawn[step.free]].float() / step.temperature).masked_fill(own == -torch.inf, -torch.inf)
-    dtype = torch.float64 if own.device.type == "cpu" else own.dtype  # not every accelerator has float64
-    log_p, log_q = (logits.to(dtype).log_softmax(-1).gather(-1, chosen)[:, 0] for logits in (own, given))
-    ratios = (log_p - log_q).masked_fill(log_p == -torch.inf, 0.0).double().cpu()
-    total = torch.zeros(len(step.ids), dtype=torch.float64)
-    return total.index_add_(0, drawn.nonzero()[:, 0].cpu(), ratios)

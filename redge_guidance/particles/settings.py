@@ -6,6 +6,7 @@ from typing import Any
 from redge_guidance.checks import as_real, whole_number
 
 POTENTIALS = ("difference", "max", "sum")
+INTERMEDIATE = ("completions", "guidance")
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,9 @@ class ParticleConfig:
         num_completions: how many completions of a sequence that is not finished its reward is the mean of.
         hard: whether these are drawn from the model's prediction, each position by itself; False: its mean stands in
             for them, one completion and no draw. None: False, but for rewards that have no gradient.
+        intermediate: where rewards of sequences that are not finished come from: `"completions"`, of these, once a
+            step; `"guidance"`, of the samples that guidance has drawn in the step, before the host drew, where it has
+            asked: no call of the reward but guidance's own and one at the end.
 
     Raises:
         ValueError: a value out of range.
@@ -45,6 +49,7 @@ class ParticleConfig:
     start: float = 0.0
     num_completions: int = 1
     hard: bool | None = None
+    intermediate: str = "completions"
 
     def __post_init__(self) -> None:
         plain: dict[str, Any] = {
@@ -59,8 +64,9 @@ class ParticleConfig:
             plain[name] = as_real(value)
             if plain[name] is None or not fits(plain[name]):
                 raise ValueError(f"`{name}` must be {wanted}, got {value!r}.")
-        if self.potential not in POTENTIALS:
-            raise ValueError(f"`potential` must be one of {', '.join(POTENTIALS)}, got {self.potential!r}.")
+        for name, among in (("potential", POTENTIALS), ("intermediate", INTERMEDIATE)):
+            if getattr(self, name) not in among:
+                raise ValueError(f"`{name}` must be one of {', '.join(among)}, got {getattr(self, name)!r}.")
         if not (self.hard is None or isinstance(self.hard, bool)):
             raise ValueError(f"`hard` must be True, False or None, got {self.hard!r}.")
         for name, number in plain.items():

@@ -106,13 +106,12 @@ def test_resampling_raises_what_is_asked_for(reward):
 
 @makers
 @pytest.mark.parametrize("potential", ["difference", "sum"])
-def test_particles_are_resampled_until_the_last_step_which_leaves_them_be(make, potential, reward):
-    """Of uniform diffusion from the second on: that it draws anew what it has drawn shows then."""
+def test_particles_are_resampled_after_every_step_but_the_last(make, potential, reward):
     pipe, config = make(), ParticleConfig(num_particles=4, resample_below=1.0, potential=potential)
     with particles(pipe, reward, config) as handle:
         pipe([""] * 32, generator=seeded(), num_inference_steps=5)
     resampled = [bool(step.resampled.any()) for step in handle.steps]
-    assert resampled[1:] == [True, True, True, False]
+    assert resampled == [True, True, True, True, False]
 
 
 def test_rewards_of_strings_are_asked_about_draws():
@@ -292,8 +291,11 @@ def test_what_is_no_reward_or_setting(reward):
         particles(pipe, reward, GuidanceConfig())
     with pytest.raises(ValueError, match="`guidance` must be a GuidanceConfig"):
         particles(pipe, reward, four, four)
-    with pytest.raises(ValueError, match="follows words, lengths and expressions exactly"):
-        particles(pipe, reward + LexicalReward("a"), four, GUIDED)
+    for guidance in (None, GuidanceConfig(scale=0.0)):
+        with pytest.raises(ValueError, match='`intermediate` "guidance" takes the rewards'):
+            particles(pipe, reward, ParticleConfig(intermediate="guidance"), guidance)
+    with pytest.raises(ValueError, match="`intermediate` must be one of completions, guidance"):
+        ParticleConfig(intermediate="both")
     with particles(pipe, reward + 2 * LexicalReward("a"), four) as handle:
         texts = pipe(["b"] * 4, generator=seeded()).texts
     expected = (reward + 2 * LexicalReward("a")).score(texts).double()
