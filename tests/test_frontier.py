@@ -15,7 +15,7 @@ def test_every_part_runs_in_small(tmp_path):
     process = started.run([sys.executable, str(SCRIPT), "--smoke"], cwd=tmp_path)
     assert process.returncode == 0, process.stderr
     assert [line.split("  ")[-1] for line in process.stdout.splitlines()] == [
-        "methods, sentiment: 7 cells",
+        "methods, sentiment: 8 cells",
         "estimators, sentiment: 2 cells",
         "hacking, sentiment: 1 cells",
     ]

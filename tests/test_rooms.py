@@ -52,7 +52,7 @@ def room(module):
     if module == "redge_guidance.__main__":
         return "cli"
     rooms = ("pipelines", "rewards", "hosts", "cli", "estimators", "samples", "setups", "generation", "harness")
-    rooms += ("constraints", "particles")
+    rooms += ("constraints", "particles", "evaluate")
     return parts[1] if len(parts) > 1 and parts[1] in rooms else "core"
 
 
@@ -101,6 +101,9 @@ MAY_NOT = [  # (who, does not import)
     ("particles", "setups"),
     ("particles", "pipelines"),
     ("particles", "rewards"),
+    *((who, "evaluate") for who in ("core", "hosts", "pipelines", "rewards", "setups", "generation", "particles")),
+    ("evaluate", "cli"),
+    ("evaluate", "hosts"),
     ("constraints", "pipelines"),
     ("constraints", "rewards"),
     ("constraints", "hosts"),

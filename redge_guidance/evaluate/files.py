@@ -10,7 +10,7 @@ import torch
 
 from redge_guidance.checks import as_real
 from redge_guidance.constraints.constraint import parted
-from redge_guidance.evaluate.tasks import Goal, Task
+from redge_guidance.evaluate.wanted import Goal, Task
 from redge_guidance.reward import Reward
 from redge_guidance.setups.rewards import make, read_entries
 from redge_guidance.setups.setup import assemble, options_of, read_document

@@ -24,7 +24,8 @@ _OF_PARTICLES = [f.name for f in fields(ParticleConfig) if f.name != "num_partic
 _SOFT = ("gumbel_softmax", "redge", "redge_cov")  # whose soft samples are no other estimator's
 _OF_GUIDANCE = [f.name for f in fields(GuidanceConfig)]
 
-_MAIN = ("unguided", "best-of-2", "best-of-8", "fk-4", "guided", "guided-best-of-4", "guided-fk-4")
+_CHEAP = "guided-fk-4[particles: {intermediate: guidance}]"
+_MAIN = ("unguided", "best-of-2", "best-of-8", "fk-4", "guided", "guided-best-of-4", "guided-fk-4", _CHEAP)
 _STRENGTHS = tuple(f"guided[scale: {scale}]" for scale in (0.5, 1, 2, 4, 8, 16))
 _BUDGETS = tuple(f"guided[scale: {scale}, kl_budget: 0.5]" for scale in (0.5, 1, 2, 4, 8, 16))
 

@@ -21,7 +21,7 @@ from redge_guidance.constraints.constraint import parted
 from redge_guidance.evaluate.costs import Meter
 from redge_guidance.evaluate.judges import Grammar, distinct, distinct_n, image_nats, nats_and_tokens
 from redge_guidance.evaluate.methods import Method
-from redge_guidance.evaluate.tasks import Goal, Task
+from redge_guidance.evaluate.wanted import Goal, Task
 from redge_guidance.generation.journal import Journal
 from redge_guidance.pipelines import MaskedImagePipeline
 from redge_guidance.randomness import check_seed

@@ -5,7 +5,7 @@ import torch
 
 from redge_guidance import hub
 from redge_guidance.evaluate import TASKS, task
-from redge_guidance.evaluate.tasks import rouge_1
+from redge_guidance.evaluate.embedded import rouge_1
 
 CASES = {  # of the first goal: what is as it should be, and what is not
     "sentiment": ("I hate this terrible place.", "The train leaves at noon."),
