@@ -57,10 +57,12 @@ the share that the likeliest digit gets right, all shares of the other cells bei
 ## How it was made
 
 `training/sudoku.py --pool 2000 --boards 6000 --seed 1`, `training/train_sudoku.py`, {schedule}steps of 64 boards,
-on one CPU core in {minutes} minutes, `training/build_sudoku_checkpoint.py`. Each board was seen under random symmetries of the
-rules. The position embeddings started as sums of a vector for the row, one for the column and one for the box.
+on one CPU core in {minutes} minutes, `training/build_sudoku_checkpoint.py`. Each board was seen under random
+symmetries of the rules. The position embeddings started as sums of a vector for the row, one for the column and one for
+the box.
 
-Sampling defaults: `{order}` order, temperature {temperature}; one token a step, unless `num_inference_steps` says otherwise.
+Sampling defaults: `{order}` order, temperature {temperature}, one token a step unless `num_inference_steps` says
+otherwise.
 
 ## Data and licence
 

@@ -1,9 +1,10 @@
 """Train a masked diffusion model of full Sudoku boards, on a CPU.
 
 A board is 81 tokens and `[EOS]`. In three quarters of a batch the cells of a puzzle are given, and a share of the
-others, uniform on 0..1, as half way through solving it; in the rest k tokens are hidden anywhere, k uniform on 1..82. The loss is the mean cross-entropy of the hidden cells: the optimum of every conditional is that of the bound
-with the weights 82 / k, which spends most of its weight on boards that are nearly full. Boards come from a pool
-(`sudoku.py --pool`), each seen under a random one of the symmetries that the rules have, some 10^12 a board.
+others, uniform on 0..1, as half way through solving it; in the rest k tokens are hidden anywhere, k uniform on 1..82.
+The loss is the mean cross-entropy of the hidden cells: the optimum of every conditional is that of the bound with the
+weights 82 / k, which spends most of its weight on boards that are nearly full. Boards come from a pool (`sudoku.py`),
+each seen under a random one of the symmetries that the rules have, some 10^12 a board.
 
 Position embeddings start as sums of a vector for the row, one for the column and one for the box, and the first heads
 of every layer look along these, which saves the model from finding out where the units are.
