@@ -16,7 +16,7 @@ from redge_guidance.pipelines import MaskedDiffusionScheduler, MaskedTextPipelin
 from redge_guidance.rewards.text.all_different import violations
 
 ROOT = Path(__file__).parent.parent
-STEPS, TEMPERATURE, CANVAS = 20, 0.5, 82
+STEPS, TEMPERATURE, CELLS = 20, 0.5, 81
 PUZZLES, SEED = 64, 7
 
 CARD = """---
@@ -119,7 +119,9 @@ def save_pipeline(source: Path, output: Path) -> None:
     model = RobertaPreLayerNormForMaskedLM.from_pretrained(source, dtype=torch.float16)
     scheduler = MaskedDiffusionScheduler("confidence")
     tokenizer = AutoTokenizer.from_pretrained(source)
-    MaskedTextPipeline(model, tokenizer, scheduler, CANVAS, TEMPERATURE).save_pretrained(output)
+    never = [tokenizer.eos_token_id]  # so that no board ends before its last cell, however it is guided
+    pipe = MaskedTextPipeline(model, tokenizer, scheduler, CELLS, TEMPERATURE, suppress_tokens=never)
+    pipe.save_pretrained(output)
 
 
 def drawn(name: str) -> list[list[str]]:
