@@ -149,7 +149,7 @@ class Boards:
 def loss_of(
     model: RobertaPreLayerNormForMaskedLM, ids: Tensor, hidden: Tensor, every: int = 1
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Cross-entropy of the hidden tokens in nats, as it is trained on and after the last layer; the share of right ones.
+    """Cross-entropy of hidden tokens in nats, as it is trained on and after the last layer, and the share of right ones.
 
     The first is the mean over every `every`-th layer, counted from the last; 0: that one alone.
     """
@@ -196,7 +196,10 @@ def main() -> None:
     parser.add_argument("--heads", type=int, default=4)
     parser.add_argument("--inner", type=int, default=384)
     parser.add_argument(
-        "--judged", type=int, default=2, help="train every so many layers from the last on boards; 0: only it"
+        "--judged",
+        type=int,
+        default=2,
+        help="every how many layers, from the last on, the loss is taken; 0: after it alone",
     )
     parser.add_argument("--puzzles", type=float, default=0.75, help="share of a batch where cells of puzzles are given")
     parser.add_argument("--batch-size", type=int, default=64)
