@@ -7,6 +7,7 @@ from redge_guidance.rewards.image.aesthetic import AestheticReward
 from redge_guidance.rewards.image.classifier import ImageClassifierReward
 from redge_guidance.rewards.image.clip import CLIPReward
 from redge_guidance.rewards.image.preference import ImagePreferenceReward
+from redge_guidance.rewards.text.all_different import AllDifferentReward
 from redge_guidance.rewards.text.classifier import TextClassifierReward
 from redge_guidance.rewards.text.fluency import FluencyReward
 from redge_guidance.rewards.text.length import LengthReward
@@ -18,6 +19,7 @@ from redge_guidance.rewards.text.similarity import SentenceSimilarityReward
 
 __all__ = [
     "AestheticReward",
+    "AllDifferentReward",
     "BlackBoxReward",
     "CLIPReward",
     "CompletionsReward",

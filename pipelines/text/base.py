@@ -27,7 +27,7 @@ from redge_guidance.pipelines.text.loading import (
     read_config,
 )
 from redge_guidance.pipelines.text.output import TextPipelineOutput, texts_of
-from redge_guidance.pipelines.text.prompts import as_prompts, as_texts, lay_out, scored_rows
+from redge_guidance.pipelines.text.prompts import as_prompts, as_texts, given_before, lay_out, scored_rows
 from redge_guidance.positions import longest
 from redge_guidance.recipe import remembered
 from redge_guidance.remote import REMOTE, load_pipeline
@@ -161,8 +161,8 @@ class TextPipeline(Drawer, DiffusionPipeline):
         continuous time (`uniform_posterior.elbo_rate`). Without prompts all positions of the canvas count, the end of
         the text and what follows it too, only a beginning-of-text token does not, nor the first token where logits are
         shifted and nothing comes before it. The canvas is the pipeline's, or for a longer text its own length and one
-        for the end, if the model has room for it. With prompts the tokens of the text itself count, and nothing else is
-        on the canvas (LLaDA's `get_log_likelihood`).
+        for the end, if the model has room for it. With prompts, or where `suppress_tokens` leave no end, the tokens of
+        the text itself count, and nothing else is on the canvas (LLaDA's `get_log_likelihood`).
 
         Args:
             texts: strings.
@@ -179,13 +179,13 @@ class TextPipeline(Drawer, DiffusionPipeline):
             ValueError: a text with a reserved token or longer than the model, or prompts of another number.
         """
         texts = as_texts(texts, "texts")
-        counts = {"num_corruptions": num_corruptions, "batch_size": batch_size}
-        one_scale = real_number("guidance_scale", guidance_scale)
-        *_, scale, num_corruptions, batch_size = plain_settings(1.0, None, counts, one_scale)
+        counts, one = {"num_corruptions": num_corruptions, "batch_size": batch_size}, guidance_scale
+        *_, scale, num_corruptions, batch_size = plain_settings(1.0, None, counts, real_number("guidance_scale", one))
         check_generators(generator, len(texts))
         source = Source(generator or torch.Generator().manual_seed(0), num_corruptions)
-        settings = (self._family.shift_logits, self.config.length, longest(self.model))
-        rows = scored_rows(self.tokenizer, texts, prompts, *settings)
+        prompts = given_before(prompts, self.ends, self.config.suppress_tokens)
+        settings = (prompts, self._family.shift_logits, self.config.length, longest(self.model))
+        rows = scored_rows(self.tokenizer, texts, *settings)
         total = torch.zeros(len(texts))
         for length, front, start in sorted({(len(ids), front, start) for ids, front, start in rows}):
             check_length(self.model, length)

@@ -188,6 +188,11 @@ def lay_out(
     )
 
 
+def given_before(prompts: Any, ends: Sequence[int], suppressed: Sequence[int] | None) -> Any:
+    """The prompts of texts that are scored; where none are told and nothing may end a text the empty one."""
+    return prompts if prompts is not None or set(ends) - set(suppressed or ()) else ""
+
+
 def scored_rows(
     tokenizer: Any,
     texts: Sequence[str],

@@ -17,6 +17,7 @@ READY_MADE: dict[str, Any] = {
     kind.__name__: kind
     for kind in (
         rewards.AestheticReward,
+        rewards.AllDifferentReward,
         rewards.CLIPReward,
         rewards.FluencyReward,
         rewards.ImageClassifierReward,

@@ -127,7 +127,7 @@ def test_suppressed_tokens_are_never_generated(pipe):
     assert set(drawn.unique().tolist()) <= {EOS, 4, 6, 7}
 
 
-def exact_bound(pipe, ids):
+def exact_bound(pipe, ids, never=(PAD, MASK)):
     """`mean over k, mean over the subsets of k hidden positions, of C / k * sum hidden -log p`, all enumerated."""
     canvas, total = len(ids), 0.0
     for k in range(1, canvas + 1):
@@ -137,7 +137,7 @@ def exact_bound(pipe, ids):
             masked[list(hidden)] = MASK
             with torch.no_grad():
                 logits = pipe.model(masked[None], attention_mask=torch.ones(1, canvas)).logits[0]
-            logits[:, [PAD, MASK]] = -torch.inf
+            logits[:, list(never)] = -torch.inf
             log_probs = logits.log_softmax(-1)
             total += canvas / k * -sum(log_probs[i, ids[i]].item() for i in hidden) / len(subsets) / canvas
     return total
@@ -149,6 +149,13 @@ def test_nll_is_the_elbo_bound_by_enumeration():
     exact = [exact_bound(pipe, ids) for ids in ([3, 4, EOS, EOS], [7, 6, 5, EOS], [3, 4, 5, 6, 7, EOS])]
     assert ours.tolist() == pytest.approx(exact, rel=0.02)
     assert pipe.nll(["a b"]).item() == pipe.nll("a b").item()  # seeded unless told otherwise
+
+
+def test_nll_without_an_end_is_that_of_the_text_alone():
+    pipe = tiny_pipeline(length=4)
+    pipe.register_to_config(suppress_tokens=[EOS])
+    exact = [exact_bound(pipe, ids, (PAD, MASK, EOS)) for ids in ([3, 4], [7, 6, 5, 4])]
+    assert pipe.nll(["a b", "e d c b"], num_corruptions=4000).tolist() == pytest.approx(exact, rel=0.02)
 
 
 def test_nll_bounds_the_likelihood_of_the_sampler_from_above():

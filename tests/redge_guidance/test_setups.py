@@ -19,6 +19,7 @@ from redge_guidance.recipe import recipe_of
 from redge_guidance.reward import Reward
 from redge_guidance.rewards import (
     AestheticReward,
+    AllDifferentReward,
     BlackBoxReward,
     CLIPReward,
     FluencyReward,
@@ -70,6 +71,7 @@ def folders(tmp_path_factory):
 
 REWARDS = {
     "AestheticReward": lambda at: AestheticReward.from_pretrained(at / "clip", at / "head.safetensors"),
+    "AllDifferentReward": lambda at: AllDifferentReward([[0, 1], [1, 2]], ["a", "b"], answer_only=False),
     "CLIPReward": lambda at: CLIPReward.from_pretrained(at / "clip", ["a b", "c"]),
     "FluencyReward": lambda at: FluencyReward.from_pretrained(at / "fluency", per_token=False, num_passes=2),
     "ImageClassifierReward": lambda at: ImageClassifierReward.from_pretrained(at / "classifier", "dog", temperature=8),
