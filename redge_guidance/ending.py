@@ -174,11 +174,13 @@ class Account:
         strength, factor = self.strength, self.config.factor(at.progress)
         ceiling, limit = last.ceiling, strength.times(factor).limit
         if ceiling is not None and last.strength >= _IN_FULL * factor * ceiling:
-            bought = "`usual_scale` of the reward" if strength.most is not None else "the budget"
-            return (
-                f"it paid the most that {bought} allows, {last.strength:.3g} nats a unit of reward, {_at(last)}: take "
-                "a larger `kl_budget`, or a lower `target`"
-            )
+            where = f"{last.strength:.3g} nats a unit of reward, {_at(last)}"
+            if strength.most is not None:
+                return (
+                    f"it paid the most that `usual_scale` of the reward allows, {where}: take a `scale` above that, a "
+                    "`kl_budget` in its place, or a lower `target`"
+                )
+            return f"it paid the most that the budget allows, {where}: take a larger `kl_budget`, or a lower `target`"
         if limit is not None and last.kl >= _IN_FULL * limit:
             return (
                 f"it spent the whole budget, {last.kl:.3g} nats per free token, {_at(last)}: take a larger `kl_budget`"
