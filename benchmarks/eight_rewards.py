@@ -7,9 +7,9 @@ draws where it is tuned by hand. Both have the same samples, prompts and seeds, 
 
 ratio: (default - unguided) / (best - unguided) of the outcome, 0 is unguided, 1 is the best scale, with the 95 %
 interval of a bootstrap over samples. nats: the model's own likelihood bound by token. Times are of this process on all
-processors, and by the clock on the wall. reported: share of the sequences that the trace says have reached their
-target; held: of these, the share whose finished sample has, by the target itself where the trace has it, else by
-`reward.reached`.
+processors, and by the clock on the wall. reported: share of the samples that `handle.finished` says have reached their
+target; held: of these, the share that has it by `reward.score` of what the pipeline returned. guessed: share of the
+sequences whose last guided step expected to reach it (`SequenceFigures.reached`), which is in the file alone.
 
     python benchmarks/eight_rewards.py --tune       # writes benchmarks/results/eight_rewards_tune.json
     python benchmarks/eight_rewards.py --compare    # reads it
@@ -20,8 +20,7 @@ import argparse
 import json
 import statistics
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -32,11 +31,22 @@ from redge_guidance import GuidanceConfig, guide
 from redge_guidance.evaluate.costs import Clock
 from redge_guidance.evaluate.judges import Grammar, distinct, image_nats_a_token, nats_a_token
 from redge_guidance.evaluate.statistics import bootstrap
+from redge_guidance.form import automata_of
 from redge_guidance.pipelines import MaskedImagePipeline, TextPipeline
+from redge_guidance.reward import RewardSum
+from redge_guidance.terms import terms_of
 
 BATCH, NEAR = 64, 0.02
 TUNED, COMPARED = "benchmarks/results/eight_rewards_tune.json", "benchmarks/results/eight_rewards.json"
 Row = dict[str, Any]
+
+
+class Said(NamedTuple):
+    """Of one sample: the target, whether the finished sample has it, and whether the last guided step expected so."""
+
+    target: float
+    reached: bool | None
+    guessed: bool | None
 
 
 class Bench:
@@ -67,22 +77,26 @@ class Bench:
 
     def _draw(
         self, goal: Goal, generators: list[torch.Generator], config: GuidanceConfig | None, seed: int
-    ) -> tuple[Any, list[Any]]:
-        """The pipeline's output, and the last figures of every sequence that say whether its target is reached."""
+    ) -> tuple[Any, list[Said]]:
+        """The pipeline's output, and what the handle says of every sample of it; nothing where there is no target."""
         how: Row = {"num_images_per_prompt": len(generators), "output_type": "pt"}
         how = how if self.case.images else {"prompt": [""] * len(generators)}
         if config is None:
             return self.pipe(**how, generator=generators), []
         with guide(self.pipe, goal.reward, config, seed=seed) as handle:
             output = self.pipe(**how, generator=generators)
-        last: list[Any] = [None] * len(generators)
+        target = handle.trace.target
+        if target is None:
+            return output, []
+        guesses: dict[int, bool] = {}
         for step in handle.trace:
-            for row, one in enumerate(step.sequences):
-                if one.reached is not None:
-                    last[row] = SimpleNamespace(reached=one.reached, target=handle.trace.target)
-        return output, last
+            guesses |= {row: one.reached for row, one in enumerate(step.sequences) if one.reached is not None}
+        known = handle.finished or (None,) * len(generators)
+        return output, [
+            Said(target, None if one is None else one.target_reached, guesses.get(row)) for row, one in enumerate(known)
+        ]
 
-    def _judged(self, found: list[tuple[Goal, Any]], figures: list[list[Any]]) -> Row:
+    def _judged(self, found: list[tuple[Goal, Any]], figures: list[list[Said]]) -> Row:
         samples = [(goal, output.images if self.case.images else output.texts) for goal, output in found]
         outcomes = [float(value) for goal, some in samples for value in goal.judge(some)]
         rewards = [value for goal, some in samples for value in goal.reward.score(some).tolist()]
@@ -99,28 +113,27 @@ class Bench:
         return row | told_and_true(samples, figures) | {"outcomes": outcomes}
 
 
-def told_and_true(samples: list[tuple[Goal, Any]], figures: list[list[Any]]) -> Row:
-    """How many sequences the trace says have reached their target, and how many of those have; {} if it says nothing.
+def told_and_true(samples: list[tuple[Goal, Any]], figures: list[list[Said]]) -> Row:
+    """How many samples the handle says have their target, how many of these have it, and how many steps guessed so.
 
-    Args:
-        samples: finished ones with their goals.
-        figures: of the sequences of each: an object with `reached`, and perhaps the `target` of the reward, or None. In
-            a sum with automata the target is that of the other terms, and held against the whole sum.
+    {} where nothing has a target.
     """
-    said, told, true, judged = 0, 0, 0, 0
-    for (goal, some), of_sequences in zip(samples, figures, strict=True):
-        if all(one is None for one in of_sequences):
-            continue
-        rewards, wanted = goal.reward.score(some).tolist(), goal.reward.reached(some)
-        for row, one in enumerate(of_sequences):
-            said += one is not None
-            if one is None or not one.reached:
-                continue
-            told, target = told + 1, getattr(one, "target", None)
-            if target is not None or wanted is not None:
-                holds = wanted[row] if target is None else rewards[row] >= target - 1e-4 * max(1.0, abs(target))
-                true, judged = true + bool(holds), judged + 1
-    return {"said": said, "told": told, "true": true, "judged": judged} if said else {}
+    row = {"said": 0, "told": 0, "true": 0, "judged": 0, "guessed": 0}
+    for (goal, some), of_samples in zip(samples, figures, strict=True):
+        rewards = with_a_target(goal.reward).score(some).tolist() if of_samples else []
+        for one, reward in zip(of_samples, rewards, strict=True):
+            row["said"] += one.reached is not None
+            row["guessed"] += bool(one.guessed)
+            if one.reached:
+                row["told"] += 1
+                row["judged"] += 1
+                row["true"] += reward >= one.target - 1e-4 * max(1.0, abs(one.target))
+    return row if row["said"] else {}
+
+
+def with_a_target(reward: Any) -> Any:
+    """A reward without its terms that are automata, which are followed exactly and have no target."""
+    return RewardSum([term for term in terms_of(reward) if term.weight != 0 and not automata_of(term)])
 
 
 def tune(bench: Bench, scales: list[float], seeds: list[int]) -> Row:
@@ -178,7 +191,7 @@ def _ratio(bare: np.ndarray, default: np.ndarray, best: np.ndarray) -> np.ndarra
 
 def mean_of(rows: list[Row]) -> Row:
     """Means over seeds of figures; counts are added up."""
-    counts = ("said", "told", "true", "judged")
+    counts = ("said", "told", "true", "judged", "guessed")
     numbers = [key for key, value in rows[0].items() if isinstance(value, float | int)]
     return {key: (sum if key in counts else statistics.mean)(row[key] for row in rows) for key in numbers}
 

@@ -2,12 +2,11 @@
 
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from eight_rewards import best_scale, mean_of, scales_of, table, told_and_true
+from eight_rewards import Said, best_scale, mean_of, scales_of, table, told_and_true
 from reward_cases import Goal, has_length, has_word
 
 from redge_guidance.rewards import BlackBoxReward, LengthReward
@@ -26,25 +25,18 @@ def test_the_best_scale_is_the_smallest_near_the_best_outcome(outcomes, best):
     assert best_scale({float(scale): value for scale, value in outcomes.items()}) == best
 
 
-def figures(reached, **more):
-    return SimpleNamespace(reached=reached, **more)
-
-
-def test_what_the_trace_reports_is_held_against_the_finished_texts():
-    goal = Goal(LengthReward(2, 2), lambda texts: [0.0] * len(texts))
-    told = [figures(True), figures(True), figures(False), None]
-    found = told_and_true([(goal, ["two words", "one", "two words", "one"])], [told])
-    assert found == {"said": 3, "told": 2, "true": 1, "judged": 2}
-    assert told_and_true([(goal, ["one"])], [[None]]) == {}
-
-
-def test_a_target_in_the_trace_comes_before_a_yes_or_no():
-    of_length = Goal(LengthReward(2, 2), lambda texts: [0.0] * len(texts))
+def test_what_the_handle_reports_is_held_against_what_the_pipeline_returned():
     plain = Goal(BlackBoxReward(len), lambda texts: [0.0] * len(texts))
-    told = [figures(True, target=-1.0), figures(True, target=-0.5)]
-    assert told_and_true([(of_length, ["one", "one"])], [told])["true"] == 1
-    told = [figures(True, target=3.0), figures(True, target=4.0), figures(True)]
-    assert told_and_true([(plain, ["one", "one", "one"])], [told]) == {"said": 3, "told": 3, "true": 1, "judged": 2}
+    said = [Said(3.0, True, False), Said(4.0, True, True), Said(4.0, False, True), Said(4.0, None, None)]
+    found = told_and_true([(plain, ["one", "one", "one", "one"])], [said])
+    assert found == {"said": 3, "told": 2, "true": 1, "judged": 2, "guessed": 2}
+    assert told_and_true([(plain, ["one"])], [[Said(3.0, None, None)]]) == {}
+    assert told_and_true([(plain, ["one"])], [[]]) == {}
+
+
+def test_terms_that_are_automata_have_no_target():
+    both = Goal(BlackBoxReward(len) + 8 * LengthReward(2, 2), lambda texts: [0.0] * len(texts))
+    assert told_and_true([(both, ["one", "two words"])], [[Said(3.0, True, None)] * 2])["true"] == 2
 
 
 def test_means_add_counts_up_and_leave_out_lists():

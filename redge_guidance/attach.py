@@ -21,7 +21,7 @@ from redge_guidance.reward import Wanted
 from redge_guidance.step import DenoisingStep, Generators
 from redge_guidance.stopping import StopRule
 from redge_guidance.text import end_token_ids
-from redge_guidance.trace import Trace
+from redge_guidance.trace import FinishedFigures, Trace
 
 
 class GuidanceHandle(Handle):
@@ -43,6 +43,15 @@ class GuidanceHandle(Handle):
     @property
     def trace(self) -> Trace:
         return self._guidance.trace
+
+    @property
+    def finished(self) -> tuple[FinishedFigures, ...] | None:
+        """Of every sample of the last call of a pipeline: its reward, whether it has the target, and if not, why not.
+
+        The reward is asked about the finished samples when this is first read, and not again. None without a target,
+        where no call has come to its end yet, or it is not known what it has come to, and for models.
+        """
+        return self.trace.finished
 
     def reset(self, prompts: Sequence[str] | None = None, context: Tensor | None = None) -> None:
         """Of a guided model: its next call begins a sampling, where that cannot be told from the tokens.
@@ -224,6 +233,7 @@ def _guide_pipeline(pipe: Any, guidance: Guidance, chunk_size: int | None, for_m
         end=guidance.end,
         foresee=guidance.foresee,
         settle=settle,
+        came_to=None if guidance.strength.target is None else guidance.came_to,
     )
     if for_models:
         attachment.remove()

@@ -74,6 +74,11 @@ class Course:
         first = [now and not found for now, found in zip(asked, known, strict=True)]
         return Plan(tensor(asked), tensor(first), tensor(kept), tensor(self._stopped))
 
+    @property
+    def stopped(self) -> tuple[bool, ...]:
+        """Of every sequence, whether the rule has ended its guidance."""
+        return tuple(self._stopped)
+
     def ceilings(self, chosen: Tensor) -> Tensor:
         """The most that strengths may be of the sequences `chosen` `(batch,)` bool; nan where it is not known yet."""
         known = [figures[-1].ceiling if figures else None for figures in self._figures]

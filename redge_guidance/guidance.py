@@ -3,6 +3,7 @@
 import copy
 import time
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from redge_guidance.accepting import as_reward, as_strings
 from redge_guidance.config import GuidanceConfig
 from redge_guidance.constraints.constraint import parted
 from redge_guidance.course import Course, Plan
+from redge_guidance.ending import Account, Ending
 from redge_guidance.evaluation import WrongKind
 from redge_guidance.form import formed
 from redge_guidance.formed import FormOfStep
@@ -22,6 +24,7 @@ from redge_guidance.inference import gradients_allowed, outside_inference_mode
 from redge_guidance.parts import Part, figures_of, host_logits, p_logits, put_together
 from redge_guidance.precision import Autocast
 from redge_guidance.randomness import check_seed, noise_of
+from redge_guidance.records import columns_now
 from redge_guidance.reward import Wanted
 from redge_guidance.step import DenoisingStep, rows_of, without_others
 from redge_guidance.stopping import StopRule
@@ -74,6 +77,7 @@ class Guidance:
         self.config = GuidanceConfig() if config is None else config
         if not isinstance(self.config, GuidanceConfig):
             raise ValueError(f"`config` must be a GuidanceConfig, got {type(config).__name__}.")
+        self._whole = wanted  # what finished samples are judged by
         self._form, wanted = formed(wanted, constraint)
         if wanted is not None:
             routes(wanted, self.config)
@@ -96,6 +100,8 @@ class Guidance:
         self._tilts = Tilts()
         self._formed: FormOfStep | None = None  # of the step that the host is taking
         self.figures: StepTrace | None = None
+        self._before = self.trace.total
+        self.trace.finish(None)
 
     def settle(self, step: DenoisingStep, tokens: Tensor, positions: Tensor) -> Tensor | None:
         """Told what the host has drawn from the logits of a step that can be settled, `(batch, length)` both.
@@ -132,6 +138,16 @@ class Guidance:
         """
         if self.is_hard and self._form is not None:
             self._form.check(step)
+
+    def came_to(self, ending: Ending) -> None:
+        """Told what a call of the sampler has come to; the trace says what that is worth, to whoever asks."""
+        if self._whole is not None:
+            count = min(len(self.trace), self.trace.total - self._before)
+            steps = self.trace[len(self.trace) - count :]
+            account = Account(
+                self._whole, self.strength, self.config, steps, self._index, self._course.stopped, columns_now()
+            )
+            self.trace.finish(partial(account.of, ending))
 
     def end(self) -> None:
         """A call of the sampler is over: a warning for every goal that nothing moved and that is not reached, once."""
@@ -216,7 +232,10 @@ class Guidance:
                 found = tilted(part, self._reward, config, strength, noise, self._goals, form, start, ceilings)
                 break
             except WrongKind as error:
-                self._reward = exchanged(self._reward, error.reward, as_strings(error))
+                strings = as_strings(error)
+                self._reward, self._whole = (
+                    exchanged(one, error.reward, strings) for one in (self._reward, self._whole)
+                )
                 self._goals = Goals(self._reward)
         if config.every > 1 or config.warm_start:
             self._tilts.keep(free, found.tilts(), chosen)

@@ -41,6 +41,11 @@ def columns(fields: Mapping[str, Sequence[Any]] | None = None, /, **more: Sequen
         _COLUMNS.reset(token)
 
 
+def columns_now() -> Mapping[str, list[Any]]:
+    """The fields that are known where this is called, for a block that is opened later."""
+    return _COLUMNS.get()
+
+
 def columns_of(count: int) -> dict[str, list[Any]]:
     """The fields of `count` samples, all of them once for every draw; empty where none are known.
 

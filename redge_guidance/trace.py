@@ -1,7 +1,7 @@
 """What guidance did: figures by step and by sequence."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, SupportsIndex
 
@@ -29,8 +29,9 @@ class SequenceFigures:
         strength: nats that one unit of reward was worth, after the last update.
         ceiling: the most that it may be until guidance of this sequence begins anew: what the budget bought when its
             reward was first asked; None where a scale is set.
-        reached: whether the target is reached as far as can be seen in this step: by each of the samples that were last
-            drawn, and, to first order, by what is drawn from; None without a target.
+        reached: the step's guess whether the target will be reached: by each of the samples that were last drawn, and,
+            to first order, by what is drawn from; None without a target. Relaxed samples make it too hopeful. What the
+            finished sample has is in `Trace.finished`.
         at_rest: whether it is so without being moved, so that it was left alone.
         asked: whether its reward was asked in this step; if not, `reward`, `grad_norm`, `strength` and `reached` are
             those of the step before. Not asked any more, either, where nothing is free.
@@ -47,6 +48,25 @@ class SequenceFigures:
     reached: bool | None = None
     at_rest: bool = False
     asked: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedFigures:
+    """Figures of one finished sample, by the reward itself.
+
+    Attributes:
+        reward: the weighted sum of all terms.
+        rewards: the terms by name, without their weights.
+        aimed: the part of `reward` that the target is of: without the terms that are automata.
+        target_reached: whether that is at least the target, but for rounding.
+        why: what is known to have kept it from its target, and what may help; None where it is reached.
+    """
+
+    reward: float
+    rewards: dict[str, float]
+    aimed: float
+    target_reached: bool
+    why: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +148,23 @@ class Trace(list[StepTrace]):
         self.aim, self.target = aim, target
         self.limit, self.figures = whole_number("limit", limit, 1), whole_number("figures", figures, 1)
         self.total, self._told = 0, False
+        self._find: Callable[[], tuple[FinishedFigures, ...] | None] | None = None
+        self._finished: tuple[FinishedFigures, ...] | None = None
         self._length = self._held = 0  # when something was last appended: what is here now, unless somebody took away
+
+    @property
+    def finished(self) -> tuple[FinishedFigures, ...] | None:
+        """Of every sample of the last call of a guided pipeline; the reward is asked when this is first read.
+
+        None without a target, before and while a call draws, and where it is not known what it has come to.
+        """
+        if self._find is not None:
+            self._finished, self._find = self._find(), None
+        return self._finished
+
+    def finish(self, find: Callable[[], tuple[FinishedFigures, ...] | None] | None) -> None:
+        """How what a call has come to is found, by whoever asks first; None: not known."""
+        self._find, self._finished = find, None
 
     def append(self, step: StepTrace) -> None:
         """Also lets go of the first steps that are too many, which is said once."""
@@ -152,7 +188,7 @@ class Trace(list[StepTrace]):
             self.append(step)
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
-        return _restored, (list(self), self.limit, self.figures, self.total, self.aim, self.target)
+        return _restored, (list(self), self.limit, self.figures, self.total, self.aim, self.target, self.finished)
 
     def _tell(self) -> None:
         if not self._told:
@@ -165,11 +201,19 @@ class Trace(list[StepTrace]):
             )
 
 
-def _restored(steps: list[StepTrace], limit: int, figures: int, total: int, aim: str, target: float | None) -> Trace:
+def _restored(
+    steps: list[StepTrace],
+    limit: int,
+    figures: int,
+    total: int,
+    aim: str,
+    target: float | None,
+    finished: tuple[FinishedFigures, ...] | None = None,
+) -> Trace:
     """A copy of a trace."""
     trace = Trace(limit, figures, aim, target)
     trace.extend(steps)
-    trace.total = total
+    trace.total, trace._finished = total, finished
     return trace
 
 

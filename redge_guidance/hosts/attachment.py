@@ -7,22 +7,17 @@ import functools
 import inspect
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from typing import Any
 
-from torch import Tensor
-
-from redge_guidance.hosts.base import Drawn, Host, drawing
+from redge_guidance.ending import Ending
+from redge_guidance.hosts.base import Host, drawing
+from redge_guidance.hosts.call import Call, Follow, Move
 from redge_guidance.hosts.callbacks import elsewhere
-from redge_guidance.hosts.registry import explain, find_host
-from redge_guidance.hosts.seam import Seam, signature_of
+from redge_guidance.hosts.registry import find_host
 from redge_guidance.logging import get_logger
 from redge_guidance.step import DenoisingStep
 
 logger = get_logger(__name__)
-
-Move = Callable[[DenoisingStep], Tensor | None]
-Follow = Callable[[DenoisingStep, Drawn], Tensor | None]
 
 
 class Attachment:
@@ -39,6 +34,7 @@ class Attachment:
         foresee: told, before the model is first called, of the step to come, without logits, where the host knows it.
         settle: told what was drawn in a step that can be settled; may return other tokens, `(batch, length)`.
         follow: told what was drawn; may return `(batch,)` indices, the sequences to go on with. None: nobody asks.
+        came_to: told before `end` what a call has come to, where that is known; needs no logits. None: nobody asks.
 
     Raises:
         ValueError: no host for the pipeline, or something attached to it already.
@@ -54,6 +50,7 @@ class Attachment:
         end: Callable[[], None] | None = None,
         foresee: Callable[[DenoisingStep], None] | None = None,
         settle: Follow | None = None,
+        came_to: Callable[[Ending], None] | None = None,
     ):
         kind, host = type(pipe), find_host(pipe)
         if _attachment_of(pipe) is not None:
@@ -61,9 +58,9 @@ class Attachment:
         host.check(pipe)
         self.pipe, self._kind = pipe, kind
         self.move, self.follow, self.foresee, self.settle = move, follow, foresee, settle
-        self.started, self.ended = begin or (lambda: None), end or (lambda: None)
+        self.started, self.ended, self.came_to = begin or (lambda: None), end or (lambda: None), came_to
         self._busy = threading.Lock()
-        self._call: _Call | None = None
+        self._call: Call | None = None
         entries = [name for name in host.entries if any(name in vars(base) for base in kind.__mro__)]
         try:
             pipe.__class__ = _attached_class(kind, self, entries)
@@ -95,7 +92,7 @@ class Attachment:
 
     def remove(self) -> None:
         """Give the pipeline its own class back. Does nothing the second time; a call in progress goes on unguided."""
-        self.move = self.follow = self.settle = None
+        self.move = self.follow = self.settle = self.came_to = None
         was_open = self._everywhere and self.uses_scheduler
         if self._everywhere:
             self._close()
@@ -126,8 +123,10 @@ class Attachment:
                     bound.arguments[name] = elsewhere(callback)
             args, kwargs = bound.args, bound.kwargs
             bound.apply_defaults()
-            with drawing(self._open(bound.arguments)):
+            call = self._open(bound.arguments)
+            with drawing(call.host):
                 result = _finished(entry(*args, **kwargs), entry)
+            call.report(result)
             self.ended()
             return result
         finally:
@@ -154,75 +153,16 @@ class Attachment:
             if self._everywhere:
                 self._open({})
 
-    def _open(self, arguments: Mapping[str, Any]) -> Host:
-        host = find_host(self.pipe)(self.pipe, self._everywhere)
-        self._call = _Call(self, host, self.pipe.scheduler)
+    def _open(self, arguments: Mapping[str, Any]) -> Call:
+        host: Host = find_host(self.pipe)(self.pipe, self._everywhere)
+        self._call = Call(self, host, self.pipe.scheduler)
         self._call.begin(arguments)
-        return host
+        return self._call
 
     def _close(self) -> None:
         call, self._call = self._call, None
         if call is not None:
             call.close()
-
-
-class _Call:
-    """One call of a pipeline: its host, and the methods of the scheduler that pass through it."""
-
-    def __init__(self, attachment: Attachment, host: Host, scheduler: Any):
-        self.attachment, self.host, self.scheduler = attachment, host, scheduler
-        self._seams: list[Seam] = []
-
-    def begin(self, arguments: Mapping[str, Any]) -> None:
-        self.attachment.started()
-        self.host.begin(arguments)
-        if self.attachment.foresee is not None:
-            self.host.foresee(self.attachment.foresee)
-        for name in self.host.seams:
-            if hasattr(self.scheduler, name):
-                self._seams.append(Seam(self.scheduler, name, self.step))
-        if self.host.everywhere and hasattr(self.scheduler, "set_timesteps"):
-            self._seams.append(Seam(self.scheduler, "set_timesteps", self.step))
-
-    def close(self) -> None:
-        for seam in self._seams:
-            seam.remove()
-        self.host.close()
-
-    def step(self, name: str, below: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The scheduler's method `name`, `below`, with guidance before and after it."""
-        attachment, host = self.attachment, self.host
-        if not host.is_drawing() or (attachment.move is None and attachment.follow is None):
-            return below(*args, **kwargs)
-        if name == "set_timesteps":  # a new generation of a pipeline that says so in no other way
-            host.close()
-            attachment.ended()
-            attachment.started()
-            host.begin({})
-            return below(*args, **kwargs)
-        bound = signature_of(below, self.scheduler, name).bind(*args, **kwargs)
-        try:
-            step = host.read(name, bound.arguments)
-        except (KeyError, AttributeError) as error:
-            explained = explain(host, name, error)
-            raise explained from (None if explained is error else error)
-        step = step if attachment.follow is None else replace(step, spent=False)  # who follows reads the logits, too
-        with drawing(None):
-            logits = None if attachment.move is None else attachment.move(step)
-        if logits is not None:
-            host.write(bound.arguments, step, logits)
-        output = below(*bound.args, **bound.kwargs)
-        if attachment.settle is not None and step.settles:
-            drawn = host.after(name, step, output)
-            with drawing(None):
-                tokens = attachment.settle(step, drawn)
-            if tokens is not None:
-                output = host.settle(step, output, drawn.positions, tokens)
-        if attachment.follow is None:
-            return output
-        with drawing(None):
-            rows = attachment.follow(step, host.after(name, step, output))
-        return output if rows is None else host.reorder(step, output, rows)
 
 
 def _attached_class(kind: type, attachment: Attachment, entries: list[str]) -> type:

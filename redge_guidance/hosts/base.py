@@ -119,6 +119,13 @@ class Host(ABC):
         changed = step.free & (ids != step.ids)
         return Drawn(ids.where(changed, step.ids), changed)
 
+    def finished(self, result: Any) -> Tensor | None:
+        """The whole context that a call has come to, `(batch, length)` int64, read off what it returned.
+
+        None: it is what `after` has said of the last step, here and where something else was returned.
+        """
+        return None
+
     def settle(self, step: DenoisingStep, output: Any, positions: Tensor, tokens: Tensor) -> Any:
         """Have other tokens drawn than the scheduler's method has.
 
@@ -245,6 +252,14 @@ def field_of(output: Any, name: str, index: int = 0) -> Tensor:
         return output
     found: Tensor = output[index] if isinstance(output, tuple) else getattr(output, name)
     return found
+
+
+def ids_in(result: Any, name: str, index: int = 0) -> Tensor | None:
+    """Tokens `(batch, length)` in what a pipeline returned, an output object or a tuple; None: there are none."""
+    found = getattr(result, name, None)
+    if isinstance(result, tuple) and index < len(result):
+        found = result[index]
+    return found if isinstance(found, Tensor) and found.ndim == 2 and found.dtype == torch.long else None
 
 
 def _mapped(output: Any, change: Callable[[Tensor], Tensor]) -> Any:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from redge_guidance.chats import is_conversation
-from redge_guidance.hosts.base import Drawn, Host, field_of, in_block, is_a, no_logits
+from redge_guidance.hosts.base import Drawn, Host, field_of, ids_in, in_block, is_a, no_logits
 from redge_guidance.hosts.registry import register_host
 from redge_guidance.step import DenoisingStep
 from redge_guidance.text import end_token_ids, reserved_token_ids
@@ -138,6 +138,11 @@ class DiffusionGemmaHost(Host):
             kept = output.transfer_index | output.editing_transfer_index
         positions = in_block(kept, length) & step.free
         return Drawn(in_block(tokens, length).where(positions, step.ids), positions)
+
+    def finished(self, result: Any) -> Tensor | None:
+        """The pipeline returns what follows the prompt."""
+        answers = ids_in(result, "sequences")
+        return None if answers is None else torch.cat([self._pieces[0], answers], -1)
 
     def reorder(self, step: DenoisingStep, output: Any, rows: Tensor) -> Any:
         """The encoder is given a view of the pipeline's own text and its cache; both are exchanged where they are."""

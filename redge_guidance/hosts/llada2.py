@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from redge_guidance.chats import is_conversation
-from redge_guidance.hosts.base import Host, in_block, is_a, no_logits
+from redge_guidance.hosts.base import Host, ids_in, in_block, is_a, no_logits
 from redge_guidance.hosts.registry import register_host
 from redge_guidance.step import DenoisingStep
 from redge_guidance.text import end_token_ids, reserved_token_ids
@@ -105,6 +105,11 @@ class LLaDA2Host(Host):
             greedy=greedy,
             settles=True,
         )
+
+    def finished(self, result: Any) -> Tensor | None:
+        """The pipeline returns what follows the prompt."""
+        answers = ids_in(result, "sequences")
+        return None if answers is None else torch.cat([self._ids[:, : self._prompt_length], answers], -1)
 
     def reorder(self, step: DenoisingStep, output: Any, rows: Tensor) -> Any:
         """The model is given a view of the pipeline's own text, in which finished blocks are exchanged."""

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from redge_guidance.hosts.base import Host, is_a, share_done
+from redge_guidance.hosts.base import Host, ids_in, is_a, share_done
 from redge_guidance.hosts.registry import register_host
 from redge_guidance.samples.images import ImageDecoder
 from redge_guidance.step import DenoisingStep
@@ -37,6 +37,9 @@ class MaskedImageHost(Host):
             images=ImageDecoder(self.pipe.codebook, self.pipe.decode_embeddings),
             generator=arguments.get("generator"),
         )
+
+    def finished(self, result: Any) -> Tensor | None:
+        return ids_in(result, "tokens", 1)
 
     def reorder(self, step: DenoisingStep, output: Any, rows: Tensor) -> Any:
         reordered, ranks = super().reorder(step, output, rows), self.pipe.drawing.ranks

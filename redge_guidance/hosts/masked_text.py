@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from redge_guidance.hosts.base import Host, is_a, no_logits, share_done, steps_left
+from redge_guidance.hosts.base import Host, ids_in, is_a, no_logits, share_done, steps_left
 from redge_guidance.hosts.registry import register_host
 from redge_guidance.step import DenoisingStep
 from redge_guidance.text import before_text, end_token_ids, fixed_before, is_in, special_token_ids
@@ -59,6 +59,9 @@ class MaskedTextHost(Host):
 
     def _ahead(self, arguments: dict[str, Any]) -> DenoisingStep:
         return step_ahead(self.pipe)
+
+    def finished(self, result: Any) -> Tensor | None:
+        return ids_in(result, "sequences")
 
     def read(self, seam: str, arguments: Mapping[str, Any]) -> DenoisingStep:
         ids, drawing = arguments["sample"], getattr(self.pipe, "drawing", None)

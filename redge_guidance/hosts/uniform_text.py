@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from redge_guidance.hosts.base import Drawn, Host, field_of, is_a, share_done, steps_left
+from redge_guidance.hosts.base import Drawn, Host, field_of, ids_in, is_a, share_done, steps_left
 from redge_guidance.hosts.masked_text import step_ahead
 from redge_guidance.hosts.registry import register_host
 from redge_guidance.step import DenoisingStep
@@ -51,6 +51,9 @@ class UniformTextHost(Host):
             independent=seam == "step",
             redraws=steps_left(self.pipe.scheduler.timesteps, arguments["timestep"]),
         )
+
+    def finished(self, result: Any) -> Tensor | None:
+        return ids_in(result, "sequences")
 
     def after(self, seam: str, step: DenoisingStep, output: Any) -> Drawn:
         """Of a step every clean token; of a corrector sweep what it has changed."""
