@@ -40,6 +40,7 @@ class Part:
 
 
 TEXTS = ("sentiment", "rare", "two", "words", "similarity", "uniform")
+SUDOKUS = tuple(f"sudoku-{kind}" for kind in ("easy", "medium", "hard", "expert"))
 PARTS = {
     "methods": Part((*TEXTS, "digits"), ("main",), 24, few=("main",)),
     "estimators": Part(("sentiment", "digits"), ("unguided", "estimators"), 20, few=("unguided", "redge")),

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import json
 import re
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
@@ -12,8 +13,10 @@ import torch
 
 from redge_guidance.evaluate.judges import Vader
 from redge_guidance.evaluate.wanted import Goal, Task
+from redge_guidance.hub import resolve
 from redge_guidance.pipelines import MaskedImagePipeline, TextPipeline
 from redge_guidance.rewards import (
+    AllDifferentReward,
     FluencyReward,
     ImageClassifierReward,
     LexicalReward,
@@ -21,8 +24,9 @@ from redge_guidance.rewards import (
     SentenceSimilarityReward,
     TextClassifierReward,
 )
+from redge_guidance.rewards.text.all_different import violations
 
-MASKED, UNIFORM = "builtin:tatoeba-masked", "builtin:tatoeba-uniform"
+MASKED, UNIFORM, SUDOKU = "builtin:tatoeba-masked", "builtin:tatoeba-uniform", "builtin:sudoku-masked"
 LABEL = 0.4  # temperature of particles by the log-probability of a label, in nats
 RARE = -0.6  # of VADER's compound score
 WORDS = ("book", "car", "money", "school")
@@ -156,6 +160,19 @@ def _are(judge: ImageClassifierReward, digit: int, images: Sequence[Any]) -> lis
     return [float(found == str(digit)) for found in judge.predict(torch.stack(list(images)))]
 
 
+def _sudoku(kind: str) -> Task:
+    """Puzzles of one class; their solution is the only one."""
+    pipe, name = _text(SUDOKU), f"sudoku-{kind}"
+    puzzles = json.loads((Path(resolve(SUDOKU)) / "puzzles.json").read_text())[kind]
+    prompts = [puzzle.replace(".", pipe.tokenizer.mask_token) for puzzle, _ in puzzles]
+    goal = Goal(AllDifferentReward("sudoku", "123456789"), _solved, prompts)
+    return Task(name, "the board is solved", pipe, [goal], settings={"num_inference_steps": 20}, prose=False)
+
+
+def _solved(boards: Sequence[str]) -> list[float]:
+    return [float(violations(board) == 0) for board in boards]
+
+
 TASKS: dict[str, tuple[str, Callable[[], Task]]] = {
     "sentiment": ("a common attribute: a negative, and a positive sentiment", _sentiment),
     "sentiment-fluent": ("the same, with a pull toward fluent texts", _fluent),
@@ -165,4 +182,8 @@ TASKS: dict[str, tuple[str, Callable[[], Task]]] = {
     "similarity": ("texts like a sentence", _similarity),
     "uniform": ("the sentiments, of the uniform model", lambda: _sentiment(UNIFORM, "uniform")),
     "digits": ("images of a digit", _digits),
+    "sudoku-easy": ("puzzles that need no guess, and no look at a whole row, column or box", lambda: _sudoku("easy")),
+    "sudoku-medium": ("puzzles that need no guess", lambda: _sudoku("medium")),
+    "sudoku-hard": ("puzzles that need one guess or two", lambda: _sudoku("hard")),
+    "sudoku-expert": ("puzzles that need four guesses or more", lambda: _sudoku("expert")),
 }

@@ -181,7 +181,7 @@ class _Judges:
         self._task = task
         self._grammar: Grammar | None = None
         self._of_texts = hasattr(task.pipe, "nll")
-        if self._of_texts:
+        if self._of_texts and task.prose:
             try:
                 self._grammar = Grammar()
             except RuntimeError as error:

@@ -31,6 +31,7 @@ class Task:
         goals: over which the samples are spread evenly.
         temperature: of particles, units of reward in a nat, where a method names none.
         settings: of the pipeline's call.
+        prose: whether texts are sentences, whose grammar is judged.
         other: a pipeline whose bound on the likelihood of texts is taken beside that of `pipe`; None: there is none.
     """
 
@@ -41,3 +42,4 @@ class Task:
     temperature: float = 1.0
     settings: dict[str, Any] = field(default_factory=dict)
     other: Any = None
+    prose: bool = True

@@ -1,5 +1,8 @@
 """The embedded tasks: rewards that guide, and judges that know what was asked for."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -7,6 +10,7 @@ from redge_guidance import hub
 from redge_guidance.evaluate import TASKS, task
 from redge_guidance.evaluate.embedded import rouge_1
 
+SUDOKUS = ("easy", "medium", "hard", "expert")
 CASES = {  # of the first goal: what is as it should be, and what is not
     "sentiment": ("I hate this terrible place.", "The train leaves at noon."),
     "sentiment-fluent": ("I hate this terrible place.", "The train leaves at noon."),
@@ -30,7 +34,7 @@ def test_judge_and_reward_agree_on_clear_cases(name):
 
 
 def test_every_task_is_made_and_called_by_its_name():
-    assert set(CASES) | {"digits"} == set(TASKS)
+    assert set(CASES) | {"digits", *(f"sudoku-{kind}" for kind in SUDOKUS)} == set(TASKS)
     made = {name: task(name) for name in ("words", "digits")}
     assert {name: one.name for name, one in made.items()} == {name: name for name in made}
     assert len(made["digits"].goals) == 10
@@ -45,6 +49,24 @@ def test_the_judge_of_digits_is_another_network_that_knows_them():
     assert found.sum(0).tolist() == [1.0] * 10  # one digit each
     assert found.diag().sum() >= 8  # of the class-conditional model nearly all
     assert "builtin:mnist-judge" in hub.builtin_names()
+
+
+@pytest.mark.parametrize("kind", SUDOKUS)
+def test_puzzles_are_solved_by_their_solution_alone(kind):
+    made = task(f"sudoku-{kind}")
+    (goal,) = made.goals
+    puzzles = json.loads((Path(hub.resolve("builtin:sudoku-masked")) / "puzzles.json").read_text())[kind]
+    solutions = [solution for _, solution in puzzles]
+    assert goal.gold(solutions) == [1.0] * len(solutions)
+    assert goal.reward.score(solutions).tolist() == [0.0] * len(solutions)
+    wrong = [board[:-1] + board[0] if board[0] != board[-1] else board[:-1] + board[1] for board in solutions]
+    assert goal.gold(wrong) == [0.0] * len(solutions)
+    given = [puzzle.replace("[MASK]", ".") for puzzle in goal.prompts]
+    assert all(
+        a in (".", b)
+        for puzzle, board in zip(given, solutions, strict=True)
+        for a, b in zip(puzzle, board, strict=True)
+    )
 
 
 def test_rouge_is_the_harmonic_mean_of_precision_and_recall():
