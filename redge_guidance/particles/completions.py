@@ -19,14 +19,16 @@ from redge_guidance.reward import named_tokens
 from redge_guidance.step import DenoisingStep
 from redge_guidance.terms import split, terms_of
 
-_SUPPORT = 128  # likeliest tokens of a position that completions are made of
+# Likeliest tokens of a position that completions are made of: means, and draws. The search takes nearly all the time
+# that particles take beside the reward. Means of 16 say as much of the finished text as those of 128 or 2,000 do.
+_MEANS, _DRAWS = 16, 128
 
 
 class Completions:
     """Asks a reward about sequences some of whose positions are open.
 
-    An open position is filled from the model's prediction of the step, `p_i` restricted to its 128 likeliest tokens and
-    what the reward names: by their mean, or by draws. A finished sequence has one completion, itself.
+    An open position is filled from the model's prediction of the step, restricted to its likeliest tokens and what the
+    reward names: by the mean of 16, or by draws from 128. A finished sequence has one completion, itself.
 
     Args:
         reward: as for `guide`; None: nothing is worth anything.
@@ -72,7 +74,8 @@ class Completions:
     def _ask(self, step: DenoisingStep, noise: Noise, some_open: bool) -> Tensor:
         with Autocast.off(step.logits.device):
             named = [name for term in terms_of(self._reward) for name in named_tokens(term.reward, step.tokenizer)]
-            model = Prediction(step, _SUPPORT, named)
+            support = _DRAWS if self._hard else _MEANS
+            model = Prediction(step, support, named, normalised=step.logits.shape[-1] <= support)
             log_p = model[:] if model.kept is None else model.kept - model.kept.logsumexp(-1, keepdim=True)
             draws = Draws(step, model.support, noise)
             estimator = Pathwise() if self._hard or not some_open else Soft()

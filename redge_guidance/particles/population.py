@@ -122,7 +122,8 @@ class Population:
                 seen = self._rewards = self._completions.rewards(step, tokens, remaining, noise)
             increments += 0.0 if seen is None else potential.grow(seen)
         weights.add(increments.view_as(weights.log))
-        self._last = (step, tokens, remaining)
+        nothing = step.logits.new_empty(len(tokens), 0, step.logits.shape[-1])  # whose memory the next ones may have
+        self._last = (replace(step, logits=nothing), tokens, remaining)
         self._check_alive(weights)
         effective = weights.effective()
         going = self._goes_on(step, remaining)
