@@ -41,10 +41,13 @@ class Part:
 
 TEXTS = ("sentiment", "rare", "two", "words", "similarity", "uniform")
 SUDOKUS = tuple(f"sudoku-{kind}" for kind in ("easy", "medium", "hard", "expert"))
+FLUENT = ("unguided", *(f"guided[scale: {scale}]" for scale in (1, 4, 16)))  # half a minute a sample at rest
 PARTS = {
     "methods": Part((*TEXTS, "digits"), ("main",), 24, few=("main",)),
+    "sudoku": Part(SUDOKUS, ("unguided", "guided"), 64, few=("guided",)),
     "estimators": Part(("sentiment", "digits"), ("unguided", "estimators"), 20, few=("unguided", "redge")),
-    "hacking": Part(("sentiment", "sentiment-fluent"), ("strengths",), 20, few=("guided[scale: 2, kl_budget: 0.5]",)),
+    "hacking": Part(("sentiment",), ("strengths",), 20, few=("guided[scale: 2, kl_budget: 0.5]",)),
+    "fluent": Part(("sentiment-fluent",), FLUENT, 8, few=("unguided",), seeds=(0, 1, 2)),
 }
 
 
