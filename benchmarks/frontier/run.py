@@ -42,9 +42,11 @@ class Part:
 TEXTS = ("sentiment", "rare", "two", "words", "similarity", "uniform")
 SUDOKUS = tuple(f"sudoku-{kind}" for kind in ("easy", "medium", "hard", "expert"))
 FLUENT = ("unguided", *(f"guided[scale: {scale}]" for scale in (1, 4, 16)))  # half a minute a sample at rest
+RULES = ("straight_through", "gumbel_softmax", "reinmax", "redge", "guided[estimator: {redge: {hard: false}}]")
+BOARDS = ("unguided", "unguided[sampler: {temperature: 0}]", "guided", *RULES, "best-of-4", "fk-4", "guided-fk-4")
 PARTS = {
     "methods": Part((*TEXTS, "digits"), ("main",), 24, few=("main",)),
-    "sudoku": Part(SUDOKUS, ("unguided", "guided"), 64, few=("guided",)),
+    "sudoku": Part(SUDOKUS, BOARDS, 64, few=("guided",)),
     "estimators": Part(("sentiment", "digits"), ("unguided", "estimators"), 20, few=("unguided", "redge")),
     "hacking": Part(("sentiment",), ("strengths",), 20, few=("guided[scale: 2, kl_budget: 0.5]",)),
     "fluent": Part(("sentiment-fluent",), FLUENT, 8, few=("unguided",), seeds=(0, 1, 2)),

@@ -2,8 +2,8 @@
 
 import json
 import re
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -39,12 +39,14 @@ class Method:
         guidance: settings of `GuidanceConfig`; None: the reward does not guide.
         particles: settings of `ParticleConfig`, n left out; None: samples of a prompt do not compete as they grow.
         n: samples of a prompt, the best of which is taken; the number of particles.
+        sampler: settings of the pipeline's call, over those of the task.
     """
 
     name: str
     guidance: GuidanceConfig | None = None
     particles: dict[str, Any] | None = None
     n: int = 1
+    sampler: Mapping[str, Any] = field(default_factory=dict)
 
     def draw(
         self,
@@ -62,7 +64,7 @@ class Method:
         Args:
             temperature: of particles, units of reward in a nat, unless the method names one.
         """
-        how: dict[str, Any] = {"batch_size": batch_size, "seed": seed, **settings}
+        how: dict[str, Any] = {"batch_size": batch_size, "seed": seed, **settings, **self.sampler}
         if self.particles is not None:
             config = self.config(temperature)
             return [one.best for one in search(pipe, prompts, reward, config, self.guidance, **how)]
@@ -79,7 +81,7 @@ class Method:
         """All settings as plain values."""
         guidance = None if self.guidance is None else json.loads(self.guidance.to_json())
         particles = None if self.particles is None else asdict(self.config(temperature))
-        return {"guidance": guidance, "particles": particles, "n": self.n}
+        return {"guidance": guidance, "particles": particles, "n": self.n, "sampler": dict(self.sampler)}
 
 
 def method(name: str) -> Method:
@@ -88,7 +90,8 @@ def method(name: str) -> Method:
     `unguided`; `best-of-8`; `fk-8` (particles, as FK steering); `guided`; `guided-best-of-4`; `guided-fk-4` (particles
     that are guided); the name of an estimator, which is `guided[estimator: NAME]`. Settings are those of
     `GuidanceConfig`, of particles without guidance those of `ParticleConfig`; of particles with guidance the latter
-    stand in `particles`.
+    stand in `particles`. What is for the pipeline's call stands in `sampler`, as in `unguided[sampler: {temperature:
+    0}]`.
 
     Raises:
         ValueError: another name, with the nearest one; no number where one is needed, or one where none is; an unknown
@@ -109,14 +112,18 @@ def method(name: str) -> Method:
     if n < 1:
         raise ValueError(f"the method `{kind}` must have a number >= 1, got `{name}`.")
     settings = _settings(name, found["settings"])
+    sampler = settings.pop("sampler", {})
+    if not isinstance(sampler, dict):
+        raise ValueError(f"`{name}`: `sampler` must be settings by name, got {sampler!r:.80}.")
     if kind in ESTIMATORS:
         settings, kind = {"estimator": kind, **settings}, "guided"
     if kind in ("unguided", "best-of") and settings:
-        raise ValueError(f"the method `{kind}` has no settings, got `{name}`.")
+        raise ValueError(f"the method `{kind}` has no settings but `sampler`, got `{name}`.")
     particles = settings.pop("particles", None) if kind == "guided-fk" else settings if kind == "fk" else None
     if particles is None and kind.endswith("fk"):
         particles = {}
-    made = Method(name.strip(), _guidance(name, settings) if kind.startswith("guided") else None, particles, n)
+    guidance = _guidance(name, settings) if kind.startswith("guided") else None
+    made = Method(name.strip(), guidance, particles, n, sampler)
     _check_particles(made)
     return made
 

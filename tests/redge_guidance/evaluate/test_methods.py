@@ -56,6 +56,14 @@ def test_settings_in_brackets_are_those_of_the_config():
     assert method(" entropy_mix[scale: 3] ").guidance == GuidanceConfig(scale=3.0, estimator="entropy_mix")
 
 
+def test_settings_of_the_sampler_are_those_of_its_call(pipe, reward):
+    greedy = [record.text for record in generate(pipe, ["", "", "a"], seed=3, num_inference_steps=3, temperature=0.0)]
+    assert drawn("unguided[sampler: {temperature: 0}]", pipe, reward) == greedy
+    one_step = [record.text for record in generate(pipe, ["", "", "a"], seed=3, num_inference_steps=1)]
+    assert drawn("unguided[sampler: {num_inference_steps: 1}]", pipe, reward) == one_step
+    assert method("fk-2[sampler: {temperature: 2}]").to_dict(1.0)["sampler"] == {"temperature": 2}
+
+
 def test_groups_are_there_in_full_and_names_once():
     configs = [one.guidance for one in methods_of(["estimators"])]
     for update in UPDATES.values():
@@ -81,7 +89,8 @@ def test_all_settings_are_written_down():
         ("best-of", "the method `best-of` has a number, as `best-of-8`, got `best-of`."),
         ("best-of-0", "must have a number >= 1"),
         ("guided-3", "the method `guided` has no number"),
-        ("unguided[scale: 1]", "the method `unguided` has no settings"),
+        ("unguided[scale: 1]", "the method `unguided` has no settings but `sampler`"),
+        ("fk-2[sampler: 1]", "`sampler` must be settings by name, got 1"),
         ("guided[scal: 1]", "guidance has no setting `scal`; did you mean `scale`?"),
         ("guided[scale: -1]", "`scale` must be a finite number >= 0"),
         ("fk-4[temprature: 1]", "particles have no setting `temprature`; did you mean `temperature`?"),
