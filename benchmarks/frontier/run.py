@@ -13,6 +13,7 @@ import argparse
 import contextlib
 import functools
 import multiprocessing
+import os
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -46,8 +47,8 @@ RULES = ("straight_through", "gumbel_softmax", "reinmax", "redge", "guided[estim
 BOARDS = ("unguided", "unguided[sampler: {temperature: 0}]", "guided", *RULES, "best-of-4", "fk-4", "guided-fk-4")
 PARTS = {
     "methods": Part((*TEXTS, "digits"), ("main",), 24, few=("main",)),
-    "sudoku": Part(SUDOKUS, BOARDS, 64, few=("guided",)),
     "estimators": Part(("sentiment", "digits"), ("unguided", "estimators"), 20, few=("unguided", "redge")),
+    "sudoku": Part(SUDOKUS, BOARDS, 64, few=("guided",)),
     "hacking": Part(("sentiment",), ("strengths",), 20, few=("guided[scale: 2, kl_budget: 0.5]",)),
     "fluent": Part(("sentiment-fluent",), FLUENT, 8, few=("unguided",), seeds=(0, 1, 2)),
 }
@@ -66,7 +67,10 @@ def draw(name: str, wanted: str, part: Part, folder: Path) -> str:
         drawn if part.steps is None else replace(drawn, settings=drawn.settings | {"num_inference_steps": part.steps})
     )
     plan = Plan(part.samples, part.seeds, part.batch_size)
-    done = sum(1 for _ in run(drawn, methods_of(part.methods), plan, folder / f"{name}-{wanted}.jsonl"))
+    parent, done = os.getppid(), 0
+    for done, _ in enumerate(run(drawn, methods_of(part.methods), plan, folder / f"{name}-{wanted}.jsonl"), 1):  # noqa: B007
+        if os.getppid() != parent:  # which was killed
+            raise SystemExit(1)
     return f"{name}, {wanted}: {done} cells"
 
 
