@@ -86,10 +86,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS), metavar="PART")
     parser.add_argument("--tasks", nargs="+", help="of these parts some tasks alone")
+    parser.add_argument("--seeds", nargs="+", type=int, help="of these parts some seeds alone")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--smoke", action="store_true")
     args = parser.parse_args()
     parts = {name: small(PARTS[name]) if args.smoke else PARTS[name] for name in args.parts}
+    parts = {
+        name: part if args.seeds is None else replace(part, seeds=tuple(args.seeds)) for name, part in parts.items()
+    }
     with tempfile.TemporaryDirectory() as thrown_away:
         folder = Path(thrown_away) if args.smoke else RESULTS
         folder.mkdir(parents=True, exist_ok=True)
@@ -101,7 +105,7 @@ def main() -> None:
             drawing = functools.partial(draw, folder=folder)
             for told in (map if several is None else several.map)(drawing, *zip(*jobs, strict=True)):
                 print(f"{time.perf_counter() - began:6.0f} s  {told}", flush=True)
-        for name, part in parts.items():
+        for name, part in parts.items():  # with all that is there
             report(name, part, folder, folder if args.smoke else HERE)
 
 
