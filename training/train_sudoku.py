@@ -26,13 +26,7 @@ import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from torch import Tensor
 from torch.nn.functional import pad
-from transformers import (
-    AlbertConfig,
-    AlbertForMaskedLM,
-    PreTrainedTokenizerFast,
-    RobertaPreLayerNormConfig,
-    RobertaPreLayerNormForMaskedLM,
-)
+from transformers import PreTrainedTokenizerFast, RobertaPreLayerNormConfig, RobertaPreLayerNormForMaskedLM
 
 PAD, MASK, UNKNOWN, END = 0, 10, 11, 12  # the digits are themselves
 DRAWN = [*range(1, 10), END]
@@ -58,67 +52,49 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def build_model(kind: str, width: int, layers: int, heads: int, inner: int) -> Any:
-    """Learned positions, no dropout, since boards never come twice; `"albert"` has the weights of one layer for all."""
-    shared = {
-        "vocab_size": 13,
-        "hidden_size": width,
-        "intermediate_size": inner,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "max_position_embeddings": 83 if kind == "roberta" else 82,
-        "type_vocab_size": 1,
-        "hidden_dropout_prob": 0.0,
-        "attention_probs_dropout_prob": 0.0,
-        "pad_token_id": PAD,
-        "bos_token_id": None,
-        "eos_token_id": END,
-        "attn_implementation": "eager",
-    }
-    if kind == "roberta":
-        model = RobertaPreLayerNormForMaskedLM(RobertaPreLayerNormConfig(**shared))
-    else:
-        model = AlbertForMaskedLM(
-            AlbertConfig(**shared, embedding_size=width, hidden_act="gelu", classifier_dropout_prob=0.0)
-        )
-    start_with_units(model, heads)
+def build_model(width: int, layers: int, heads: int, inner: int) -> RobertaPreLayerNormForMaskedLM:
+    """Learned positions, and no dropout, since no board comes twice."""
+    config = RobertaPreLayerNormConfig(
+        vocab_size=13,
+        hidden_size=width,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        max_position_embeddings=83,  # the first belongs to padding
+        type_vocab_size=1,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        pad_token_id=PAD,
+        bos_token_id=None,
+        eos_token_id=END,
+        attn_implementation="eager",  # faster than sdpa on a CPU at this length
+    )
+    model = RobertaPreLayerNormForMaskedLM(config)
+    start_with_units(model)
     return model
 
 
-def states_of(model: Any, ids: Tensor) -> tuple[Tensor, ...]:
-    """What goes into the head, after every layer."""
-    if isinstance(model, AlbertForMaskedLM):
-        return model.albert(ids, output_hidden_states=True).hidden_states[1:]
-    found = model.roberta_prelayernorm(ids, output_hidden_states=True)
-    return (*(model.roberta_prelayernorm.LayerNorm(h) for h in found.hidden_states[1:-1]), found.last_hidden_state)
-
-
 @torch.no_grad()
-def start_with_units(model: Any, heads: int, sharpness: float = 4.0) -> None:
-    """Position embeddings of rows, columns and boxes; the first three heads of every layer look along one of them."""
-    albert = isinstance(model, AlbertForMaskedLM)
-    embeddings = (model.albert if albert else model.roberta_prelayernorm).embeddings
-    width = model.config.hidden_size
+def start_with_units(model: RobertaPreLayerNormForMaskedLM, sharpness: float = 4.0) -> None:
+    """Position embeddings of rows, columns and boxes; the first three heads of every layer look along one of them.
+
+    Cells of one unit have a logit of about `sharpness` more in its head.
+    """
+    embeddings, width = model.roberta_prelayernorm.embeddings, model.config.hidden_size
     axes = torch.linalg.qr(torch.randn(width, 27)).Q.T.view(3, 9, width)
     cell = torch.arange(81)
     row, column = cell // 9, cell % 9
     places = torch.stack([row, column, row // 3 * 3 + column // 3])
     found = sum(axes[k][places[k]] for k in range(3)) * width**0.5 / 2
-    embeddings.position_embeddings.weight[-82:-1] = found
+    embeddings.position_embeddings.weight[PAD + 1 : -1] = found
     embeddings.word_embeddings.weight.normal_(std=0.5)
     embeddings.word_embeddings.weight[PAD] = 0
     embeddings.token_type_embeddings.weight.zero_()
-    head = model.predictions if albert else model.lm_head
-    (head.LayerNorm if albert else head.layer_norm).weight.fill_(0.2)  # logits of about 1 to begin with
-    size = width // heads
+    model.lm_head.layer_norm.weight.fill_(0.2)  # logits of about 1 to begin with
+    size = width // model.config.num_attention_heads
     factor = (sharpness * size**0.5 * 4 / width) ** 0.5
-    if albert:
-        model.albert.encoder.embedding_hidden_mapping_in.weight.copy_(torch.eye(width))
-        layers = [model.albert.encoder.albert_layer_groups[0].albert_layers[0].attention]
-    else:
-        layers = [layer.attention.self for layer in model.roberta_prelayernorm.encoder.layer]
-    for attention in layers:
-        for weight in (attention.query.weight, attention.key.weight):
+    for layer in model.roberta_prelayernorm.encoder.layer:
+        for weight in (layer.attention.self.query.weight, layer.attention.self.key.weight):
             for k in range(3):
                 weight[k * size : (k + 1) * size] *= 0.3
                 weight[k * size : k * size + 9] += factor * axes[k]
@@ -170,17 +146,20 @@ class Boards:
         return names.gather(1, boards.gather(1, cells) - 1), hidden.gather(1, cells)
 
 
-def loss_of(model: Any, boards: Tensor, hidden: Tensor, every: int = 1) -> tuple[Tensor, Tensor, Tensor]:
-    """Cross-entropy of the hidden cells in nats, as it is trained on and after the last layer; the share of right ones.
+def loss_of(
+    model: RobertaPreLayerNormForMaskedLM, ids: Tensor, hidden: Tensor, every: int = 1
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Cross-entropy of hidden tokens in nats, as it is trained on and after the last layer, and the share of right ones.
 
     The first is the mean over every `every`-th layer, counted from the last; 0: that one alone.
     """
-    losses, target = [], torch.where(boards == END, 9, boards - 1)[hidden]
+    losses, target = [], torch.where(ids == END, 9, ids - 1)[hidden]
+    encoder = model.roberta_prelayernorm
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        after = states_of(model, boards.masked_fill(hidden, MASK))
-        head = model.predictions if isinstance(model, AlbertForMaskedLM) else model.lm_head
+        found = encoder(ids.masked_fill(hidden, MASK), output_hidden_states=True)
+        after = [*(encoder.LayerNorm(states) for states in found.hidden_states[1:-1]), found.last_hidden_state]
         for states in after[::-1][:: every or len(after)]:
-            log_probs = head(states[hidden])[:, DRAWN].float().log_softmax(-1)
+            log_probs = model.lm_head(states[hidden])[:, DRAWN].float().log_softmax(-1)
             losses.append(-log_probs.gather(-1, target[:, None]).mean())
             if len(losses) == 1:
                 right = (log_probs.argmax(-1) == target).float().mean()
@@ -188,8 +167,7 @@ def loss_of(model: Any, boards: Tensor, hidden: Tensor, every: int = 1) -> tuple
 
 
 def optimizers_of(model: Any, muon_lr: float, adam_lr: float) -> list[torch.optim.Optimizer]:
-    layers = model.albert.encoder if isinstance(model, AlbertForMaskedLM) else model.roberta_prelayernorm.encoder
-    hidden = [p for p in layers.parameters() if p.ndim == 2]
+    hidden = [p for p in model.roberta_prelayernorm.encoder.parameters() if p.ndim == 2]
     others = [p for p in model.parameters() if all(p is not h for h in hidden)]
     return [
         torch.optim.Muon(hidden, lr=muon_lr, weight_decay=0.01, momentum=0.95),
@@ -213,16 +191,20 @@ def main() -> None:
     parser.add_argument("--output", required=True, help="folder for the model, the curve and the state to resume from")
     parser.add_argument("--resume", action="store_true", help="go on from the state in --output")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--kind", choices=("roberta", "albert"), default="roberta")
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--heads", type=int, default=4)
     parser.add_argument("--inner", type=int, default=384)
-    parser.add_argument("--judged", type=int, default=2, help="judge every so manieth layer from the last; 0: the last")
+    parser.add_argument(
+        "--judged",
+        type=int,
+        default=2,
+        help="every how many layers, from the last on, the loss is taken; 0: after it alone",
+    )
     parser.add_argument("--puzzles", type=float, default=0.75, help="share of a batch where cells of puzzles are given")
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--steps", type=int, default=6000)
-    parser.add_argument("--cooldown", type=int, default=2000, help="steps at the end over which the rate falls to zero")
+    parser.add_argument("--steps", type=int, default=1400)
+    parser.add_argument("--cooldown", type=int, default=900, help="steps at the end over which the rate falls to zero")
     parser.add_argument("--muon-lr", type=float, default=0.02)
     parser.add_argument("--adam-lr", type=float, default=3e-3)
     parser.add_argument("--eval-every", type=int, default=250)
@@ -232,7 +214,7 @@ def main() -> None:
     output = Path(args.output)
     output.mkdir(parents=True, exist_ok=True)
     build_tokenizer().save_pretrained(output)
-    model = build_model(args.kind, args.width, args.layers, args.heads, args.inner)
+    model = build_model(args.width, args.layers, args.heads, args.inner)
     optimizers = optimizers_of(model, args.muon_lr, args.adam_lr)
     first, curve, generator = 0, [], torch.Generator().manual_seed(args.seed)
     if args.resume:
