@@ -1,14 +1,16 @@
 """The embedded checkpoints do what their cards say, on a few samples; `benchmarks/` has the figures."""
 
+import json
 import math
 import os
+import re
 
 import pytest
 import torch
 
 from redge_guidance import GuidanceConfig, guide, hub
-from redge_guidance.pipelines import MaskedImagePipeline, TextPipeline, UniformTextPipeline
-from redge_guidance.rewards import ImageClassifierReward, TextClassifierReward
+from redge_guidance.pipelines import MaskedImagePipeline, MaskedTextPipeline, TextPipeline, UniformTextPipeline
+from redge_guidance.rewards import AllDifferentReward, ImageClassifierReward, TextClassifierReward
 
 SENTENCES = [
     "The children were playing in the garden when it began to rain.",
@@ -120,6 +122,54 @@ def test_guidance_of_digits_without_a_class(digits):
     assert torch.pdist(guided[:, 0].flatten(1)).min() > 1  # no two alike
 
 
+@pytest.fixture(scope="module")
+def boards():
+    pipe = MaskedTextPipeline.from_pretrained("builtin:sudoku-masked")
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def puzzles(name):
+    with open(os.path.join(hub.resolve("builtin:sudoku-masked"), "puzzles.json"), encoding="utf-8") as file:
+        return json.load(file)[name]
+
+
+def filled_in(pipe, prompts):
+    return pipe(prompts, num_inference_steps=20, generator=torch.Generator().manual_seed(0)).texts
+
+
+def test_sudoku_puzzles_are_filled_in_with_digits_and_solved(boards):
+    pairs = puzzles("easy")[:16]
+    texts = filled_in(boards, [puzzle.replace(".", "[MASK]") for puzzle, _ in pairs])
+    for text, (puzzle, _) in zip(texts, pairs, strict=True):
+        assert re.fullmatch("[1-9]{81}", text)
+        assert all(given in (".", digit) for given, digit in zip(puzzle, text, strict=True))
+    assert sum(text == solution for text, (_, solution) in zip(texts, pairs, strict=True)) >= 12
+
+
+def test_a_prompt_of_a_board_may_have_lines_and_nothing_but_digits(boards):
+    solution = puzzles("easy")[0][1]
+    lines = "\n".join(solution[9 * k : 9 * k + 9] for k in range(8)) + "\n" + "[MASK]" * 9
+    assert filled_in(boards, [lines]) == [solution]
+    assert re.fullmatch("[1-9]{81}", filled_in(boards, [""])[0])
+    with pytest.raises(ValueError, match="`prompt` must not contain reserved tokens, got '\\[UNK\\]'"):
+        boards("53..7", num_inference_steps=2)
+
+
+def test_boards_that_obey_the_rules_are_likelier(boards):
+    solution = puzzles("easy")[0][1]
+    assert boards.nll(solution).item() + 10 < boards.nll(solution[::-1][1:] + "1").item() < math.inf
+
+
+def test_the_rules_guide_boards(boards):
+    rules, hard = AllDifferentReward("sudoku"), [puzzle.replace(".", "[MASK]") for puzzle, _ in puzzles("hard")[:16]]
+    bare = filled_in(boards, hard)
+    with guide(boards, rules):
+        guided = filled_in(boards, hard)
+    assert all(re.fullmatch("[1-9]{81}", text) for text in guided)
+    assert rules.score(guided).mean() > rules.score(bare).mean()
+
+
 def test_pipelines_of_the_other_kind_are_refused():
     with pytest.raises(ValueError, match="`builtin:mnist-masked` is for MaskedImagePipeline, which makes no texts"):
         TextPipeline.from_pretrained("builtin:mnist-masked")
@@ -135,7 +185,7 @@ def test_digits_are_reconstructed(digits):
 
 
 def test_all_checkpoints_are_there_with_cards_and_small():
-    names = ["mnist-classifier", "mnist-masked", "sentiment", "tatoeba-masked", "tatoeba-uniform"]
+    names = ["mnist-classifier", "mnist-masked", "sentiment", "sudoku-masked", "tatoeba-masked", "tatoeba-uniform"]
     assert hub.builtin_names() == [f"builtin:{name}" for name in names]
     total = 0
     for name in hub.builtin_names():

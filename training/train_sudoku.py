@@ -149,7 +149,7 @@ class Boards:
 def loss_of(
     model: RobertaPreLayerNormForMaskedLM, ids: Tensor, hidden: Tensor, every: int = 1
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Cross-entropy of hidden tokens in nats, as it is trained on and after the last layer, and the share of right ones.
+    """Cross-entropy of hidden tokens in nats, as is trained on and after the last layer; the share of right ones.
 
     The first is the mean over every `every`-th layer, counted from the last; 0: that one alone.
     """
