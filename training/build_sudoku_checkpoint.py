@@ -47,8 +47,10 @@ missing in rows, columns and boxes, a puzzle (`violations`):
 {figures}
 
 A naked single is a cell with one digit left, a hidden single a digit with one place left in a row, column or box. Every
-puzzle has one solution. Cross-entropy of the hidden cells of {validation} puzzles that are not trained on, in nats, and
-the share that the likeliest digit gets right, all shares of the other cells being shown alike often:
+puzzle has one solution. What goes wrong in the hard ones is a guess: a digit that is drawn stays.
+
+Cross-entropy of the hidden cells, in nats, and the share that the likeliest digit gets right, on 256 puzzles that are not
+trained on, drawn twice, with a share of their other cells shown that is uniform on 0..1:
 
 | step | share of the peak learning rate | nats a cell | right |
 |---|---|---|---|
@@ -56,10 +58,10 @@ the share that the likeliest digit gets right, all shares of the other cells bei
 
 ## How it was made
 
-`training/sudoku.py --pool 2000 --boards 6000 --seed 1`, `training/train_sudoku.py`, {schedule}steps of 64 boards,
-on one CPU core in {minutes} minutes, `training/build_sudoku_checkpoint.py`. Each board was seen under random
+`training/sudoku.py`, `training/train_sudoku.py` ({steps_trained:,} steps of 64 boards, stopped and resumed once at step 500;
+{minutes} minutes on half of a CPU core or so), `training/build_sudoku_checkpoint.py`. Each board was seen under random
 symmetries of the rules. The position embeddings started as sums of a vector for the row, one for the column and one for
-the box.
+the box, and three heads of every layer along these: after 250 steps five cells of six were right.
 
 Sampling defaults: `{order}` order, temperature {temperature}, one token a step unless `num_inference_steps` says
 otherwise.
@@ -83,7 +85,6 @@ def main() -> None:
     parser.add_argument("--model", required=True, type=Path, help="folder of train_sudoku.py")
     parser.add_argument("--output", default=ROOT / "checkpoints" / "sudoku-masked", type=Path)
     parser.add_argument("--minutes", default="35", help="how long the training took, for the card")
-    parser.add_argument("--schedule", default="", help="what else to say of the steps, for the card")
     args = parser.parse_args()
     save_pipeline(args.model, args.output)
     made = {name: drawn(name) for name in CLASSES}
@@ -105,9 +106,8 @@ def main() -> None:
         steps=STEPS,
         number=PUZZLES,
         figures="\n".join(rows),
-        validation=512,
         curve="\n".join(f"| {c['step']:,} | {c['rate']:.2f} | {c['nats']:.3f} | {c['right']:.1%} |" for c in curve),
-        schedule=args.schedule or f"{curve[-1]['step']:,} ",
+        steps_trained=curve[-1]["step"],
         minutes=args.minutes,
         order=pipe.scheduler.config.unmasking_order,
         temperature=TEMPERATURE,
