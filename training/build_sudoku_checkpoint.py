@@ -49,8 +49,8 @@ missing in rows, columns and boxes, a puzzle (`violations`):
 A naked single is a cell with one digit left, a hidden single a digit with one place left in a row, column or box. Every
 puzzle has one solution. What goes wrong in the hard ones is a guess: a digit that is drawn stays.
 
-Cross-entropy of the hidden cells, in nats, and the share that the likeliest digit gets right, on 256 puzzles that are not
-trained on, drawn twice, with a share of their other cells shown that is uniform on 0..1:
+Cross-entropy of the hidden cells, in nats, and the share that the likeliest digit gets right, on 256 puzzles that are
+not trained on, drawn twice, with a share of their other cells shown that is uniform on 0..1:
 
 | step | share of the peak learning rate | nats a cell | right |
 |---|---|---|---|
@@ -58,10 +58,10 @@ trained on, drawn twice, with a share of their other cells shown that is uniform
 
 ## How it was made
 
-`training/sudoku.py`, `training/train_sudoku.py` ({steps_trained:,} steps of 64 boards, stopped and resumed once at step 500;
-{minutes} minutes on half of a CPU core or so), `training/build_sudoku_checkpoint.py`. Each board was seen under random
-symmetries of the rules. The position embeddings started as sums of a vector for the row, one for the column and one for
-the box, and three heads of every layer along these: after 250 steps five cells of six were right.
+`training/sudoku.py`, `training/train_sudoku.py` ({steps_trained:,} steps of 64 boards, stopped and resumed once at
+step 500; {minutes} minutes on half of a CPU core or so), `training/build_sudoku_checkpoint.py`. Each board was seen
+under random symmetries of the rules. The position embeddings started as sums of a vector for the row, one for the
+column and one for the box, and three heads of every layer along these: after 250 steps five cells of six were right.
 
 Sampling defaults: `{order}` order, temperature {temperature}, one token a step unless `num_inference_steps` says
 otherwise.
