@@ -50,9 +50,17 @@ class AllDifferentReward(Reward):
     """`r(x) = -sum_g sum_v (n_gv - 1)^2`, `n_gv = sum_{i in g} x_i[v]` being how many cells of the group g hold v.
 
     It is 0 where every group holds every value once, and below it elsewhere: the penalty of the Sudoku experiment of
-    the ReDGE paper (arXiv 2601.00781). A group of fewer cells than there are values cannot hold all of them: there
-    `max(0, n_gv - 1)^2` counts, and the square of the number of cells that hold none of the values. `x_i[v]` is 0 or 1
-    in a finished text, and of relaxed tokens the weight of v.
+    the ReDGE paper (arXiv 2601.00781). A group of k cells, fewer than the V values, cannot hold all of them, and has
+    V - k less: in groups of any size that is `sum_v n_gv (n_gv - 1)`, the ordered pairs of cells that hold the same,
+    and the number of cells that hold none of the values. `x_i[v]` is 0 or 1 in a finished text.
+
+    Of relaxed tokens it is the mean over finished ones, each cell drawn by its weights,
+
+        -sum_g (sum_v sum_{i != j in g} x_i[v] x_j[v] + sum_{i in g} (1 - sum_v x_i[v])),
+
+    which is linear in every cell: soft samples have the exact gradient of `E_q[r]`, hard ones an unbiased one.
+    `relaxation="square"` puts the weights into the squares, as the paper does: mixtures then cost less, by
+    `sum x_i[v] (1 - x_i[v])`, and nothing drives a cell to decide.
 
     Cells are counted from 0, a token of the text each: a beginning-of-text token and padding are none, a prompt is a
     part of the text. Of a finished text a cell is the longest value that stands there, or else a single character;
@@ -62,6 +70,7 @@ class AllDifferentReward(Reward):
     Args:
         groups: lists of cells, none of them longer than `values`; or `"sudoku"`, the 27 of `SUDOKU`.
         values: what the cells hold, texts that a token of the generator stands for; a string is its characters.
+        relaxation: `"mean"` or `"square"`.
         answer_only: leave the prompt in front out of what is judged; None: in a chat it is, elsewhere it is not.
 
     Raises:
@@ -71,20 +80,24 @@ class AllDifferentReward(Reward):
 
     >>> reward = AllDifferentReward([[0, 1, 2], [0, 3]], "abc")
     >>> reward.score(["abcb", "abca", "aaab"])
-    tensor([ 0., -1., -6.])
+    tensor([ 0., -2., -6.])
     """
 
     modality = "text"
     usual_target = 0.0
+    usual_scale = 2.0  # nats a unit; more makes a sampler decide too early
 
     def __init__(
         self,
         groups: str | Sequence[Sequence[int]],
         values: str | Sequence[str] = _DIGITS,
         *,
+        relaxation: str = "mean",
         answer_only: bool | None = None,
     ):
-        self.answer_only = answer_only
+        if relaxation not in ("mean", "square"):
+            raise ValueError(f'`relaxation` must be "mean" or "square", got {relaxation!r}.')
+        self.relaxation, self.answer_only = relaxation, answer_only
         self.values = _checked_values(values)
         self.groups = _checked_groups(groups, len(self.values))
         self._cells = 1 + max(cell for group in self.groups for cell in group)
@@ -96,10 +109,11 @@ class AllDifferentReward(Reward):
         self._tokenizer: Any = None  # the last one, and the tokens that write the values
         self._ids: list[int] = []
         self._value_of = torch.zeros(0, len(self.values))
+        self._is_cell = False  # whether every token writes one cell
 
     def __call__(self, sample: RelaxedTokens) -> Tensor:
         relaxed = self.relaxed(sample)
-        if not sample.hard:
+        if not sample.hard or self._is_cell:
             return relaxed
         exact = self.score(sample.finished(self.answer_only)).to(relaxed)
         return exact + (relaxed - relaxed.detach())
@@ -138,7 +152,8 @@ class AllDifferentReward(Reward):
             raise ValueError("`tokens` must carry the generator's tokenizer, got None; a host passes its pipeline's.")
         if tokenizer is not self._tokenizer:
             place = {value: k for k, value in enumerate(self.values)}
-            found = [(i, place[text.strip()]) for i, text in enumerate(token_texts(tokenizer)) if text.strip() in place]
+            texts = token_texts(tokenizer)
+            found = [(i, place[text.strip()]) for i, text in enumerate(texts) if text.strip() in place]
             missing = set(range(len(self.values))) - {k for _, k in found}
             if missing:
                 raise ValueError(
@@ -148,16 +163,16 @@ class AllDifferentReward(Reward):
             self._value_of = torch.zeros(len(found), len(self.values))
             self._value_of[range(len(found)), [k for _, k in found]] = 1
             self._ids, self._tokenizer = [i for i, _ in found], tokenizer
+            self._is_cell = all(len(self._cell.findall(text)) == 1 for text in texts if text)
         return self._ids
 
     def _value(self, held: Tensor) -> Tensor:
         """`(batch,)` of how much of a cell is each value, `(batch, cells, values)`."""
         members = self._members.to(held)
-        size, all_values = members.sum(-1), len(self.values)
         count = members @ held  # (batch, groups, values)
-        over = torch.where((size == all_values)[:, None], count - 1, (count - 1).clamp(min=0))
-        empty = torch.where(size == all_values, 0, size - count.sum(-1))
-        return 0 - over.square().sum((1, 2)) - empty.square().sum(1)  # 0 and not -0
+        own = count if self.relaxation == "square" else members @ held.square()  # of a cell with itself
+        empty = members.sum(-1) - count.sum(-1)
+        return 0 - (count.square() - own).sum((1, 2)) - empty.sum(1)  # 0 and not -0
 
 
 def _checked_values(values: Any) -> tuple[str, ...]:

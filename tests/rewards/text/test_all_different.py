@@ -27,7 +27,7 @@ def plain_value(cells, groups, values):
         if len(group) == len(values):
             total -= sum((n - 1) ** 2 for n in counts)
         else:
-            total -= sum(max(0, n - 1) ** 2 for n in counts) + sum(one not in values for one in held) ** 2
+            total -= sum(n * (n - 1) for n in counts) + sum(one not in values for one in held)
     return total
 
 
@@ -101,28 +101,39 @@ def test_cells_are_tokens_whatever_the_tokenizer(kind):
     torch.testing.assert_close(reward(tokens), reward.score(tokens.texts()))
 
 
-def test_relaxed_cells_count_by_their_weights():
-    tokens, reward = soft(given=True), AllDifferentReward(SQUARE, LETTERS)
-    ids = [WORDS.index(letter) for letter in LETTERS]
-    cells = tokens.weights_of(ids)
+def test_relaxed_cells_count_by_the_mean_over_texts():
+    """Against all texts of six cells, the first given, each cell drawn by its weights."""
+    tokens, reward = soft(batch=2, given=True), AllDifferentReward(SQUARE, LETTERS)
     expected = []
-    for row in cells:
+    for row in tokens.weights_of(torch.arange(len(WORDS))):
         total = 0.0
-        for group in SQUARE:
-            count = sum(row[i] for i in group)
-            if len(group) == 3:
-                total = total - sum((n - 1) ** 2 for n in count)
-            else:
-                total = total - sum((n - 1).clamp(min=0) ** 2 for n in count) - (len(group) - count.sum()) ** 2
+        for cells in itertools.product("abcde", repeat=6):
+            which = [WORDS.index(cell) for cell in cells]
+            total = total + row[range(6), which].prod() * plain_value(cells, SQUARE, LETTERS)
         expected.append(total)
+    kept = tokens.weights_of(torch.arange(3, len(WORDS))).sum(-1).prod(-1)  # of texts without special tokens
+    assert (kept < 1 - 1e-3).all()
+    rows = tokens.weights.detach().clone()
+    rows[:, :3] = 0
+    tokens = RelaxedTokens(
+        tokens.ids, tokens.free, rows / rows.sum(-1, keepdim=True), hard=False, tokenizer=tokens.tokenizer
+    )
+    torch.testing.assert_close(reward(tokens), (torch.stack(expected) / kept).detach())
+
+
+def test_squares_of_relaxed_cells_are_those_of_the_paper():
+    tokens = soft(given=True)
+    reward = AllDifferentReward(SQUARE, LETTERS, relaxation="square")
+    cells = tokens.weights_of([WORDS.index(letter) for letter in LETTERS])
+    expected = [sum(-(((row[list(g)].sum(0) - 1) ** 2).sum() - 3 + len(g)) for g in SQUARE) for row in cells]
     torch.testing.assert_close(reward(tokens), torch.stack(expected))
-    (ours,) = torch.autograd.grad(reward(tokens).sum(), tokens.weights)
-    (plain,) = torch.autograd.grad(torch.stack(expected).sum(), tokens.weights)
-    torch.testing.assert_close(ours, plain)
+    hard = relaxed(word_tokenizer(), ["a b c b c a", "a a b b c c", "d d d d d d"], length=7)
+    assert reward(hard).tolist() == AllDifferentReward(SQUARE, LETTERS)(hard).tolist()
 
 
-def test_gradient():
-    tokens, reward = soft(), AllDifferentReward(SQUARE, LETTERS)
+@pytest.mark.parametrize("relaxation", ["mean", "square"])
+def test_gradient(relaxation):
+    tokens, reward = soft(), AllDifferentReward(SQUARE, LETTERS, relaxation=relaxation)
 
     def value(weights):
         how = {"hard": False, "tokenizer": tokens.tokenizer, "given": tokens.given}
@@ -131,13 +142,17 @@ def test_gradient():
     assert torch.autograd.gradcheck(value, (tokens.weights,))
 
 
-def test_hard_tokens_have_the_gradient_of_the_relaxed_ones():
-    tokens, reward = relaxed(word_tokenizer(), ["a a c b c b"]), AllDifferentReward([[0, 1, 2]], LETTERS)
+def test_slopes_of_hard_tokens_are_what_an_exchange_of_one_cell_changes():
+    texts = ["a a c b c b", "a b c d a a"]
+    tokens, reward = relaxed(word_tokenizer(), texts, length=7), AllDifferentReward(SQUARE, LETTERS)
     (grad,) = torch.autograd.grad(reward(tokens).sum(), tokens.weights)
-    slope = [-2.0, 2.0, 0.0]  # -2 (n - 1) of a, which is there twice, of b, which is missing, of c
-    expected = torch.zeros_like(grad)
-    expected[:3, 3:6] = torch.tensor(slope)
-    torch.testing.assert_close(grad, expected)
+    grad = grad.view(2, 7, -1)
+    for row, text in zip(grad, texts, strict=True):
+        cells = text.split()
+        for i, other in itertools.product(range(6), "abcde"):
+            exchanged = [*cells[:i], other, *cells[i + 1 :]]
+            change = plain_value(exchanged, SQUARE, LETTERS) - plain_value(cells, SQUARE, LETTERS)
+            assert row[i, WORDS.index(other)] - row[i, WORDS.index(cells[i])] == change
 
 
 def test_padding_and_the_prompt_in_front():
@@ -203,6 +218,11 @@ def test_the_target_is_0():
 def test_what_is_refused(groups, values, told):
     with pytest.raises(ValueError, match=re.escape(told)):
         AllDifferentReward(groups, values)
+
+
+def test_another_relaxation_is_refused():
+    with pytest.raises(ValueError, match='`relaxation` must be "mean" or "square", got \'soft\'.'):
+        AllDifferentReward("sudoku", relaxation="soft")
 
 
 def test_a_value_without_a_token_and_a_short_canvas_are_refused():
