@@ -47,7 +47,7 @@ def main() -> None:
         return pipe(prompts, num_inference_steps=args.steps, generator=generators).texts
 
     def guided() -> list[str]:
-        with guide(pipe, rules, GuidanceConfig(scale=args.scale, every=1)):
+        with guide(pipe, rules, GuidanceConfig(scale=args.scale)):
             return draw()
 
     def compete() -> list[str]:
