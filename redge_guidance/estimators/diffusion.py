@@ -151,45 +151,54 @@ class ReDGE(Pathwise):
         return self._chain_vjp(self._chain(logits, noise, keep=len(self.grid)), grad)
 
     def _chain(self, logits: Tensor, noise: Tensor | None, keep: int) -> Tensor:
-        """The last `keep` (1 or all) of the outputs `D(x_{t_n}, t_n), ..., D(x_{t_1}, t_1)`, and two rooms to work in.
+        """The last `keep` (1 or all) of the outputs `D(x_{t_n}, t_n), ..., D(x_{t_1}, t_1)`, and a room to work in.
 
         In `X_t = x_t / t` and `v_t = (1 - t) / t` a DDIM step is `X_s = X_t + (v_s - v_t) D(x_t, t)`, and the denoiser
-        is `softmax(logits + v_t X_t)`. `(keep + 2, rows, K)`, one block: the allocator then hands the same pages to
-        every chunk of rows.
+        is `softmax(logits + v_t X_t)`. `(keep + 1, rows, K)`, one block: the allocator then hands the same pages to
+        every chunk of rows. A chunk is worth its time while it is in the cache: what can be written where something
+        was that is not needed any more is.
         """
-        block = logits.new_empty(keep + 2, *logits.shape)
-        x, shifted = block[keep:]
+        block = logits.new_empty(keep + 1, *logits.shape)
+        x = block[keep]
         torch.softmax(logits, -1, out=block[0])  # at t = 1 alpha is 0: no noise enters
         x_t, v_t = noise, 0.0
         for k, s in enumerate(reversed(self.grid[:-1])):
             assert x_t is not None
             v_s = (1 - s) / s
             torch.add(x_t, block[k % keep], alpha=v_s - v_t, out=x)
-            torch.add(logits, x, alpha=v_s, out=shifted)
-            torch.softmax(shifted, -1, out=block[(k + 1) % keep])
+            _softmax_in_place(torch.add(logits, x, alpha=v_s, out=block[(k + 1) % keep]))
             x_t, v_t = x, v_s
         return block
 
     def _chain_vjp(self, block: Tensor, grad: Tensor, direct: Tensor | None = None) -> Tensor:
         """Gradient of `<grad, D(x_{t_1}, t_1)>` with respect to the logits, walking the DDIM chain backwards.
 
-        `block` is the whole chain as `_chain` gives it, and is used up. `direct` replaces what the last softmax sends
-        straight to the logits.
+        `block` is the whole chain as `_chain` gives it, and is used up. `direct`, which is written into, replaces what
+        the last softmax sends straight to the logits.
         """
-        denoised = list(block[:-2])
-        grad_x, grad_logits = block[-2], block[-1]
+        denoised, grad_x = list(block[:-1]), block[-1]
         v = [(1 - t) / t for t in self.grid]  # t_1 first
-        d = denoised.pop()
-        u = softmax_vjp(d, grad, out=grad_x)
-        grad_logits.copy_(u if direct is None else direct)
-        grad_x *= v[0]
+        u = _softmax_vjp_in_place(denoised.pop(), grad)
+        grad_logits = u if direct is None else direct
+        torch.mul(u, v[0], out=grad_x)
         for k in range(1, len(v)):
-            used, d = d, denoised.pop()
-            u = softmax_vjp(d, grad_x, out=used)  # of a gradient at D that is v_{k-1} - v_k times as large
+            u = _softmax_vjp_in_place(denoised.pop(), grad_x)  # of a gradient at D that is v_{k-1} - v_k times as large
             grad_logits.add_(u, alpha=v[k - 1] - v[k])
             if k + 1 < len(v):
                 grad_x.add_(u, alpha=v[k] * (v[k - 1] - v[k]))
         return grad_logits
+
+
+def _softmax_in_place(logits: Tensor) -> Tensor:
+    """On a CPU, whose kernel reads each number of a row before it writes it."""
+    if logits.device.type == "cpu":
+        return torch.softmax(logits, -1, out=logits)
+    return logits.copy_(logits.softmax(-1))
+
+
+def _softmax_vjp_in_place(probs: Tensor, grad: Tensor) -> Tensor:
+    """In the place of `probs`, as `_softmax_in_place`."""
+    return softmax_vjp(probs, grad, out=probs if probs.device.type == "cpu" else None)
 
 
 @dataclass(frozen=True)
@@ -200,7 +209,7 @@ class ReinDGE(ReDGE):
 
     def vjp(self, logits: Tensor, noise: Tensor | None, drawn: Tensor | None, grad: Tensor) -> Tensor:
         block = self._chain(logits, noise, keep=len(self.grid))
-        direct = None if drawn is None else reinmax_vjp(block[-3], drawn, grad)
+        direct = None if drawn is None else reinmax_vjp(block[-2], drawn, grad)
         return self._chain_vjp(block, grad, direct)
 
 

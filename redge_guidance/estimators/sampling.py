@@ -16,7 +16,7 @@ CHUNK_ELEMENTS = 2**17  # on a CPU, rows are worked through in chunks of about t
 # it every chunk would fault its pages anew, which took two thirds of the time of a backward.
 _RESERVE = 2**24
 _SMALL = 2**11  # numbers that torch does not share among threads either, whatever the operation
-NOISE_BLOCK = 2**20  # numbers that one thread draws at a time; torch draws them on one core
+NOISE_BLOCK = 2**17  # numbers that one thread draws at a time, in two passes over them, so that they stay in the cache
 
 
 class RowMathematics(Protocol):
