@@ -296,6 +296,8 @@ def test_what_is_no_reward_or_setting(reward):
             particles(pipe, reward, ParticleConfig(intermediate="guidance"), guidance)
     with pytest.raises(ValueError, match="`intermediate` must be one of completions, guidance"):
         ParticleConfig(intermediate="both")
+    with pytest.raises(ValueError, match="`target` must be a number, in units of the reward"):
+        ParticleConfig(target="high")
     with particles(pipe, reward + 2 * LexicalReward("a"), four) as handle:
         texts = pipe(["b"] * 4, generator=seeded()).texts
     expected = (reward + 2 * LexicalReward("a")).score(texts).double()
