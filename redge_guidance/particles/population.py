@@ -224,10 +224,12 @@ class Population:
         first = torch.arange(batch, device=step.ids.device) // size * size
         prompts = step.prompts
         alike = prompts is None or all(prompts[k] == prompts[k // size * size] for k in range(batch))
+        if step.classes is not None:
+            alike &= torch.equal(step.classes[first.to(step.classes.device)], step.classes)
         fixed = step.ids.where(~step.free, 0)
         if not (alike and torch.equal(fixed[first], fixed) and torch.equal(step.free[first], step.free)):
             raise ValueError(
-                f"the {size} particles of a group must be of one prompt, one after the other; repeat every prompt "
+                f"the {size} particles of a group must be of one prompt, or class, one after the other; repeat each "
                 f"{size} times."
             )
         self._weights = Weights(batch // size, size)
