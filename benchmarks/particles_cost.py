@@ -107,8 +107,8 @@ def main() -> None:
     for name in arguments.only:
         rows[name] = measure(pipe, reward, name, arguments.repeats)
         print(name, {key: round(value, 3) for key, value in rows[name].items()}, flush=True)
-    report = environment("transformers", "diffusers")
-    save(arguments.output, report | {"texts": GROUPS * SIZE, "repeats": arguments.repeats, "rows": rows})
+        report = environment("transformers", "diffusers") | {"texts": GROUPS * SIZE, "repeats": arguments.repeats}
+        save(arguments.output, report | {"rows": rows})
 
 
 if __name__ == "__main__":

@@ -51,6 +51,7 @@ class Course:
         self._figures: list[list[SequenceFigures]] = []  # of the steps in which it was asked, of the block
         self._last: list[SequenceFigures] = []
         self._stopped: list[bool] = []
+        self._ended: list[bool] = []  # by somebody else than the rule
         self._notes: dict[str, float] = {}
         self._wait: list[int] = []  # steps until it is asked
         self._gap: list[int] = []
@@ -59,6 +60,8 @@ class Course:
     def plan(self, free: Tensor, together: bool = False) -> Plan:
         """Of the next step, `free` being as in a `DenoisingStep`; `together`: all are asked, or none."""
         self._follow(free)
+        if len(self._ended) == len(free):
+            self._stopped = [before or now for before, now in zip(self._stopped, self._ended, strict=True)]
         alive = free.any(-1).tolist()
         going = [here and not stopped for here, stopped in zip(alive, self._stopped, strict=True)]
         asked = [here and wait <= 0 for here, wait in zip(going, self._wait, strict=True)]
@@ -113,6 +116,10 @@ class Course:
         if bool(plan.asked.all()):
             return replace(figures, sequences=tuple(sequences))
         return replace(of_sequences(figures.progress, sequences), notes=figures.notes)
+
+    def stop(self, chosen: Tensor) -> None:
+        """From the next plan on guidance of the sequences `chosen`, `(batch,)` bool, has ended."""
+        self._ended = chosen.tolist()
 
     def reorder(self, rows: Tensor) -> None:
         """Sequence i goes on as a copy of `rows[i]`, `(batch,)` int64."""

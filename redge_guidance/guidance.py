@@ -125,6 +125,10 @@ class Guidance:
         """
         return None if self._formed is None else self._formed.log_prob(tokens, positions)
 
+    def stop(self, chosen: Tensor) -> None:
+        """From the next step on the sequences `chosen`, `(batch,)` bool, are left to the host, but for a constraint."""
+        self._course.stop(chosen)
+
     def reorder(self, rows: Tensor) -> None:
         """From the next step on sequence i is a copy of `rows[i]`, `(batch,)` int64, with all that is known of it."""
         self._tilts.reorder(rows)

@@ -38,6 +38,7 @@ class DenoisingStep:
             None: none, or the host has forbidden them in its logits.
         lead: `(batch, length)` bool, the prompt in front of an answer, none of a text with gaps; None: the beginning of
             `given`.
+        classes: `(batch,)`, what class each image was asked to be of; None: none.
         chat: whether the prompts are turns of a chat, so that rewards judge the answers unless told otherwise.
         later: `(batch, length)` bool, positions of the canvas that are drawn in later steps, from logits that are not
             these: later blocks; None: none. They are no text to `attention_mask`.
@@ -69,6 +70,7 @@ class DenoisingStep:
     ends: Sequence[int] | None = None
     unending: Tensor | None = None
     lead: Tensor | None = None
+    classes: Tensor | None = None
     chat: bool = False
     later: Tensor | None = None
     coming: int = 0
@@ -93,6 +95,7 @@ _BY_ROW = (
     "lead",
     "later",
     "held",
+    "classes",
 )
 
 

@@ -34,6 +34,7 @@ class MaskedImageHost(Host):
             tokenizer=None,
             given=~drawing.canvas.free,
             prompts=drawing.prompts,
+            classes=drawing.class_labels,
             images=ImageDecoder(self.pipe.codebook, self.pipe.decode_embeddings),
             generator=arguments.get("generator"),
         )

@@ -16,8 +16,8 @@ from redge_guidance.inference import gradients_allowed, outside_inference_mode
 from redge_guidance.precision import Autocast
 from redge_guidance.prediction import Prediction
 from redge_guidance.reward import named_tokens
-from redge_guidance.step import DenoisingStep
-from redge_guidance.terms import split, terms_of
+from redge_guidance.step import DenoisingStep, rows_of
+from redge_guidance.terms import asks_for_whole_batch, split, terms_of
 
 # Likeliest tokens of a position that completions are made of: means, and draws. The search takes nearly all the time
 # that particles take beside the reward. Means of 16 say as much of the finished text as those of 128 or 2,000 do.
@@ -41,6 +41,18 @@ class Completions:
         self._hard = (self._reward is not None and split(self._reward)[1] is not None) if hard is None else hard
         self._count = count if self._hard else 1
         self._told = False
+
+    def some(self, step: DenoisingStep, ids: Tensor, remaining: Tensor, noise: Noise, asked: Tensor) -> Tensor:
+        """As `rewards`, of the sequences `asked`, `(batch,)` bool; the others are shown to rewards that want all."""
+        if bool(asked.all()) or self._reward is None or asks_for_whole_batch(self._reward):
+            return self.rewards(step, ids, remaining, noise)
+        found = torch.zeros(len(ids), dtype=torch.float64)
+        here = asked.to(ids.device)
+        if not isinstance(noise, torch.Generator):
+            noise = [one for one, yes in zip(noise, asked.tolist(), strict=True) if yes]
+        if bool(asked.any()):
+            found[asked] = self.rewards(rows_of(step, here), ids[here], remaining[here], noise)
+        return found
 
     def rewards(self, step: DenoisingStep, ids: Tensor, remaining: Tensor, noise: Noise) -> Tensor:
         """`(batch,)` float64 on the CPU; NaN where the reward is not finite, which is said once.

@@ -15,6 +15,7 @@ from redge_guidance.particles.settings import ParticleConfig
 from redge_guidance.particles.weights import Weights
 from redge_guidance.randomness import noise_of
 from redge_guidance.step import DenoisingStep
+from redge_guidance.strength import least_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,12 +28,15 @@ class ParticleStep:
             the step; None where the reward was not asked.
         effective: `(groups,)`, effective numbers of particles before any were resampled.
         resampled: `(groups,)` bool.
+        reached: `(groups,)` bool, groups that have their target and are left alone from now on. Their rewards are those
+            of the step in which they reached it.
     """
 
     progress: float
     rewards: Tensor | None
     effective: Tensor
     resampled: Tensor
+    reached: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +89,9 @@ class Population:
         self._potential: Potential | None = None
         self._guided: Tensor | None = None  # logits of the step that the host is taking
         self._last: tuple[DenoisingStep, Tensor, Tensor] | None = None  # its ids and what remained, after it
-        self._rewards: Tensor | None = None  # of what is in `_last`; None: not asked
+        none = torch.zeros(0, dtype=torch.bool)
+        self._going = none  # by group, whether it is without its target
+        self._rewards, self._known = torch.zeros(0), none  # the last that were asked, and whether they are of `_last`
 
     def move(self, step: DenoisingStep) -> Tensor | None:
         """Guided logits `(free positions, vocabulary)`; None: the host's own."""
@@ -93,6 +99,8 @@ class Population:
         if self._guidance is None:
             return None
         check_known(step, self._guidance)
+        if not bool(self._going.all()):
+            self._guidance.stop(~self._going.repeat_interleave(self.config.num_particles))
         self._guided = self._guidance(step)
         return self._guided
 
@@ -113,24 +121,25 @@ class Population:
         increments = torch.zeros(len(step.ids), dtype=torch.float64)
         if self._guidance is not None and self._guided is not None and not step.greedy:
             increments += log_ratio(step, self._guided, tokens, positions, self._guidance)
-        self._guided, self._rewards, seen = None, None, None
-        if index % config.every == 0 and step.progress >= config.start:
-            if config.intermediate == "guidance":
-                seen = self._seen_by_guidance()
-            else:
-                noise = noise_of(step, self._seed, index, "completions")
-                seen = self._rewards = self._completions.rewards(step, tokens, remaining, noise)
-            increments += 0.0 if seen is None else potential.grow(seen)
+        self._guided, going = None, self._going.repeat_interleave(config.num_particles)
+        seen = self._intermediate(step, tokens, remaining, index, going)
+        self._known = torch.zeros_like(going)
+        if seen is not None:
+            increments += potential.grow(seen, going)
+            self._rewards = seen.where(going, self._rewards)
+            self._known = going & (config.intermediate == "completions")
         weights.add(increments.view_as(weights.log))
         nothing = step.logits.new_empty(len(tokens), 0, step.logits.shape[-1])  # whose memory the next ones may have
         self._last = (replace(step, logits=nothing), tokens, remaining)
         self._check_alive(weights)
         effective = weights.effective()
-        going = self._goes_on(step, remaining)
+        shown = None if seen is None else self._rewards.view_as(weights.log).clone()
+        if shown is not None and config.target is not None:
+            self._going &= ~(shown >= least_of(config.target)).any(-1)
         # the small allowance is for rounding: of equal weights the effective number is n
-        which = (effective < config.resample_below * config.num_particles - 1e-9) & going
-        shown = None if seen is None else seen.view_as(weights.log)
-        self.trace.append(ParticleStep(step.progress, shown, effective, which))
+        which = (effective < config.resample_below * config.num_particles - 1e-9) & self._going
+        which &= self._goes_on(step, remaining)
+        self.trace.append(ParticleStep(step.progress, shown, effective, which, ~self._going))
         return self._resampled(step, index, which) if bool(which.any()) else None
 
     def end(self) -> None:
@@ -148,20 +157,27 @@ class Population:
                 stacklevel=2,
             )
             return
-        if self._rewards is None:
+        if not bool(self._known.all()):
             noise = noise_of(step, self._seed, self._index, "completions")
-            self._rewards = self._completions.rewards(step, ids, remaining, noise)
+            asked = self._completions.some(step, ids, remaining, noise, ~self._known)
+            self._rewards = self._rewards.where(self._known, asked)
         weights = self._weights
         weights.add(self._potential.finish(self._rewards).view_as(weights.log))
         self._check_alive(weights)
         rewards = self._rewards.view_as(weights.log)
         self.outcome = Outcome(weights.log.log_softmax(-1), weights.log_normaliser(), rewards)
 
-    def _seen_by_guidance(self) -> Tensor | None:
-        """Rewards that guidance has seen in this step, of a sequence that it left alone the last, `(batch,)`.
-
-        None where it has asked about none.
-        """
+    def _intermediate(
+        self, step: DenoisingStep, ids: Tensor, remaining: Tensor, index: int, going: Tensor
+    ) -> Tensor | None:
+        """Rewards of sequences that are not finished, `(batch,)`, those of `going` `(batch,)` bool; None: not asked."""
+        config = self.config
+        if index % config.every or step.progress < config.start or not bool(going.any()):
+            return None
+        if config.intermediate == "completions":
+            noise = noise_of(step, self._seed, index, "completions")
+            return self._completions.some(step, ids, remaining, noise, going)
+        # what guidance has seen in this step, of a sequence that it left alone what it saw last
         figures = None if self._guidance is None else self._guidance.figures
         if figures is None or not any(one.asked for one in figures.sequences):
             return None
@@ -186,7 +202,7 @@ class Population:
         taken, ids, remaining = self._last
         text = taken.attention_mask[on_device]
         self._last = (replace(taken, attention_mask=text), ids[on_device], remaining[on_device])
-        self._rewards = None if self._rewards is None else self._rewards[rows]
+        self._rewards, self._known = self._rewards[rows], self._known[rows]
         if self._guidance is not None:
             self._guidance.reorder(on_device)
         return on_device
@@ -208,13 +224,17 @@ class Population:
         first = torch.arange(batch, device=step.ids.device) // size * size
         prompts = step.prompts
         alike = prompts is None or all(prompts[k] == prompts[k // size * size] for k in range(batch))
+        if step.classes is not None:
+            alike &= torch.equal(step.classes[first.to(step.classes.device)], step.classes)
         fixed = step.ids.where(~step.free, 0)
         if not (alike and torch.equal(fixed[first], fixed) and torch.equal(step.free[first], step.free)):
             raise ValueError(
-                f"the {size} particles of a group must be of one prompt, one after the other; repeat every prompt "
+                f"the {size} particles of a group must be of one prompt, or class, one after the other; repeat each "
                 f"{size} times."
             )
         self._weights = Weights(batch // size, size)
+        self._going = torch.ones(batch // size, dtype=torch.bool)
+        self._rewards, self._known = torch.zeros(batch, dtype=torch.float64), torch.zeros(batch, dtype=torch.bool)
         self._potential = Potential(self.config.potential, self.config.temperature, batch)
 
     def _check_alive(self, weights: Weights) -> None:

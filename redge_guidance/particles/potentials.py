@@ -19,14 +19,20 @@ class Potential:
         start = -torch.inf if kind == "max" else 0.0
         self._known = torch.full((batch,), start, dtype=torch.float64)  # the largest reward, or the sum of all
 
-    def grow(self, rewards: Tensor) -> Tensor:
-        """By how many nats the weights grow, `(batch,)`, now that these are the rewards."""
-        if self._kind == "difference":
-            return self.finish(rewards)
+    def grow(self, rewards: Tensor, asked: Tensor) -> Tensor:
+        """By how many nats the weights grow, `(batch,)`, now that these are the rewards.
+
+        Those of rows that were not `asked`, `(batch,)` bool, stay as they are.
+        """
         scaled = rewards.to(self._spent) / self._temperature
-        self._known = torch.maximum(self._known, scaled) if self._kind == "max" else self._known + scaled
-        self._spent = self._spent + self._known
-        return self._known
+        if self._kind == "difference":
+            grown = scaled - self._spent
+        else:
+            known = torch.maximum(self._known, scaled) if self._kind == "max" else self._known + scaled
+            self._known = grown = known.where(asked, self._known)
+        grown = grown.where(asked, 0.0)
+        self._spent = self._spent + grown
+        return grown
 
     def finish(self, rewards: Tensor) -> Tensor:
         """The same for the rewards of finished sequences, which are what all increments come to."""

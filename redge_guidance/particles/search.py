@@ -6,8 +6,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from redge_guidance.accepting import as_reward
 from redge_guidance.checks import as_real, whole_number
 from redge_guidance.config import GuidanceConfig
+from redge_guidance.constraints.constraint import Constrained, parted
 from redge_guidance.generation.many import Run
 from redge_guidance.generation.record import Record
 from redge_guidance.generation.requests import Prompt, Request, as_lines, requests_of
@@ -15,8 +17,9 @@ from redge_guidance.generation.sampler import Drawn, Sampler
 from redge_guidance.particles.attached import particles
 from redge_guidance.particles.settings import ParticleConfig
 from redge_guidance.randomness import check_seed
-from redge_guidance.reward import Wanted
+from redge_guidance.reward import Reward, Wanted
 from redge_guidance.strength import least_of
+from redge_guidance.terms import terms_of
 
 
 @dataclass(frozen=True)
@@ -149,7 +152,8 @@ def best_of_n(
         seed, **settings: as for `generate`.
 
     Raises:
-        ValueError: an argument out of range; what `generate` raises; a prompt that cannot be drawn.
+        ValueError: an argument out of range; a reward that judges no finished texts; what `generate` raises; a prompt
+            that cannot be drawn.
     """
     if guidance is not None and not isinstance(guidance, GuidanceConfig):
         raise ValueError(f"`guidance` must be a GuidanceConfig or None, got {type(guidance).__name__}.")
@@ -157,8 +161,27 @@ def best_of_n(
     if target is not None and (enough is None or enough != enough):
         raise ValueError(f"`target` must be a number, in units of the reward, or None, got {target!r}.")
     config = GuidanceConfig(scale=0.0) if guidance is None else guidance
-    run = Run(pipe, reward, config, batch_size=batch_size, seed=seed, nats=False, settings=settings)
+    wanted, constraint = parted(reward)
+    asked = None if wanted is None else as_reward(wanted)
+    _check_judges(pipe, asked)
+    steered = asked if constraint is None else constraint if asked is None else Constrained(asked, constraint)
+    run = Run(pipe, steered, config, batch_size=batch_size, seed=seed, nats=False, settings=settings)
     return _best(run, requests_of(as_lines(prompts), n, run.seed), enough)
+
+
+def _check_judges(pipe: Any, reward: Any) -> None:
+    """A ValueError for a reward that judges no finished samples; of texts, for pixels are what functions are shown."""
+    if reward is None:
+        raise ValueError("`reward` must judge samples, got a constraint alone; pass `reward & constraint`.")
+    if getattr(pipe, "tokenizer", None) is None or getattr(pipe, "vqvae", None) is not None:
+        return
+    for term in terms_of(reward):
+        score = getattr(type(term.reward), "score", None) or getattr(term.reward, "score", None)
+        if score is None or score is Reward.score:
+            raise ValueError(
+                f"`reward` {term.name} judges no finished texts, of which the best is wanted; make a function of "
+                "strings a `BlackBoxReward`, or write `score` in a class derived from `Reward`."
+            )
 
 
 def _best(run: Run, requests: Iterable[Request], target: float | None) -> Iterator[Found]:

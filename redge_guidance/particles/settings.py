@@ -33,6 +33,9 @@ class ParticleConfig:
         num_completions: how many completions of a sequence that is not finished its reward is the mean of.
         hard: whether these are drawn from the model's prediction, each position by itself; False: its mean stands in
             for them, one completion and no draw. None: False, but for rewards that have no gradient.
+        target: a reward with which a particle is good enough. A group one of whose particles may become one with it, as
+            far as the rewards of this step say, is left alone from then on: its reward is not asked before the end, it
+            is not guided, but for a constraint, and not resampled. None: all groups go on.
         intermediate: where rewards of sequences that are not finished come from: `"completions"`, of these, once a
             step; `"guidance"`, of the samples that guidance has drawn in the step, before the host drew, where it has
             asked: no call of the reward but guidance's own and one at the end.
@@ -49,6 +52,7 @@ class ParticleConfig:
     start: float = 0.0
     num_completions: int = 1
     hard: bool | None = None
+    target: float | None = None
     intermediate: str = "completions"
 
     def __post_init__(self) -> None:
@@ -64,6 +68,10 @@ class ParticleConfig:
             plain[name] = as_real(value)
             if plain[name] is None or not fits(plain[name]):
                 raise ValueError(f"`{name}` must be {wanted}, got {value!r}.")
+        if self.target is not None:
+            plain["target"] = as_real(self.target)
+            if plain["target"] is None or plain["target"] != plain["target"]:
+                raise ValueError(f"`target` must be a number, in units of the reward, or None, got {self.target!r}.")
         for name, among in (("potential", POTENTIALS), ("intermediate", INTERMEDIATE)):
             if getattr(self, name) not in among:
                 raise ValueError(f"`{name}` must be one of {', '.join(among)}, got {getattr(self, name)!r}.")

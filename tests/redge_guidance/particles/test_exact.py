@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from redge_guidance import GuidanceConfig, guide
 from redge_guidance.particles import ParticleConfig
@@ -85,6 +86,40 @@ def test_with_the_rewards_that_guidance_has_asked_for_none_are_asked_for_but_at_
     assert [step.rewards is not None for step in handle.steps] == [True, every == 1, True]
     assert any(bool(step.resampled.any()) for step in handle.steps)
     assert agrees(handle.outcome.log_z.exp().numpy(), float((p * np.exp(r / 1.5)).sum()))
+
+
+@pytest.mark.parametrize("intermediate", ["completions", "guidance"])
+@pytest.mark.parametrize("potential", POTENTIALS)
+@pytest.mark.parametrize("guidance", GUIDANCES.values(), ids=list(GUIDANCES))
+def test_groups_that_have_their_target_are_left_alone_and_weighed_right(exact, guidance, potential, intermediate):
+    pipe, reward, _, p, r = exact
+    if guidance is None and intermediate == "guidance":
+        pytest.skip("nothing guides")
+    shown, order = [], r.argsort()
+    target = float(r[order][np.searchsorted(p[order].cumsum(), 0.9)])  # which one of ten texts has
+
+    def counted(tokens):
+        shown.append(len(tokens))
+        return reward(tokens)
+
+    settings = {"num_particles": 4, "temperature": 1.5, "potential": potential, "resample_below": 0.8}
+    config = ParticleConfig(**settings, intermediate=intermediate, target=target)
+    _, handle = run(pipe, counted, config, guidance and replace(guidance, every=1))
+    assert agrees(handle.outcome.log_z.exp().numpy(), float((p * np.exp(r / 1.5)).sum()))
+    reached = torch.stack([step.reached for step in handle.steps])
+    shares = reached.double().mean(-1).tolist()
+    assert 0 < shares[-2] < 1
+    assert (reached[1:] >= reached[:-1]).all()  # for good
+    resampled = torch.stack([step.resampled for step in handle.steps])
+    assert resampled.any()
+    assert not (reached & resampled).any()
+    if guidance is None:
+        left = 4 * (~reached).sum(-1)
+        assert shown == [1600, int(left[0]), int(left[1]), 1600 - int(left[1])]
+    else:
+        for step, before in zip(handle.trace[1:], reached, strict=False):
+            stopped = torch.tensor([one.stopped or not one.free for one in step.sequences]).view(-1, 4)
+            assert stopped[before].all()
 
 
 @pytest.mark.parametrize("guidance", GUIDANCES.values(), ids=list(GUIDANCES))

@@ -8,6 +8,7 @@ import torch
 from diffusers import DiscreteDDIMScheduler, EntropyBoundScheduler
 
 from redge_guidance import GuidanceConfig, generate, guide
+from redge_guidance.constraints import RegexConstraint
 from redge_guidance.course import Course
 from redge_guidance.particles import Found, ParticleConfig, best_of_n, particles, search
 from redge_guidance.rewards import BlackBoxReward, LexicalReward
@@ -142,8 +143,8 @@ def test_images():
         pipe(class_labels=[0, 0, 2, 2], guidance_scale=2.0, generator=seeded(), output_type="latent")
     assert handle.outcome.rewards.shape == (2, 2)
     with (
-        particles(pipe, any_reward(pipe), ParticleConfig(num_particles=2, temperature=1e-4, resample_below=1.0)),
-        pytest.raises(ValueError, match="exchange images of one class"),
+        particles(pipe, any_reward(pipe), ParticleConfig(num_particles=2, resample_below=0.0)),
+        pytest.raises(ValueError, match="must be of one prompt, or class"),
     ):
         pipe(class_labels=[0, 1], guidance_scale=2.0, generator=seeded(), output_type="latent")
 
@@ -198,6 +199,23 @@ def test_best_of_n_is_the_samples_of_generate(reward):
         assert one.samples == [record.text for record in mine]
         assert one.rewards == pytest.approx([record.reward for record in mine], abs=1e-5)
         assert one.reward == max(one.rewards)
+
+
+def test_rewards_that_judge_no_texts_are_refused_before_anything_is_drawn():
+    pipe = tiny_pipeline()
+    pipe.model = None
+    for reward in (lambda tokens: tokens.weights.sum((1, 2)), any_reward(pipe) + LexicalReward("a")):
+        with pytest.raises(ValueError, match="judges no finished texts"):
+            best_of_n(pipe, "a", reward, 2)
+    with pytest.raises(ValueError, match="got a constraint alone"):
+        best_of_n(pipe, "a", RegexConstraint("a*"), 2)
+
+
+def test_greedy_sampling_has_no_ratio(reward):
+    pipe = tiny_pipeline()
+    with particles(pipe, reward, ParticleConfig(num_particles=1), GUIDED) as handle:
+        pipe(["a"] * 2, generator=seeded(), temperature=0.0)
+    torch.testing.assert_close(handle.outcome.log_z, handle.outcome.rewards[:, 0], atol=1e-5, rtol=1e-5)
 
 
 def test_of_a_prompt_that_has_its_target_no_more_are_drawn(reward):
@@ -296,6 +314,8 @@ def test_what_is_no_reward_or_setting(reward):
             particles(pipe, reward, ParticleConfig(intermediate="guidance"), guidance)
     with pytest.raises(ValueError, match="`intermediate` must be one of completions, guidance"):
         ParticleConfig(intermediate="both")
+    with pytest.raises(ValueError, match="`target` must be a number, in units of the reward"):
+        ParticleConfig(target="high")
     with particles(pipe, reward + 2 * LexicalReward("a"), four) as handle:
         texts = pipe(["b"] * 4, generator=seeded()).texts
     expected = (reward + 2 * LexicalReward("a")).score(texts).double()
