@@ -59,11 +59,10 @@ class Ending:
         left = left if step.later is None else left | step.later
         undrawn, text = fitted(left), fitted(step.attention_mask | left, True)
         given, lead = (None if mask is None else fitted(mask) for mask in (step.given, step.lead))
-        if self.ids is not None:  # where the sampler has put something else since
-            undrawn &= (
-                ids == torch.nn.functional.pad(self.tokens, (0, max(0, ids.shape[1] - length)))[:, : ids.shape[1]]
-            )
-            undrawn &= is_in(ids, step.reserved) if step.reserved else undrawn
+        if self.ids is not None:  # where the sampler, or a callback, may have put something else since
+            undrawn = (fitted(step.free, True) if given is None else ~given) & is_in(ids, self._mask())
+        if step.images is not None:
+            undrawn |= ids >= len(step.images.codebook)
         text = text_mask(ids, step.tokenizer, text, given, step.ends)
         if bool((undrawn & text).any()):
             return None
@@ -78,6 +77,13 @@ class Ending:
         said = texts_in(self.result, len(ids))
         agreed = said is None or said in (tokens.texts(), tokens.answers())
         return tokens if agreed else None
+
+    def _mask(self) -> set[int]:
+        """The token that all positions still to be drawn held before the last step; none where they held others."""
+        step = self.step
+        held = torch.zeros_like(step.free) if step.held is None else step.held
+        blank, words = set(step.ids[step.free & ~held].tolist()), step.logits.shape[-1]
+        return blank if len(blank) == 1 and all(i in step.reserved or i >= words for i in blank) else set()
 
 
 def texts_in(result: Any, count: int) -> list[str] | None:

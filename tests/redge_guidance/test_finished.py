@@ -279,16 +279,28 @@ def test_a_call_that_was_broken_off_is_not_known(make):
 
 
 def test_what_is_left_open_is_not_known():
-    """A scheduler that hides again what it drew, and a callback that does."""
-    pipe = tiny_pipeline()
+    """A callback hides the last token again; behind the end of a text that changes nothing."""
+    pipe, seen = tiny_pipeline(), set()
 
     def hide(pipe, step, timestep, tensors):
         return {"sample": tensors["sample"].masked_fill(torch.tensor([False] * 5 + [True]), 2)}
 
     with guide(pipe, Answer(), TOWARD_TWO) as handle:
-        pipe(["a", "b"], num_inference_steps=4, generator=seeded(), callback_on_step_end=hide)
-    known = handle.finished
-    assert known is None or all(one.reward <= 5 for one in known)
+        for seed in range(12):
+            how = {"num_inference_steps": 4, "generator": seeded(seed), "callback_on_step_end": hide}
+            sequences = pipe(["", ""], **how).sequences
+            left_open = not bool((sequences[:, :5] == 1).any(-1).all())
+            assert (handle.finished is None) is left_open
+            seen.add(left_open)
+    assert True in seen
+    pipe = tiny_image_pipeline()
+
+    def hide_all(pipe, step, timestep, tensors):
+        return {"sample": torch.full_like(tensors["sample"], pipe.mask_token_id)}
+
+    with guide(pipe, brightness, GuidanceConfig(target=0.5, kl_budget=1.0)) as handle:
+        pipe([0], num_inference_steps=2, generator=seeded(), callback_on_step_end=hide_all, output_type="latent")
+    assert handle.finished is None
 
 
 def test_a_text_that_is_read_off_elsewhere_is_not_known():
@@ -408,3 +420,15 @@ def test_attachments_that_do_not_ask_are_told_nothing():
     attachment.remove()
     run()
     assert len(told) == 1
+
+
+@pytest.mark.parametrize("make", [masked, uniform, inpainting], ids=["masked", "uniform", "image"])
+def test_calls_under_inference_mode_are_judged_too(make):
+    pipe, run = make()
+    reward = brightness if make is inpainting else Answer()
+    with guide(pipe, reward, TOWARD_TWO) as handle:
+        with torch.inference_mode():
+            run()
+        first = handle.finished
+        run()
+    assert [one.reward for one in first] == pytest.approx([one.reward for one in handle.finished])
