@@ -139,7 +139,7 @@ class Account:
             values = {name: several[row] for name, several in by_term.items()}
             worth = _total(terms, values, aimed)
             reached = worth >= least_of(target)
-            why = None if reached else self._why_not(row)
+            why = None if reached else f"{self._why_not(row)}; in the end it is worth {worth:.3g}"
             found.append(FinishedFigures(_total(terms, values, values), values, worth, reached, why))
         return tuple(found)
 
@@ -172,9 +172,12 @@ class Account:
                 f"{_at(last)}, and guidance ended {after} step{'s' * (after > 1)} before the end; take a later `stop`"
             )
         return (
-            f"{_at(last)}, and what was drawn from there is worth less: take `every=1`, more `num_draws`, or, where "
-            'samples are soft, an estimator of hard ones, such as `estimator="redge"`'
+            f"{_at(last)}, and what was drawn from there is worth less: take {self._oftener()}more `num_draws`, or, "
+            'where samples are soft, an estimator of hard ones, such as `estimator="redge"`'
         )
+
+    def _oftener(self) -> str:
+        return "`every=1`, " if self.config.every > 1 else ""
 
     def _short(self, last: SequenceFigures, at: StepTrace) -> str:
         strength, factor = self.strength, self.config.factor(at.progress)
@@ -183,8 +186,8 @@ class Account:
             where = f"{last.strength:.3g} nats a unit of reward, {_at(last)}"
             if strength.most is not None:
                 return (
-                    f"it paid the most that `usual_scale` of the reward allows, {where}: take a `scale` above that, a "
-                    "`kl_budget` in its place, or a lower `target`"
+                    f"it paid the most that `usual_scale` of the reward allows, {where}: take {self._oftener()}a "
+                    "`kl_budget`, which then says what it may cost, or a lower `target`"
                 )
             return f"it paid the most that the budget allows, {where}: take a larger `kl_budget`, or a lower `target`"
         if limit is not None and last.kl >= _IN_FULL * limit:
@@ -192,8 +195,8 @@ class Account:
                 f"it spent the whole budget, {last.kl:.3g} nats per free token, {_at(last)}: take a larger `kl_budget`"
             )
         return (
-            f"its samples were below the target, {_at(last)}, though the price would have allowed for more: take more "
-            "steps, `every=1`, or more `num_draws`"
+            f"its samples were below the target, {_at(last)}, though the price would have allowed for more: take "
+            f"{self._oftener()}more steps, or more `num_draws`"
         )
 
 

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from redge_guidance.evaluate.running import Cell
-from redge_guidance.evaluate.statistics import bootstrap
+from redge_guidance.evaluate.statistics import bootstrap, interval
 
 Interval = tuple[float, float]
 _HEAD = (
-    "| method | gold | optimised | reward | nats/token | other model | grammatical | distinct | distinct-2 | words | "
-    "s a sample | wall-clock | process | model | reward | peak MB | best-of at least as long | gold beside it |"
+    "| method | gold | optimised | reward | nats/token | other model | grammatical | distinct | distinct-2 "
+    "| words | s a sample | wall-clock | process | model calls | reward calls | peak MB | best-of at least as long | gold above it |"
 )
 
 
@@ -26,7 +26,8 @@ class Row:
         count: of samples.
         seconds: by the wall, of a sample.
         process_seconds: of all processors, of a sample.
-        gold, gold_interval: the mean of the judge's values, and its 95 % interval by the bootstrap over samples.
+        gold, gold_interval: the mean of the judge's values, and its 95 % interval: Wilson's where they are 0 or 1, else
+            by the bootstrap over samples.
         golds: the values, by seed.
         reward, optimised: means; `optimised` is the share that is as the rewards want it, NaN where none says.
         nats, nats_interval, other_nats: by the token, NaN where they are not known.
@@ -78,7 +79,7 @@ def _row(task: str, method: str, group: Sequence[Cell]) -> Row:
         seconds=sum(cell["seconds"] for cell in group) / count,
         process_seconds=sum(cell["process_seconds"] for cell in group) / count,
         gold=_mean(gold),
-        gold_interval=bootstrap(lambda mean: mean, gold),
+        gold_interval=interval(_mean(gold), count) if _are_shares(gold) else bootstrap(lambda mean: mean, gold),
         golds={cell["seed"]: cell["gold"] for cell in group},
         reward=_mean(_column(group, "reward")),
         optimised=_mean(reached),
@@ -107,19 +108,28 @@ def as_long(row: Row, rows: Sequence[Row]) -> Row | None:
 
 
 def difference(row: Row, other: Row) -> tuple[float, Interval]:
-    """Of the gold of two methods, and its 95 % interval, the samples of each being independent."""
+    """Of the gold of two methods, and its 95 % interval, the samples of each being independent.
+
+    Of shares p and p' with Wilson's intervals [l, u] and [l', u'] it is Newcombe's (1998, method 10),
+    `d - sqrt((p - l)^2 + (u' - p')^2)` to `d + sqrt((u - p)^2 + (p' - l')^2)`; else by the bootstrap.
+    """
     ours, theirs = (np.array([value for one in r.golds.values() for value in one]) for r in (row, other))
+    by = float(ours.mean() - theirs.mean())
+    if _are_shares(ours) and _are_shares(theirs):
+        (low, high), (least, most) = row.gold_interval, other.gold_interval
+        below = math.hypot(row.gold - low, most - other.gold)
+        return by, (by - below, by + math.hypot(high - row.gold, other.gold - least))
     source = np.random.default_rng(0)
     means = [one[source.integers(len(one), size=(2000, len(one)))].mean(1) for one in (ours, theirs)]
-    low, high = np.percentile(means[0] - means[1], [2.5, 97.5])
-    return float(ours.mean() - theirs.mean()), (float(low), float(high))
+    lower, upper = np.percentile(means[0] - means[1], [2.5, 97.5])
+    return by, (float(lower), float(upper))
 
 
 def table(cells: Sequence[Cell], judged: dict[str, str] | None = None) -> str:
     """Markdown, a part for every task: what the gold judge says, and a row a method.
 
-    `gold` and `nats/token` have 95 % intervals. Times of a method are beside the bare sampler's, `unguided`; `model`
-    and `reward` are sequences through the model and, forward and backward, through the reward's models, by the sample.
+    `gold` and `nats/token` have 95 % intervals. Times of a method are beside the bare sampler's, `unguided`; calls are
+    sequences through the model and, forward and backward, through the reward's models, by the sample.
     """
     rows, lines = rows_of(cells), list[str]()
     for task in dict.fromkeys(row.task for row in rows):
@@ -135,7 +145,7 @@ def table(cells: Sequence[Cell], judged: dict[str, str] | None = None) -> str:
 
 
 def _line(row: Row, bare: Row | None, other: Row | None) -> str:
-    is_share = all(value in (0, 1) for values in row.golds.values() for value in values)
+    is_share = _are_shares([value for values in row.golds.values() for value in values])
     figure = (lambda x: f"{x:.1%}") if is_share else (lambda x: f"{x:.3f}")
     low, high = row.gold_interval
     times = [
@@ -185,6 +195,10 @@ def _footer(cells: Sequence[Cell]) -> list[str]:
 def _column(group: Sequence[Cell], name: str) -> list[Any]:
     """Of all samples; of what is not known those that are."""
     return [value for cell in group for value in cell.get(name, ()) if value is not None]
+
+
+def _are_shares(values: Any) -> bool:
+    return all(value in (0, 1) for value in values)
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -51,15 +51,31 @@ def test_beside_a_method_stands_the_cheapest_best_of_n_that_takes_as_long():
     assert as_long(slow[-1], slow) is None
 
 
-def test_the_interval_of_a_difference_is_that_of_scipy():
+def test_the_interval_of_a_difference_of_values_is_that_of_scipy():
     stats = pytest.importorskip("scipy.stats")
     source = np.random.default_rng(1)
-    golds = [source.integers(2, size=60).tolist(), (source.random(80) < 0.8).astype(int).tolist()]
+    golds = [source.random(60).tolist(), (source.random(80) ** 2).tolist()]
     one, other = rows_of([cell("a", 0, golds[0], 1.0), cell("b", 0, golds[1], 1.0)])
     by, interval = difference(one, other)
     expected = stats.bootstrap(golds, lambda a, b, axis: a.mean(axis) - b.mean(axis), method="percentile", axis=-1)
     assert by == pytest.approx(np.mean(golds[0]) - np.mean(golds[1]))
     assert interval == pytest.approx(tuple(expected.confidence_interval), abs=0.02)
+
+
+@pytest.mark.parametrize(  # the examples of Newcombe (1998), Table II, method 10
+    ("counts", "expected"),
+    [
+        ((56, 70, 48, 80), (0.0524, 0.3339)),
+        ((9, 10, 3, 10), (0.1705, 0.8090)),
+        ((10, 10, 0, 20), (0.6791, 1.0)),
+    ],
+)
+def test_the_interval_of_a_difference_of_shares_is_newcombes(counts, expected):
+    golds = [[1] * hits + [0] * (of - hits) for hits, of in (counts[:2], counts[2:])]
+    one, other = rows_of([cell("a", 0, golds[0], 1.0), cell("b", 0, golds[1], 1.0)])
+    by, interval = difference(one, other)
+    assert by == pytest.approx(counts[0] / counts[1] - counts[2] / counts[3])
+    assert interval == pytest.approx(expected, abs=1e-4)
 
 
 def test_the_table_says_what_was_measured():
@@ -70,9 +86,9 @@ def test_the_table_says_what_was_measured():
     guided = dict(zip(head, rows[-1], strict=True))
     assert guided["method"] == "guided"
     assert guided["gold"].startswith("87.5% (")
-    assert (guided["wall-clock"], guided["model"], guided["optimised"]) == ("2.00x", "4.0", "")
+    assert (guided["wall-clock"], guided["model calls"], guided["optimised"]) == ("2.00x", "4.0", "")
     assert guided["best-of at least as long"] == "best-of-4"
-    assert guided["gold beside it"].startswith("37.5% (")
+    assert guided["gold above it"].startswith("37.5% (")
     assert lines[-1] == "2026-01-01; here, 1 threads, torch 9."
 
 
