@@ -196,3 +196,11 @@ def test_all_checkpoints_are_there_with_cards_and_small():
         assert "license:" in text
         assert "## Data and licence" in text
     assert total < 50e6
+
+
+def test_a_sign_that_a_tokenizer_does_not_know_is_named_as_such():
+    pipe = TextPipeline.from_pretrained("builtin:sudoku-masked")
+    with pytest.raises(
+        ValueError, match=r"must be of signs that the tokenizer knows, got '53\.\.'.*its mask is '\[MASK\]'"
+    ):
+        pipe("53..")

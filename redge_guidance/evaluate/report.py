@@ -12,8 +12,9 @@ from redge_guidance.evaluate.statistics import bootstrap, interval
 
 Interval = tuple[float, float]
 _HEAD = (
-    "| method | gold | optimised | reward | nats/token | other model | grammatical | distinct | distinct-2 "
-    "| words | s a sample | wall-clock | process | model calls | reward calls | peak MB | best-of at least as long | gold above it |"
+    "| method | gold | optimised | reward | nats/token | other model | grammatical | distinct | distinct-2 | words | "
+    "s a sample | wall-clock | process | model calls | reward calls | peak MB | best-of at least as long "
+    "| gold above it |"
 )
 
 
