@@ -62,8 +62,8 @@ def encode(
         hint = f"; its mask is {tokenizer.mask_token!r}" if allow_mask and mask is not None else ""
         if found[0] == tokenizer.unk_token and found[0] not in text:
             raise ValueError(
-                f"`{argument}` must be of signs that the tokenizer knows, got {text!r}, some of which it does not; leave "
-                f"them out{hint}."
+                f"`{argument}` must be of signs that the tokenizer knows, got {text!r}, some of which it does not; "
+                f"leave them out{hint}."
             )
         raise ValueError(
             f"`{argument}` must not contain reserved tokens, got {found[0]!r} in {text!r}; remove it{hint}."

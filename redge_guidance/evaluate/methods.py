@@ -1,5 +1,6 @@
 """Ways to draw under a reward, by name: the bare sampler, best-of-n, particles, guidance, and any two together."""
 
+import inspect
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ from redge_guidance.estimators import ESTIMATORS
 from redge_guidance.generation import generate
 from redge_guidance.particles import ParticleConfig, best_of_n, search
 from redge_guidance.setups.documents import read_value
-from redge_guidance.setups.schema import nearest
+from redge_guidance.setups.schema import MOST, nearest
 from redge_guidance.updates import UPDATES
 
 _NAME = re.compile(r"(?P<kind>[a-z_]+(?:-[a-z_]+)*?)(?:-(?P<n>\d+))?(?:\[(?P<settings>.*)\])?", re.DOTALL)
@@ -23,6 +24,7 @@ _SEVERAL = ("best-of", "fk", "guided-best-of", "guided-fk")
 _OF_PARTICLES = [f.name for f in fields(ParticleConfig) if f.name != "num_particles"]
 _SOFT = ("gumbel_softmax", "redge", "redge_cov")  # whose soft samples are no other estimator's
 _OF_GUIDANCE = [f.name for f in fields(GuidanceConfig)]
+_OURS = {name for draw in (generate, best_of_n, search) for name in inspect.signature(draw).parameters} - {"settings"}
 
 _CHEAP = "guided-fk-4[particles: {intermediate: guidance}]"
 _MAIN = ("unguided", "best-of-2", "best-of-8", "fk-4", "guided", "guided-best-of-4", "guided-fk-4", _CHEAP)
@@ -67,9 +69,9 @@ class Method:
         how: dict[str, Any] = {"batch_size": batch_size, "seed": seed, **settings, **self.sampler}
         if self.particles is not None:
             config = self.config(temperature)
-            return [one.best for one in search(pipe, prompts, reward, config, self.guidance, **how)]
+            return [_finished(one.best) for one in search(pipe, prompts, reward, config, self.guidance, **how)]
         if self.n > 1:
-            return [one.best for one in best_of_n(pipe, prompts, reward, self.n, self.guidance, **how)]
+            return [_finished(one.best) for one in best_of_n(pipe, prompts, reward, self.n, self.guidance, **how)]
         wanted = None if self.guidance is None else reward
         return [_sample(record) for record in generate(pipe, prompts, wanted, self.guidance, **how)]
 
@@ -109,13 +111,18 @@ def method(name: str) -> Method:
         told = f"a number, as `{kind}-8`" if kind in _SEVERAL else f"no number, as `{kind}`"
         raise ValueError(f"the method `{kind}` has {told}, got `{name}`.")
     n = int(found["n"] or 1)
-    if n < 1:
-        raise ValueError(f"the method `{kind}` must have a number >= 1, got `{name}`.")
+    if not 1 <= n <= MOST:
+        raise ValueError(f"the method `{kind}` must have a number from 1 to {MOST:,}, got `{name[:80]}`.")
     settings = _settings(name, found["settings"])
     sampler = settings.pop("sampler", {})
     if not isinstance(sampler, dict):
         raise ValueError(f"`{name}`: `sampler` must be settings by name, got {sampler!r:.80}.")
+    check_call(f"`{name}`: `sampler`", sampler)
     if kind in ESTIMATORS:
+        if "estimator" in settings:
+            raise ValueError(
+                f"`{name}` names its estimator twice; take `guided` for that in brackets, or leave it out."
+            )
         settings, kind = {"estimator": kind, **settings}, "guided"
     if kind in ("unguided", "best-of") and settings:
         raise ValueError(f"the method `{kind}` has no settings but `sampler`, got `{name}`.")
@@ -130,8 +137,18 @@ def method(name: str) -> Method:
 
 def methods_of(names: Sequence[str]) -> list[Method]:
     """Methods by name, each once; `main`, `estimators` and `strengths` stand for several."""
-    spelled = [one for name in names for one in GROUPS.get(name, (name,))]
+    given = [name.strip() for name in ([names] if isinstance(names, str) else names)]
+    spelled = [one for name in given for one in GROUPS.get(name, (name,))]
     return [method(name) for name in dict.fromkeys(spelled)]
+
+
+def check_call(where: str, settings: Mapping[Any, Any]) -> None:
+    """A ValueError for settings of a pipeline's call that are none of its own."""
+    ours = next((name for name in settings if name in _OURS), None)
+    if ours is not None:
+        raise ValueError(
+            f"{where} is for the pipeline's call, got `{ours}`, which `evaluate` says itself; leave it out."
+        )
 
 
 def _estimators() -> list[str]:
@@ -163,8 +180,10 @@ def _guidance(name: str, settings: dict[str, Any]) -> GuidanceConfig:
             raise ValueError(f"`{name}`: guidance has no setting `{key}`; {nearest(key, _OF_GUIDANCE)}")
     values = dict(settings)
     for key in ("estimator", "update"):
-        if isinstance(values.get(key), dict) and len(values[key]) == 1:
+        if isinstance(values.get(key), dict) and len(values[key]) == 1 and "name" not in values[key]:
             ((kind, more),) = values[key].items()
+            if not isinstance(more, dict | None):
+                raise ValueError(f"`{name}`: `{kind}` must have its settings by name, got {more!r:.80}.")
             values[key] = {"name": kind, **(more or {})}
     try:
         return GuidanceConfig.from_json(json.dumps(values))
@@ -189,9 +208,14 @@ def _check_particles(made: Method) -> None:
 def _sample(record: Any) -> Any:
     if record.error is not None:
         raise ValueError(f"prompt {record.index}: {record.error}")
-    if record.image is None:
-        return record.text
-    return torch.from_numpy(np.array(record.image)).permute(2, 0, 1).float() / 255
+    return _finished(record.text if record.image is None else record.image)
+
+
+def _finished(found: Any) -> Any:
+    """A text or pixels, of a text, pixels or an image."""
+    if isinstance(found, str | torch.Tensor):
+        return found
+    return torch.from_numpy(np.array(found)).permute(2, 0, 1).float() / 255
 
 
 GROUPS: dict[str, tuple[str, ...]] = {

@@ -7,7 +7,7 @@ import math
 import platform
 import statistics
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
@@ -16,22 +16,25 @@ from typing import Any
 
 import torch
 
-from redge_guidance.checks import as_real, whole_number
-from redge_guidance.constraints.constraint import parted
+from redge_guidance.checks import as_real, as_whole, plain, whole_number
 from redge_guidance.evaluate.costs import Meter
 from redge_guidance.evaluate.judges import Grammar, distinct, distinct_n, image_nats, nats_and_tokens
-from redge_guidance.evaluate.methods import Method
-from redge_guidance.evaluate.wanted import Goal, Task
+from redge_guidance.evaluate.methods import Method, check_call
+from redge_guidance.evaluate.wanted import Goal, Task, rewarded
 from redge_guidance.generation.journal import Journal
 from redge_guidance.pipelines import MaskedImagePipeline
-from redge_guidance.randomness import check_seed
 from redge_guidance.reward import RewardSum
+from redge_guidance.setups.schema import MOST
 from redge_guidance.terms import terms_of
 from redge_guidance.version import __version__
 
 Cell = dict[str, Any]
 _PACKAGES = ("torch", "transformers", "diffusers")
 _MADE_OF = ("task", "method", "settings", "seed", "samples", "batch_size", "threads")
+_COST = ("peak_memory", "model_calls", "model_sequences", "reward_forwards", "reward_backwards")
+_HAS = {*_MADE_OF, *_COST, "reward", "optimised", "gold", "seconds", "process_seconds", "date", "hardware", "versions"}
+_BEGINS = b'{"task": '
+_APART = 1000  # seeds of a goal from those of a run: more goals than this a task has not
 
 
 @dataclass(frozen=True)
@@ -49,15 +52,20 @@ class Plan:
     batch_size: int = 64
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "samples", whole_number("samples", self.samples, 1))
-        object.__setattr__(self, "batch_size", whole_number("batch_size", self.batch_size, 1))
-        seeds = [check_seed(seed) for seed in self.seeds]
-        if not seeds or len(set(seeds)) < len(seeds):
-            raise ValueError(f"`seeds` must be integers, at least one, each once, got {list(self.seeds)}.")
+        for name in ("samples", "batch_size"):
+            number = whole_number(name, getattr(self, name), 1)
+            if number > MOST:
+                raise ValueError(f"`{name}` must be at most {MOST:,}, got {number}.")
+            object.__setattr__(self, name, number)
+        given: Any = list(self.seeds) if isinstance(self.seeds, Iterable) else self.seeds
+        seeds = [as_whole(seed) for seed in given] if isinstance(given, list) else []
+        most = 2**63 // _APART
+        if not seeds or len(set(seeds)) < len(seeds) or not all(s is not None and -most < s < most for s in seeds):
+            raise ValueError(f"`seeds` must be integers, at least one, each once, below {most:,}, got {given!r:.80}.")
         object.__setattr__(self, "seeds", tuple(seeds))
 
 
-def run(task: Task, methods: Sequence[Method], plan: Plan, output: Path | None = None) -> Iterator[Cell]:
+def run(task: Task, methods: Sequence[Method], plan: Plan, output: str | Path | None = None) -> Iterator[Cell]:
     """Every method with every seed, seed by seed and method by method, so that what slows the machine slows them all.
 
     A cell is a mapping of plain values, one line of `output`: what was drawn (`task`, `method`, `settings`, `seed`,
@@ -73,6 +81,11 @@ def run(task: Task, methods: Sequence[Method], plan: Plan, output: Path | None =
     """
     if plan.samples < len(task.goals):
         raise ValueError(f"`samples` must be at least the {len(task.goals)} goals of {task.name}, got {plan.samples}.")
+    names = [method.name for method in methods]
+    if len(set(names)) < len(names):
+        raise ValueError(f"`methods` must be different ones, got {names!r:.200}; leave out the second of two.")
+    check_call(f"`settings` of {task.name}", task.settings)
+    output = None if output is None else Path(output)
     known = {} if output is None else cells(output)
     wanted = [(method, seed) for seed in plan.seeds for method in methods]
     told = [_told(task, method, plan, seed) for method, seed in wanted]
@@ -80,6 +93,7 @@ def run(task: Task, methods: Sequence[Method], plan: Plan, output: Path | None =
         _check_same(known.get(_key(one)), one, output)
     journal = None if output is None else Journal(output)
     try:
+        known = {} if output is None else cells(output)  # and what another process wrote before this one had the file
         judges, warm = _Judges(task), set[str]()
         for (method, seed), one in zip(wanted, told, strict=True):
             cell = known.get(_key(one))
@@ -100,17 +114,23 @@ def cells(file: Path) -> dict[tuple[str, str, int], Cell]:
     """The cells of a file, whole lines only; none where there is no file.
 
     Raises:
-        ValueError: a line that is no cell.
+        ValueError: a line that is no cell, or the beginning of something else than one; no regular file.
     """
     found: dict[tuple[str, str, int], Cell] = {}
     if not file.exists():
         return found
-    content = file.read_bytes()
-    for number, line in enumerate(content.split(b"\n")[:-1], 1):
+    if not file.is_file():
+        raise ValueError(f"`output` must name a file, which a run can go on with, got {file}, which is none.")
+    *lines, rest = file.read_bytes().split(b"\n")
+    for number, line in enumerate([*lines, rest], 1):
         try:
+            if number > len(lines):  # a half one is cut off, if it is ours
+                if not (rest.startswith(_BEGINS) or _BEGINS.startswith(rest)):
+                    raise ValueError
+                break
             cell = json.loads(line)
             found[_key(cell)] = cell
-            if not set(_MADE_OF) <= set(cell):
+            if not set(cell) >= _HAS:
                 raise KeyError
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(
@@ -122,6 +142,7 @@ def cells(file: Path) -> dict[tuple[str, str, int], Cell]:
 def _told(task: Task, method: Method, plan: Plan, seed: int) -> Cell:
     settings = method.to_dict(task.temperature) | {"pipeline": _plain(task.settings)}
     shared = {"samples": plan.samples, "batch_size": plan.batch_size, "threads": torch.get_num_threads()}
+    shared["made_from"] = _plain(task.made_from)
     return {"task": task.name, "method": method.name, "seed": seed, "settings": settings, **shared}
 
 
@@ -132,7 +153,7 @@ def _key(cell: Cell) -> tuple[str, str, int]:
 def _check_same(known: Cell | None, told: Cell, output: Path | None) -> None:
     if known is None:
         return
-    for name in _MADE_OF:
+    for name in (*_MADE_OF, *(["made_from"] if "made_from" in known else [])):
         if _digest(known[name]) != _digest(told[name]):
             raise ValueError(
                 f"`output` {output} has {told['method']} of {told['task']}, seed {told['seed']}, with another `{name}` "
@@ -155,7 +176,7 @@ def _draw(task: Task, method: Method, samples: int, seed: int, batch_size: int) 
         count = (samples - k + len(task.goals) - 1) // len(task.goals)
         prompts = [goal.prompts[i % len(goal.prompts)] for i in range(count)]
         how: dict[str, Any] = {"batch_size": batch_size, "temperature": task.temperature, "settings": task.settings}
-        drawn.append(method.draw(task.pipe, goal.reward, prompts, seed=1000 * seed + k, **how) if prompts else [])
+        drawn.append(method.draw(task.pipe, goal.reward, prompts, seed=_APART * seed + k, **how) if prompts else [])
     return drawn
 
 
@@ -167,11 +188,10 @@ def _warm_up(task: Task, method: Method, plan: Plan) -> None:
 
 
 def _measured(task: Task, method: Method, plan: Plan, seed: int, judges: "_Judges") -> Cell:
-    with Meter(task.pipe, [_reward(goal) for goal in task.goals]) as meter:
+    with Meter(task.pipe, [rewarded(goal) for goal in task.goals]) as meter:
         drawn = _draw(task, method, plan.samples, seed, plan.batch_size)
-    names = ("peak_memory", "model_calls", "model_sequences", "reward_forwards", "reward_backwards")
     cost = {"seconds": round(meter.seconds, 4), "process_seconds": round(meter.process_seconds, 4)}
-    return judges(drawn) | cost | {name: getattr(meter, name) for name in names}
+    return judges(drawn) | cost | {name: getattr(meter, name) for name in _COST}
 
 
 class _Judges:
@@ -193,7 +213,7 @@ class _Judges:
             if not samples:
                 continue
             shown: Any = torch.stack(samples) if isinstance(samples[0], torch.Tensor) else samples
-            reward = RewardSum(terms_of(_reward(goal)))
+            reward = RewardSum(terms_of(rewarded(goal)))
             found["reward"] += [_short(value) for value in reward.score(shown).tolist()]
             reached: Sequence[bool | None] | None = reward.reached(shown)
             found["optimised"] += [None] * len(samples) if reached is None else reached
@@ -220,15 +240,15 @@ class _Judges:
 
 
 def _gold(task: Task, goal: Goal, samples: list[Any]) -> list[float | None]:
-    values = [as_real(value) for value in goal.gold(samples)]
+    given = plain(goal.gold(samples))
+    values = [as_real(int(one) if isinstance(one, bool) else one) for one in given] if isinstance(given, list) else []
     if len(values) != len(samples) or not all(value is not None and 0 <= value <= 1 for value in values):
-        raise ValueError(f"`gold` of {task.name} must give a number in [0, 1] for every sample, got {values[:8]}.")
+        told = f"{given!r:.80}" + (f", {len(given)} of them" if isinstance(given, list) else "")
+        raise ValueError(
+            f"`gold` of {task.name} must give a number in [0, 1] for every sample, {len(samples)} in a list, got "
+            f"{told}."
+        )
     return [_short(value) for value in values if value is not None]
-
-
-def _reward(goal: Goal) -> Any:
-    """Without a constraint beside it."""
-    return parted(goal.reward)[0]
 
 
 def _environment() -> Cell:

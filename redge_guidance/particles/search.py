@@ -163,13 +163,13 @@ def best_of_n(
     config = GuidanceConfig(scale=0.0) if guidance is None else guidance
     wanted, constraint = parted(reward)
     asked = None if wanted is None else as_reward(wanted)
-    _check_judges(pipe, asked)
+    check_judges(pipe, asked)
     steered = asked if constraint is None else constraint if asked is None else Constrained(asked, constraint)
     run = Run(pipe, steered, config, batch_size=batch_size, seed=seed, nats=False, settings=settings)
     return _best(run, requests_of(as_lines(prompts), n, run.seed), enough)
 
 
-def _check_judges(pipe: Any, reward: Any) -> None:
+def check_judges(pipe: Any, reward: Any) -> None:
     """A ValueError for a reward that judges no finished samples; of texts, for pixels are what functions are shown."""
     if reward is None:
         raise ValueError("`reward` must judge samples, got a constraint alone; pass `reward & constraint`.")

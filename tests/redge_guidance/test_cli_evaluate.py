@@ -54,7 +54,10 @@ def test_the_list_names_every_task(capsys):
         (["sentiment", "--samples", "0"], "`samples` must be"),
         (["sentiment", "--samples", "many"], "must be an integer"),
         (["sentiment", "--seeds", "1", "1"], "`seeds` must be integers"),
-        (["sentiment", "--threads", "0"], "`--threads` must be >= 1, got 0."),
+        (["sentiment", "--threads", "0"], "`--threads` must be >= 1 and <= 1024, got 0."),
+        (["sentiment", "--threads", "9" * 20], "`--threads` must be >= 1 and <= 1024"),
+        (["sentiment", "--num-inference-steps", "9" * 20], "`--num-inference-steps` must be from 1 to 1,000,000"),
+        (["mine.yaml", "./mine.yaml"], "TASK must be tasks of different names, got mine, mine"),
         (["sentiment", "--plot", "plot.txt"], "`--plot` must end with .png, .pdf, .svg, got plot.txt."),
         (["sentiment", "--table", "no/table.md"], "`--table` must name a file in an existing folder"),
         (["sentiment", "--table", "a.md", "--plot", "a.png", "--output", "a.md"], "must name different files"),
@@ -71,3 +74,11 @@ def test_bad_input_is_one_line_and_code_2(more, message, file, capsys):
     assert (code, out) == (2, "")
     assert len(err.splitlines()) == 1
     assert message in err
+
+
+def test_a_picture_that_cannot_be_drawn_is_said_before_anything_is(file, monkeypatch, capsys):
+    monkeypatch.setattr("redge_guidance.cli.evaluating.find_spec", lambda name: None)
+    assert main(["evaluate", file, "--plot", "plot.png"]) == 2
+    out, err = capsys.readouterr()
+    assert (out, len(err.splitlines())) == ("", 1)
+    assert "`matplotlib` is not installed" in err

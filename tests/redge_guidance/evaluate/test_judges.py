@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from redge_guidance.evaluate.costs import Clock
+from redge_guidance.evaluate.costs import Clock, Meter
 from redge_guidance.evaluate.judges import Grammar, image_nats_a_token, line_of
 from redge_guidance.evaluate.statistics import bootstrap, interval
 
@@ -106,3 +106,16 @@ def test_a_clock_adds_its_blocks_up():
         with clock:
             sum(range(10**6))
     assert 0 < clock.process <= clock.wall * 1.5
+
+
+def test_a_meter_counts_sequences_and_backwards_when_they_happen():
+    pipe = SimpleNamespace(model=torch.nn.Linear(3, 2))
+    reward = SimpleNamespace(net=torch.nn.Linear(3, 1), score=None)
+    with Meter(pipe, [reward]) as meter:
+        pipe.model(torch.zeros(5, 3))
+        reward.net(torch.zeros(4, 3)).sum()  # is never differentiated
+        assert (meter.model_calls, meter.model_sequences) == (1, 5)
+        assert (meter.reward_forwards, meter.reward_backwards) == (4, 0)
+        reward.net(torch.zeros(7, 3)).sum().backward()
+    reward.net(torch.zeros(9, 3)).sum().backward()  # after it
+    assert (meter.reward_forwards, meter.reward_backwards) == (11, 7)

@@ -3,12 +3,15 @@
 import dataclasses
 
 import pytest
+import torch
 
 from redge_guidance import GuidanceConfig, generate
 from redge_guidance.estimators import ESTIMATORS, EntropyMix, ReDGE
 from redge_guidance.evaluate import method, methods_of
 from redge_guidance.evaluate.methods import GROUPS
 from redge_guidance.particles import ParticleConfig, search
+from redge_guidance.pipelines import MaskedImagePipeline
+from redge_guidance.rewards import ImageClassifierReward
 from redge_guidance.updates import UPDATES, Adam
 
 HOW = {"seed": 3, "batch_size": 8, "temperature": 0.5, "settings": {"num_inference_steps": 3}}
@@ -64,6 +67,20 @@ def test_settings_of_the_sampler_are_those_of_its_call(pipe, reward):
     assert method("fk-2[sampler: {temperature: 2}]").to_dict(1.0)["sampler"] == {"temperature": 2}
 
 
+def test_an_estimator_may_be_spelled_with_its_name():
+    assert method("guided[estimator: {name: redge}]").guidance == GuidanceConfig(estimator="redge")
+
+
+def test_images_of_every_method_are_pixels():
+    pipe = MaskedImagePipeline.from_pretrained("builtin:mnist-masked")
+    pipe.set_progress_bar_config(disable=True)
+    reward = ImageClassifierReward.from_pretrained("builtin:mnist-classifier", "3")
+    for name in ("unguided", "best-of-2", "guided-best-of-2", "fk-2"):
+        (found,) = drawn(name, pipe, reward, (None,))
+        assert (found.shape, found.dtype) == ((3, 28, 28), torch.float32)
+        assert 0 <= found.min() < found.max() <= 1
+
+
 def test_groups_are_there_in_full_and_names_once():
     configs = [one.guidance for one in methods_of(["estimators"])]
     for update in UPDATES.values():
@@ -72,6 +89,8 @@ def test_groups_are_there_in_full_and_names_once():
         assert EntropyMix(weight=1.0) in [config.estimator for config in mine]
         assert {config.estimator.hard for config in mine if isinstance(config.estimator, ReDGE)} == {True, False}
     assert len(set(map(repr, configs))) == len(configs)
+    assert [one.name for one in methods_of(["guided", " guided"])] == ["guided"]
+    assert [one.name for one in methods_of("guided")] == ["guided"]
     assert [one.name for one in methods_of(["guided", "main"])][:2] == ["guided", "unguided"]
     assert [one.name for one in methods_of([*GROUPS])] == list(dict.fromkeys(sum(GROUPS.values(), ())))
 
@@ -87,7 +106,13 @@ def test_all_settings_are_written_down():
     [
         ("guidd", "there is no method `guidd`; did you mean `guided`?"),
         ("best-of", "the method `best-of` has a number, as `best-of-8`, got `best-of`."),
-        ("best-of-0", "must have a number >= 1"),
+        ("best-of-0", "must have a number from 1 to 1,000,000"),
+        ("best-of-" + "9" * 20, "must have a number from 1 to 1,000,000"),
+        ("unguided[sampler: {seed: 3}]", "`sampler` is for the pipeline's call, got `seed`"),
+        ("unguided[sampler: {prompts: a}]", "got `prompts`, which `evaluate` says itself"),
+        ("best-of-2[sampler: {target: 1}]", "got `target`, which `evaluate` says itself"),
+        ("redge[estimator: reinmax]", "`redge[estimator: reinmax]` names its estimator twice"),
+        ("guided[estimator: {redge: 3}]", "`redge` must have its settings by name, got 3."),
         ("guided-3", "the method `guided` has no number"),
         ("unguided[scale: 1]", "the method `unguided` has no settings but `sampler`"),
         ("fk-2[sampler: 1]", "`sampler` must be settings by name, got 1"),

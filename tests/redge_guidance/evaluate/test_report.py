@@ -51,6 +51,31 @@ def test_beside_a_method_stands_the_cheapest_best_of_n_that_takes_as_long():
     assert as_long(slow[-1], slow) is None
 
 
+def test_as_long_is_by_the_wall():
+    cells = [
+        cell("best-of-2", 0, [0, 1], 4.0, process_seconds=9.0),
+        cell("best-of-4", 0, [0, 1], 8.0, process_seconds=9.0),
+        cell("guided", 0, [1, 1], 6.0, process_seconds=1.0),
+    ]
+    rows = rows_of(cells)
+    assert as_long(rows[2], rows).method == "best-of-4"
+
+
+def test_means_are_of_samples_and_not_of_seeds():
+    (row,) = rows_of([cell("guided", 0, [1, 1, 1, 1], 1.0), cell("guided", 1, [0, 0], 1.0)])
+    assert row.gold == pytest.approx(4 / 6)
+
+
+def test_nats_by_the_token_have_the_interval_of_all_nats_by_all_tokens():
+    nats, tokens = [1.0, 2.0, 60.0, 90.0] * 8, [2, 2, 20, 20] * 8
+    (row,) = rows_of([cell("guided", 0, [1.0] * 32, 1.0, nats=nats, tokens=tokens)])
+    assert row.nats == sum(nats) / sum(tokens)
+    source = np.random.default_rng(5)
+    drawn = source.integers(32, size=(4000, 32))
+    values = np.array(nats)[drawn].sum(1) / np.array(tokens)[drawn].sum(1)
+    assert row.nats_interval == pytest.approx(np.percentile(values, [2.5, 97.5]), abs=0.1)
+
+
 def test_the_interval_of_a_difference_of_values_is_that_of_scipy():
     stats = pytest.importorskip("scipy.stats")
     source = np.random.default_rng(1)
@@ -87,6 +112,7 @@ def test_the_table_says_what_was_measured():
     assert guided["method"] == "guided"
     assert guided["gold"].startswith("87.5% (")
     assert (guided["wall-clock"], guided["model calls"], guided["optimised"]) == ("2.00x", "4.0", "")
+    assert (guided["nats/token"][:4], guided["other model"], guided["grammatical"]) == ("2.50", "", "100.0%")
     assert guided["best-of at least as long"] == "best-of-4"
     assert guided["gold above it"].startswith("37.5% (")
     assert lines[-1] == "2026-01-01; here, 1 threads, torch 9."

@@ -2,16 +2,18 @@
 
 import json
 import math
+import os
 
 import pytest
 import torch
 
 from redge_guidance.evaluate import Goal, Plan, Task, cells, methods_of, run
 from redge_guidance.evaluate import running as module
+from redge_guidance.generation.journal import Journal
 from tests.helpers.tiny import tiny_pipeline, tiny_reward
 
 METHODS = methods_of(["unguided", "guided[scale: 4]", "fk-2"])
-PLAN = Plan(samples=5, seeds=(0, 7), batch_size=4)
+PLAN, TWO = Plan(samples=5, seeds=(0, 7), batch_size=4), Plan(samples=2)
 
 
 def has_a(texts):
@@ -97,6 +99,30 @@ def test_nothing_is_drawn_again(task, tmp_path, monkeypatch):
     assert len(list(run(task, METHODS, PLAN, output))) == 6
 
 
+def test_goals_have_seeds_of_their_own(task):
+    goal = task.goals[0]
+    twice = Task("tiny", "", task.pipe, [goal, goal], settings={"num_inference_steps": 3})
+    (cell,) = run(twice, METHODS[:1], Plan(16, (0,), 16))
+    assert cell["texts"][:8] != cell["texts"][8:]
+
+
+def test_first_calls_are_not_measured_and_batches_are_as_large_as_asked_for(task, monkeypatch):
+    drawn = []
+    inner = type(METHODS[0]).draw
+
+    def draw(self, pipe, reward, prompts, **how):
+        drawn.append((len(prompts), how["seed"]))
+        return inner(self, pipe, reward, prompts, **how)
+
+    monkeypatch.setattr(type(METHODS[0]), "draw", draw)
+    cells = list(run(task, METHODS[:1], PLAN))
+    assert drawn == [(1, 1000 * 2**40), (3, 0), (2, 1), (3, 7000), (2, 7001)]
+    assert [cell["model_sequences"] for cell in cells] == [15, 15]  # 5 samples of 3 steps
+    assert [cell["model_calls"] for cell in cells] == [6, 6]  # a batch a goal
+    (small,) = run(task, METHODS[:1], Plan(5, (0,), 1))
+    assert small["model_calls"] == 15
+
+
 def test_more_seeds_and_methods_are_added(task, tmp_path):
     output = tmp_path / "out.jsonl"
     list(run(task, METHODS[:1], Plan(5, (0,), 4), output))
@@ -119,6 +145,34 @@ def test_another_file_is_left_alone(task, tmp_path):
     with pytest.raises(ValueError, match="something else than a result of `evaluate` in line 1"):
         list(run(task, METHODS, PLAN, output))
     assert output.read_text() == "notes\n"
+
+
+@pytest.mark.parametrize("content", ["notes", '{"task": "tiny", "method": "unguided", "seed": 0}\n'])
+def test_what_is_no_whole_cell_is_left_alone(task, tmp_path, content):
+    output = tmp_path / "notes.txt"
+    output.write_text(content)
+    with pytest.raises(ValueError, match="something else than a result of `evaluate` in line 1"):
+        list(run(task, METHODS, PLAN, output))
+    assert output.read_text() == content
+
+
+def test_a_pipe_is_no_output(task, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="`output` must name a file, which a run can go on with"):
+        list(run(task, METHODS, PLAN, tmp_path / "pipe"))
+
+
+def test_what_another_process_wrote_meanwhile_is_not_drawn_again(task, tmp_path, monkeypatch):
+    output = tmp_path / "out.jsonl"
+    whole = list(run(task, METHODS[:1], PLAN, tmp_path / "whole.jsonl"))
+
+    def opened(path):
+        path.write_bytes((tmp_path / "whole.jsonl").read_bytes())
+        return Journal(path)
+
+    monkeypatch.setattr(module, "Journal", opened)
+    assert list(run(task, METHODS[:1], PLAN, str(output))) == whole
+    assert len(output.read_text().splitlines()) == 2
 
 
 def test_an_error_while_drawing_leaves_what_is_done(task, tmp_path):
@@ -145,6 +199,16 @@ def test_without_the_parser_grammar_is_left_out_and_said(task, monkeypatch):
         (lambda: Plan(samples=0), "`samples` must be"),
         (lambda: Plan(seeds=()), "`seeds` must be integers, at least one, each once"),
         (lambda: Plan(seeds=(1, 1)), "each once"),
+        (lambda: Plan(seeds=3), r"`seeds` must be integers, .* got 3\."),
+        (lambda: Plan(seeds=(2**60,)), r"`seeds` must be integers, .* below 9,223,372,036,854,775"),
+        (lambda: Plan(samples=10**20), "`samples` must be at most 1,000,000"),
+        (lambda: Plan(batch_size=10**20), "`batch_size` must be at most 1,000,000"),
+        (lambda: Goal(tiny_reward(), has_a, ()), "`prompts` must be a list of prompts, at least one"),
+        (lambda: Goal(tiny_reward(), has_a, "Tom"), "`prompts` must be a list of prompts, at least one, got 'Tom'"),
+        (lambda: Goal(tiny_reward(), None), "`gold` must be a function of finished samples, got None"),
+        (lambda: Task("tiny", "", tiny_pipeline(), []), "`goals` of tiny must be at least one, got none"),
+        (lambda: Task("tiny", "", tiny_pipeline(), [Goal(lambda tokens: 0, has_a)]), "judges no finished texts"),
+        (lambda: Task("tiny", "", tiny_pipeline(), [Goal(None, has_a)]), "`reward` must judge samples"),
         (lambda: Plan(batch_size=1.5), "`batch_size` must be"),
     ],
 )
@@ -153,12 +217,27 @@ def test_bad_plans(made, message):
         made()
 
 
+def test_methods_and_settings_that_would_be_lost_are_errors(task):
+    with pytest.raises(ValueError, match="`methods` must be different ones"):
+        list(run(task, [METHODS[0], METHODS[0]], PLAN))
+    wrong = Task(**{**vars(task), "settings": {"seed": 3}})
+    with pytest.raises(ValueError, match="`settings` of tiny is for the pipeline's call, got `seed`"):
+        list(run(wrong, METHODS, PLAN))
+
+
+def test_a_judge_may_say_yes_and_no(task):
+    (cell,) = run(Task(**{**vars(task), "goals": [Goal(tiny_reward(), lambda texts: [True, False])]}), METHODS[:1], TWO)
+    assert cell["gold"] == [1, 0]
+
+
 def test_fewer_samples_than_goals(task):
     with pytest.raises(ValueError, match="`samples` must be at least the 2 goals of tiny, got 1"):
         list(run(task, METHODS, Plan(1, (0,), 4)))
 
 
-@pytest.mark.parametrize("gold", [lambda texts: [math.nan] * len(texts), lambda texts: [2.0], lambda texts: []])
+@pytest.mark.parametrize(
+    "gold", [lambda texts: [math.nan] * len(texts), lambda texts: [2.0], lambda texts: [], lambda texts: 1]
+)
 def test_a_judge_that_gives_no_numbers_is_an_error(task, gold, tmp_path):
     wrong = Task(**{**vars(task), "goals": [Goal(tiny_reward(), gold)]})
     with pytest.raises(ValueError, match=r"`gold` of tiny must give a number in \[0, 1\] for every sample"):
