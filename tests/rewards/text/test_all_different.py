@@ -166,6 +166,8 @@ def test_padding_and_the_prompt_in_front():
     assert AllDifferentReward([[0, 1, 2]], LETTERS)(tokens).tolist() == [0, 0]
     answers = AllDifferentReward([[0, 1]], LETTERS, answer_only=True)
     assert answers(tokens).tolist() == [0, 0] == answers.score(["b c", "c a"]).tolist()
+    later = AllDifferentReward([[0, 3]], LETTERS, answer_only=True)  # of whole texts the second has two alike there
+    assert later(tokens).tolist() == [-1, -1] == later.score(["b c", "c a b"]).tolist()
 
 
 @pytest.mark.parametrize("estimator", sorted(ESTIMATORS))
