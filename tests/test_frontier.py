@@ -17,5 +17,7 @@ def test_every_part_runs_in_small(tmp_path):
     assert [line.split("  ")[-1] for line in process.stdout.splitlines()] == [
         "methods, sentiment: 8 cells",
         "estimators, sentiment: 2 cells",
+        "sudoku, sudoku-easy: 1 cells",
         "hacking, sentiment: 1 cells",
+        "fluent, sentiment-fluent: 1 cells",
     ]

@@ -73,7 +73,7 @@ def test_potentials_are_those_of_fk_steering_and_come_to_the_finished_reward(kin
     rewards = np.random.default_rng(1).normal(size=(5, 3))
     scaled, potential, total = rewards / temperature, Potential(kind, temperature, 3), np.zeros(3)
     for m in range(4):
-        grown = potential.grow(torch.tensor(rewards[m])).numpy()
+        grown = potential.grow(torch.tensor(rewards[m]), torch.ones(3, dtype=torch.bool)).numpy()
         expected = {
             "difference": scaled[m] - (scaled[m - 1] if m else 0.0),
             "max": scaled[: m + 1].max(0),
@@ -88,10 +88,24 @@ def test_potentials_are_those_of_fk_steering_and_come_to_the_finished_reward(kin
 def test_a_copy_has_the_rewards_of_the_one_it_copies():
     for kind in ("difference", "max", "sum"):
         one, other = (Potential(kind, 1.0, 2) for _ in range(2))
-        one.grow(torch.tensor([3.0, -1.0]))
-        other.grow(torch.tensor([-1.0, -1.0]))
+        both = torch.tensor([True, True])
+        one.grow(torch.tensor([3.0, -1.0]), both)
+        other.grow(torch.tensor([-1.0, -1.0]), both)
         one.reorder(torch.tensor([1, 1]))
-        assert torch.equal(one.grow(torch.tensor([0.5, -2.0])), other.grow(torch.tensor([0.5, -2.0])))
+        assert torch.equal(one.grow(torch.tensor([0.5, -2.0]), both), other.grow(torch.tensor([0.5, -2.0]), both))
+
+
+@pytest.mark.parametrize("kind", ["difference", "max", "sum"])
+def test_a_row_that_is_not_asked_is_as_if_the_step_had_not_been(kind):
+    one, other = (Potential(kind, 1.0, 2) for _ in range(2))
+    both = torch.tensor([True, True])
+    for potential in (one, other):
+        potential.grow(torch.tensor([3.0, -1.0]), both)
+    grown = one.grow(torch.tensor([7.0, 2.0]), torch.tensor([False, True]))
+    assert grown[0] == 0
+    later = [potential.grow(torch.tensor([0.5, -2.0]), both) for potential in (one, other)]
+    assert later[0][0] == later[1][0]
+    assert one.finish(torch.tensor([1.0, 1.0]))[0] == other.finish(torch.tensor([1.0, 1.0]))[0]
 
 
 @pytest.mark.parametrize(
