@@ -8,7 +8,7 @@ from torch import Tensor
 
 from redge_guidance.estimators import fused
 from redge_guidance.estimators.inputs import Generators, RowGenerators, check_finite, check_logits
-from redge_guidance.estimators.memory import zeros
+from redge_guidance.estimators.memory import unwritten_zeros
 from redge_guidance.estimators.threads import in_threads
 
 CHUNK_ELEMENTS = 2**17  # on a CPU, rows are worked through in chunks of about this many numbers, to stay in the cache
@@ -76,8 +76,8 @@ class _Sample(torch.autograd.Function):
         noise = noise_like(flat, estimator.noise, generator)
         uniform = _uniform(len(flat), generator, device, work) if estimator.hard else None
         drawn = torch.empty(len(flat), 1, dtype=torch.long, device=device) if estimator.hard else None
-        one_hot = estimator.hard and estimator.one_hot
-        result = (zeros if one_hot else torch.empty)(flat.shape, dtype=flat.dtype, device=device)
+        zeros = unwritten_zeros(flat.shape, flat.dtype, device) if estimator.hard and estimator.one_hot else None
+        result = torch.empty(flat.shape, dtype=flat.dtype, device=device) if zeros is None else zeros
 
         def draw(rows: slice) -> None:
             chunk = flat[rows].to(work)
@@ -90,7 +90,7 @@ class _Sample(torch.autograd.Function):
             drawn[rows] = estimator.category(chunk, chunk_noise, soft, uniform[rows])
             value = estimator.value(soft, drawn[rows])
             if value is None:
-                (result[rows] if one_hot else result[rows].zero_()).scatter_(-1, drawn[rows], 1.0)
+                (result[rows].zero_() if zeros is None else result[rows]).scatter_(-1, drawn[rows], 1.0)
             else:
                 result[rows] = value
 
