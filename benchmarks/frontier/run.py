@@ -42,7 +42,7 @@ class Part:
 
 TEXTS = ("sentiment", "rare", "two", "words", "similarity", "uniform")
 SUDOKUS = tuple(f"sudoku-{kind}" for kind in ("easy", "medium", "hard", "expert"))
-FLUENT = ("unguided", *(f"guided[scale: {scale}]" for scale in (1, 4, 16)))  # half a minute a sample at rest
+FLUENT = ("unguided", *(f"guided[scale: {scale}]" for scale in (1, 4, 16)))
 RULES = ("straight_through", "gumbel_softmax", "reinmax", "redge", "guided[estimator: {redge: {hard: false}}]")
 BOARDS = ("unguided", "unguided[sampler: {temperature: 0}]", "guided", *RULES, "best-of-4", "fk-4", "guided-fk-4")
 PARTS = {
@@ -102,6 +102,8 @@ def main() -> None:
         began = time.perf_counter()
         jobs = [(name, task, part) for name, part in parts.items() for task in part.tasks]
         jobs = [job for job in jobs if args.tasks is None or job[1] in args.tasks]
+        if not jobs:
+            parser.error(f"--tasks must name tasks of {', '.join(parts)}, got {', '.join(args.tasks)}")
         several = None if args.smoke else ProcessPoolExecutor(args.processes, multiprocessing.get_context("spawn"))
         with contextlib.nullcontext() if several is None else several:
             drawing = functools.partial(draw, folder=folder)

@@ -154,7 +154,7 @@ def check_call(where: str, settings: Mapping[Any, Any]) -> None:
 def _estimators() -> list[str]:
     """Every estimator with hard and, where it draws any of its own, soft samples, by every update rule.
 
-    `entropy_mix` is EntRGi (arXiv 2602.05000), with weight 1 APS; by Adam they are as their authors have them.
+    `entropy_mix` is EntRGi (arXiv 2602.05000), with weight 1 APS.
     """
     found = []
     for update in UPDATES:

@@ -22,6 +22,7 @@ from redge_guidance.evaluate.judges import Grammar, distinct, distinct_n, image_
 from redge_guidance.evaluate.methods import Method, check_call
 from redge_guidance.evaluate.wanted import Goal, Task, rewarded
 from redge_guidance.generation.journal import Journal
+from redge_guidance.generation.judging import shown
 from redge_guidance.pipelines import MaskedImagePipeline
 from redge_guidance.reward import RewardSum
 from redge_guidance.setups.schema import MOST
@@ -173,11 +174,15 @@ def _draw(task: Task, method: Method, samples: int, seed: int, batch_size: int) 
     """Samples of every goal, as evenly many as can be; every goal has seeds of its own."""
     drawn = []
     for k, goal in enumerate(task.goals):
-        count = (samples - k + len(task.goals) - 1) // len(task.goals)
-        prompts = [goal.prompts[i % len(goal.prompts)] for i in range(count)]
+        prompts = _prompts(goal, (samples - k + len(task.goals) - 1) // len(task.goals))
         how: dict[str, Any] = {"batch_size": batch_size, "temperature": task.temperature, "settings": task.settings}
         drawn.append(method.draw(task.pipe, goal.reward, prompts, seed=_APART * seed + k, **how) if prompts else [])
     return drawn
+
+
+def _prompts(goal: Goal, count: int) -> list[Any]:
+    """Of the samples of a goal, in their order."""
+    return [goal.prompts[i % len(goal.prompts)] for i in range(count)]
 
 
 def _warm_up(task: Task, method: Method, plan: Plan) -> None:
@@ -212,10 +217,11 @@ class _Judges:
         for goal, samples in zip(self._task.goals, drawn, strict=True):
             if not samples:
                 continue
-            shown: Any = torch.stack(samples) if isinstance(samples[0], torch.Tensor) else samples
+            made: Any = torch.stack(samples) if isinstance(samples[0], torch.Tensor) else samples
+            told = [shown(prompt) for prompt in _prompts(goal, len(samples))]
             reward = RewardSum(terms_of(rewarded(goal)))
-            found["reward"] += [_short(value) for value in reward.score(shown).tolist()]
-            reached: Sequence[bool | None] | None = reward.reached(shown)
+            found["reward"] += [_short(value) for value in reward.score(made, told).tolist()]
+            reached: Sequence[bool | None] | None = reward.reached(made, told)
             found["optimised"] += [None] * len(samples) if reached is None else reached
             found["gold"] += _gold(self._task, goal, samples)
         samples = [one for some in drawn for one in some]

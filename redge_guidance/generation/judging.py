@@ -11,7 +11,7 @@ from torch import Tensor
 from redge_guidance.chats import is_conversation
 from redge_guidance.constraints.constraint import Constraint
 from redge_guidance.form import automata_of
-from redge_guidance.generation.requests import Request
+from redge_guidance.generation.requests import Prompt, Request
 from redge_guidance.generation.sampler import Drawn
 from redge_guidance.reward import AnyReward, Reward, RewardSum, Term
 from redge_guidance.terms import terms_of
@@ -45,7 +45,7 @@ class Judge:
         accepted = self._accepted(requests, drawn)
         if not self._terms:
             return [Judgement(None, {}, None, one) for one in accepted]
-        prompts: list[Any] = [_shown(request) for request in requests]
+        prompts: list[Any] = [shown(request.line.prompt) for request in requests]
         by_term = {term.name: self._values(term, requests, drawn, prompts) for term in self._terms}
         reached = self._reached(requests, drawn, prompts)
         judged = []
@@ -114,9 +114,8 @@ class Judge:
         return [one.answer if answer else one.text for one, answer in zip(drawn, answers, strict=True)]
 
 
-def _shown(request: Request) -> Any:
-    """The prompt as rewards are told it."""
-    prompt = request.line.prompt
+def shown(prompt: Prompt) -> Any:
+    """A prompt as rewards are told it."""
     return prompt if is_conversation(prompt) else "" if prompt is None else str(prompt)
 
 

@@ -10,6 +10,7 @@ import torch
 from redge_guidance.evaluate import Goal, Plan, Task, cells, methods_of, run
 from redge_guidance.evaluate import running as module
 from redge_guidance.generation.journal import Journal
+from redge_guidance.reward import Reward
 from tests.helpers.tiny import tiny_pipeline, tiny_reward
 
 METHODS = methods_of(["unguided", "guided[scale: 4]", "fk-2"])
@@ -243,3 +244,24 @@ def test_a_judge_that_gives_no_numbers_is_an_error(task, gold, tmp_path):
     with pytest.raises(ValueError, match=r"`gold` of tiny must give a number in \[0, 1\] for every sample"):
         list(run(wrong, METHODS[:1], Plan(2, (0,), 4), tmp_path / "out.jsonl"))
     assert (tmp_path / "out.jsonl").read_text() == ""
+
+
+class Begins(Reward):
+    """Whether a text begins as its prompt does, which it has to be told."""
+
+    differentiable = False
+
+    def score(self, samples, prompts=None, batch_size=32):
+        told = [""] * len(samples) if prompts is None else prompts
+        return torch.tensor([float(a.split()[:1] == b.split()[:1]) for a, b in zip(samples, told, strict=True)])
+
+    def reached(self, samples, prompts=None):
+        return [value == 1 for value in self.score(samples, prompts).tolist()]
+
+
+def test_rewards_are_told_the_prompts_of_the_samples(task):
+    told = Task(**{**vars(task), "goals": [Goal(Begins(), has_a, ("a", "b"))]})
+    (cell,) = run(told, METHODS[:1], Plan(4, (0,), 4))
+    assert [text.split()[0] for text in cell["texts"]] == ["a", "b", "a", "b"]
+    assert cell["reward"] == [1.0] * 4
+    assert cell["optimised"] == [True] * 4
