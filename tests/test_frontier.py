@@ -19,5 +19,6 @@ def test_every_part_runs_in_small(tmp_path):
         "estimators, sentiment: 2 cells",
         "sudoku, sudoku-easy: 1 cells",
         "hacking, sentiment: 1 cells",
+        "fooled, digits-plain: 1 cells",
         "fluent, sentiment-fluent: 1 cells",
     ]

@@ -35,7 +35,7 @@ class Part:
     methods: tuple[str, ...]
     samples: int
     few: tuple[str, ...]
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     batch_size: int = 64
     steps: int | None = None
 
@@ -44,15 +44,16 @@ TEXTS = ("sentiment", "rare", "two", "words", "similarity", "uniform")
 SUDOKUS = tuple(f"sudoku-{kind}" for kind in ("easy", "medium", "hard", "expert"))
 FLUENT = ("unguided", *(f"guided[scale: {scale}]" for scale in (1, 4, 16)))
 RULES = ("straight_through", "gumbel_softmax", "reinmax", "redge", "guided[estimator: {redge: {hard: false}}]")
+PLAIN = (30, 125, 500, 2000, 8000)
+FOOLED = ("unguided", *(f"guided[scale: {s}{more}]" for more in ("", ", kl_budget: 0.5") for s in PLAIN), "guided")
 BOARDS = ("unguided", "unguided[sampler: {temperature: 0}]", "guided", *RULES, "best-of-4", "fk-4", "guided-fk-4")
 PARTS = {
     "methods": Part((*TEXTS, "digits"), ("main",), 24, few=("main",)),
-    "estimators": Part(("sentiment",), ("unguided", "estimators"), 20, few=("unguided", "redge"), seeds=(0, 1)),
+    "estimators": Part(("sentiment", "digits"), ("unguided", "estimators"), 20, few=("unguided", "redge")),
     "sudoku": Part(SUDOKUS, BOARDS, 64, few=("guided",), seeds=(0,)),
-    "hacking": Part(
-        ("sentiment",), ("strengths",), 20, few=("guided[scale: 2, kl_budget: 0.5]",), seeds=(0, 1, 2, 3, 4)
-    ),
-    "fluent": Part(("sentiment-fluent",), FLUENT, 8, few=("unguided",), seeds=(0, 1)),
+    "hacking": Part(("sentiment",), ("strengths",), 20, few=("guided[scale: 2, kl_budget: 0.5]",)),
+    "fooled": Part(("digits-plain",), FOOLED, 20, few=("guided[scale: 500]",)),
+    "fluent": Part(("sentiment-fluent",), FLUENT, 8, few=("unguided",)),
 }
 
 
@@ -68,7 +69,7 @@ def draw(name: str, wanted: str, part: Part, folder: Path) -> str:
     drawn = (
         drawn if part.steps is None else replace(drawn, settings=drawn.settings | {"num_inference_steps": part.steps})
     )
-    plan = Plan(part.samples, part.seeds, part.batch_size)
+    plan = Plan(max(part.samples, len(drawn.goals)), part.seeds, part.batch_size)
     parent, done = os.getppid(), 0
     for done, _ in enumerate(run(drawn, methods_of(part.methods), plan, folder / f"{name}-{wanted}.jsonl"), 1):  # noqa: B007
         if os.getppid() != parent:  # which was killed

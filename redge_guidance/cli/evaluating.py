@@ -38,20 +38,19 @@ def evaluate(args: argparse.Namespace, written: list[str], on_with: list[str]) -
     called = [name if name in TASKS else Path(name).stem for name in names]
     if len(set(called)) < len(called):
         raise ValueError(f"TASK must be tasks of different names, got {', '.join(called)}; rename the file of one.")
-    done, judged = [], {}
+    done = []
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *where: remark(PROGRAM, f"warning: {message}")
         for name in names:
             wanted = task(name)
             if args.num_inference_steps is not None:
                 wanted = replace(wanted, settings=wanted.settings | {"num_inference_steps": args.num_inference_steps})
-            judged[wanted.name] = wanted.judged
             for cell in run(wanted, methods, plan, output):
                 done.append(cell)
                 gold = sum(cell["gold"]) / len(cell["gold"])
                 if sys.stderr.isatty() or output is not None:
                     remark(PROGRAM, f"{wanted.name}, {cell['method']}, seed {cell['seed']}: {gold:.3f}")
-    shown = table(done, judged)
+    shown = table(done)
     contents = {"table": shown.encode() + b"\n"} if "table" in targets else {}
     if "plot" in targets:
         contents["plot"] = plot(done, Path(args.plot).suffix[1:])

@@ -144,16 +144,15 @@ def _like(target: str, texts: Sequence[str]) -> list[float]:
     return [rouge_1(text, target) for text in texts]
 
 
-def _digits() -> Task:
+def _digits(name: str = "digits", rewarding: str = "classifier", judging: str = "judge") -> Task:
     pipe = MaskedImagePipeline.from_pretrained("builtin:mnist-masked")
     pipe.set_progress_bar_config(disable=True)
-    first = ImageClassifierReward.from_pretrained("builtin:mnist-classifier", "0")
-    judge = ImageClassifierReward.from_pretrained("builtin:mnist-judge", "0")
+    first, judge = (ImageClassifierReward.from_pretrained(f"builtin:mnist-{one}", "0") for one in (rewarding, judging))
     goals = []
     for digit in range(10):
         reward = ImageClassifierReward(first.model, first.processor, digit, temperature=8.0)
         goals.append(Goal(reward, functools.partial(_are, judge, digit), (None,)))
-    return Task("digits", "another classifier finds the digit", pipe, goals, 0.05)
+    return Task(name, "another classifier finds the digit", pipe, goals, 0.05)
 
 
 def _are(judge: ImageClassifierReward, digit: int, images: Sequence[Any]) -> list[float]:
@@ -182,6 +181,10 @@ TASKS: dict[str, tuple[str, Callable[[], Task]]] = {
     "similarity": ("texts like a sentence", _similarity),
     "uniform": ("the sentiments, of the uniform model", lambda: _sentiment(UNIFORM, "uniform")),
     "digits": ("images of a digit", _digits),
+    "digits-plain": (
+        "the same by a classifier that was trained on real digits alone, which can be fooled",
+        lambda: _digits("digits-plain", "judge", "classifier"),
+    ),
     "sudoku-easy": ("puzzles that need no guess, and no look at a whole row, column or box", lambda: _sudoku("easy")),
     "sudoku-medium": ("puzzles that need no guess", lambda: _sudoku("medium")),
     "sudoku-hard": ("puzzles that need one guess or two", lambda: _sudoku("hard")),

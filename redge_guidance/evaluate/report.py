@@ -126,7 +126,7 @@ def difference(row: Row, other: Row) -> tuple[float, Interval]:
     return by, (float(lower), float(upper))
 
 
-def table(cells: Sequence[Cell], judged: dict[str, str] | None = None) -> str:
+def table(cells: Sequence[Cell]) -> str:
     """Markdown, a part for every task: what the gold judge says, and a row a method.
 
     `gold` and `nats/token` have 95 % intervals. Times of a method are beside the bare sampler's, `unguided`; calls are
@@ -136,7 +136,7 @@ def table(cells: Sequence[Cell], judged: dict[str, str] | None = None) -> str:
     for task in dict.fromkeys(row.task for row in rows):
         mine = [row for row in rows if row.task == task]
         bare = next((row for row in mine if row.method == "unguided"), None)
-        said = (judged or {}).get(task)
+        said = next((cell["judged"] for cell in cells if cell["task"] == task and "judged" in cell), None)
         seeds = sorted({seed for row in mine for seed in row.golds})
         lines += [f"### {task}", ""]
         lines += [f"{f'Gold: {said}. ' if said else ''}{mine[0].count} samples a method, seeds {seeds}.", ""]

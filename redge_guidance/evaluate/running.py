@@ -73,7 +73,8 @@ def run(task: Task, methods: Sequence[Method], plan: Plan, output: str | Path | 
     `texts`), columns with a number for every sample (`reward`, `optimised`, `gold`, `grammatical`, `nats`,
     `other_nats`, `tokens`), figures of all (`distinct`, `distinct_1`, `_2`, `_3`, `words`), and what the drawing cost
     (`seconds`, `process_seconds`, `peak_memory`, `model_calls`, `model_sequences`, `reward_forwards`,
-    `reward_backwards`), judging left out. Cells that `output` has already are given back as they are.
+    `reward_backwards`), judging left out; `judged` is what the gold judge says. Cells that `output` has already are
+    given back as they are.
 
     Raises:
         ValueError: fewer samples than the task has goals; `output` has a cell of the same task, method and seed with
@@ -102,7 +103,8 @@ def run(task: Task, methods: Sequence[Method], plan: Plan, output: str | Path | 
                 if method.name not in warm:
                     warm.add(method.name)
                     _warm_up(task, method, plan)
-                cell = one | _measured(task, method, plan, seed, judges) | _environment()
+                found = _measured(task, method, plan, seed, judges) | {"judged": task.judged}
+                cell = one | found | _environment()
                 if journal is not None:
                     journal.append([cell])
             yield cell

@@ -33,12 +33,19 @@ class Judge:
     """Scores finished samples by every term of a reward, and asks a constraint whether it accepts them.
 
     A term that has no `score` of finished samples, such as a lambda of relaxed tokens, is None, with one warning.
+    Whether samples are as their rewards want them, `reached`, costs a second look at them, and can be left out.
     """
 
-    def __init__(self, reward: AnyReward | None, chat: bool = False, constraint: Constraint | None = None):
+    def __init__(
+        self,
+        reward: AnyReward | None,
+        chat: bool = False,
+        constraint: Constraint | None = None,
+        says_reached: bool = True,
+    ):
         self._terms = [] if reward is None else terms_of(reward)
         self._aimed = {term.name for term in self._terms if term.weight != 0 and not automata_of(term)}
-        self._reward, self._chat, self._constraint = reward, chat, constraint
+        self._reward, self._chat, self._constraint, self._says_reached = reward, chat, constraint, says_reached
         self._told: set[str] = set()
 
     def __call__(self, requests: Sequence[Request], drawn: Sequence[Drawn]) -> list[Judgement]:
@@ -47,7 +54,7 @@ class Judge:
             return [Judgement(None, {}, None, one) for one in accepted]
         prompts: list[Any] = [shown(request.line.prompt) for request in requests]
         by_term = {term.name: self._values(term, requests, drawn, prompts) for term in self._terms}
-        reached = self._reached(requests, drawn, prompts)
+        reached = self._reached(requests, drawn, prompts) if self._says_reached else None
         judged = []
         for i in range(len(drawn)):
             values = {name: None if found is None else found[i] for name, found in by_term.items()}

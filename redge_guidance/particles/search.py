@@ -165,7 +165,8 @@ def best_of_n(
     asked = None if wanted is None else as_reward(wanted)
     check_judges(pipe, asked)
     steered = asked if constraint is None else constraint if asked is None else Constrained(asked, constraint)
-    run = Run(pipe, steered, config, batch_size=batch_size, seed=seed, nats=False, settings=settings)
+    how: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "nats": False, "settings": settings}
+    run = Run(pipe, steered, config, says_reached=False, **how)
     return _best(run, requests_of(as_lines(prompts), n, run.seed), enough)
 
 

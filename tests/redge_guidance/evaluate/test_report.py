@@ -104,7 +104,8 @@ def test_the_interval_of_a_difference_of_shares_is_newcombes(counts, expected):
 
 
 def test_the_table_says_what_was_measured():
-    lines = table(CELLS, {"sad": "the judge is sad"}).splitlines()
+    first, *others = CELLS  # as a file has them that an earlier version began
+    lines = table([first, *(one | {"judged": "the judge is sad"} for one in others)]).splitlines()
     assert lines[:3] == ["### sad", "", "Gold: the judge is sad. 4 samples a method, seeds [0, 1]."]
     head, *rows = [[one.strip() for one in line.split("|")[1:-1]] for line in lines if line.startswith("|")]
     assert {len(row) for row in rows} == {len(head)}

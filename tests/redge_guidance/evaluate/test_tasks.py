@@ -34,7 +34,7 @@ def test_judge_and_reward_agree_on_clear_cases(name):
 
 
 def test_every_task_is_made_and_called_by_its_name():
-    assert set(CASES) | {"digits", *(f"sudoku-{kind}" for kind in SUDOKUS)} == set(TASKS)
+    assert set(CASES) | {"digits", "digits-plain", *(f"sudoku-{kind}" for kind in SUDOKUS)} == set(TASKS)
     made = {name: task(name) for name in ("words", "digits")}
     assert {name: one.name for name, one in made.items()} == {name: name for name in made}
     assert len(made["digits"].goals) == 10
@@ -49,6 +49,10 @@ def test_the_judge_of_digits_is_another_network_that_knows_them():
     assert found.sum(0).tolist() == [1.0] * 10  # one digit each
     assert found.diag().sum() >= 8  # of the class-conditional model nearly all
     assert "builtin:mnist-judge" in hub.builtin_names()
+    swapped = task("digits-plain")
+    assert swapped.goals[3].gold(list(pixels[2:5])) == [0.0, 1.0, 0.0]
+    judge, rewarding = (type(one.goals[0].reward.model).__name__ for one in (made, swapped))
+    assert judge != rewarding
 
 
 @pytest.mark.parametrize("kind", SUDOKUS)

@@ -11,7 +11,7 @@ from redge_guidance import GuidanceConfig, generate, guide
 from redge_guidance.constraints import RegexConstraint
 from redge_guidance.course import Course
 from redge_guidance.particles import Found, ParticleConfig, best_of_n, particles, search
-from redge_guidance.rewards import BlackBoxReward, LexicalReward
+from redge_guidance.rewards import BlackBoxReward, LexicalReward, TextClassifierReward
 from redge_guidance.tilts import Kept, Tilts
 from redge_guidance.trace import SequenceFigures, of_sequences
 from tests.helpers.hosts import any_reward, llada2, masked_image, seeded
@@ -199,6 +199,19 @@ def test_best_of_n_is_the_samples_of_generate(reward):
         assert one.samples == [record.text for record in mine]
         assert one.rewards == pytest.approx([record.reward for record in mine], abs=1e-5)
         assert one.reward == max(one.rewards)
+
+
+def test_best_of_n_asks_the_reward_once_for_every_sample(monkeypatch):
+    reward, asked = TextClassifierReward.from_pretrained("builtin:sentiment", label="positive"), []
+    forward = reward.model.forward
+
+    def counted(**inputs):
+        asked.append(len(inputs["attention_mask"]))
+        return forward(**inputs)
+
+    monkeypatch.setattr(reward.model, "forward", counted)
+    list(best_of_n(tiny_pipeline(), ["a", "b c"], reward, 3, batch_size=2))
+    assert sum(asked) == 6
 
 
 def test_rewards_that_judge_no_texts_are_refused_before_anything_is_drawn():
