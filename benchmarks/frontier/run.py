@@ -29,7 +29,7 @@ HERE, RESULTS = Path(__file__).parent, Path(__file__).parent.parent / "results" 
 
 @dataclass(frozen=True)
 class Part:
-    """Tasks by methods by seeds; each task is a process. `few` are the methods of a smoke run."""
+    """Tasks by methods by seeds; each task is a process. `few` are methods for a smoke run; `order` is the sampler's."""
 
     tasks: tuple[str, ...]
     methods: tuple[str, ...]
@@ -38,19 +38,23 @@ class Part:
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     batch_size: int = 64
     steps: int | None = None
+    order: str | None = None
 
 
-TEXTS = ("sentiment", "rare", "two", "words", "similarity", "uniform")
 SUDOKUS = tuple(f"sudoku-{kind}" for kind in ("easy", "medium", "hard", "expert"))
 FLUENT = ("unguided", *(f"guided[scale: {scale}]" for scale in (1, 4, 16)))
 RULES = ("straight_through", "gumbel_softmax", "reinmax", "redge", "guided[estimator: {redge: {hard: false}}]")
 PLAIN = (30, 125, 500, 2000, 8000)
 FOOLED = ("unguided", *(f"guided[scale: {s}{more}]" for more in ("", ", kl_budget: 0.5") for s in PLAIN), "guided")
-BOARDS = ("unguided", "unguided[sampler: {temperature: 0}]", "guided", *RULES, "best-of-4", "fk-4", "guided-fk-4")
+GREEDY = "unguided[sampler: {temperature: 0}]"
+BOARDS = ("unguided", GREEDY, "guided", *RULES, "best-of-4", "fk-4", "guided-fk-4")
+FREE = ("unguided", "guided", "guided[every: 1]", *RULES, "best-of-4", "guided-best-of-4", "fk-4", "guided-fk-4")
 PARTS = {
-    "methods": Part((*TEXTS, "digits"), ("main",), 24, few=("main",)),
-    "estimators": Part(("sentiment", "digits"), ("unguided", "estimators"), 20, few=("unguided", "redge")),
+    "methods": Part(("sentiment", "rare", "two", "words", "digits"), ("main",), 24, few=("main",)),
+    "slower": Part(("uniform", "similarity"), ("main",), 8, few=("fk-4",)),
+    "estimators": Part(("sentiment", "digits"), ("unguided", "estimators"), 20, few=("redge",), seeds=(0, 1)),
     "sudoku": Part(SUDOKUS, BOARDS, 64, few=("guided",), seeds=(0,)),
+    "ancestral": Part(("sudoku-medium", "sudoku-hard"), FREE, 64, few=("guided",), seeds=(0, 1, 2), order="ancestral"),
     "hacking": Part(("sentiment",), ("strengths",), 20, few=("guided[scale: 2, kl_budget: 0.5]",)),
     "fooled": Part(("digits-plain",), FOOLED, 20, few=("guided[scale: 500]",)),
     "fluent": Part(("sentiment-fluent",), FLUENT, 8, few=("unguided",)),
@@ -69,6 +73,10 @@ def draw(name: str, wanted: str, part: Part, folder: Path) -> str:
     drawn = (
         drawn if part.steps is None else replace(drawn, settings=drawn.settings | {"num_inference_steps": part.steps})
     )
+    if part.order is not None:
+        scheduler = drawn.pipe.scheduler
+        drawn.pipe.scheduler = scheduler.from_config(scheduler.config, unmasking_order=part.order)
+        drawn = replace(drawn, made_from={"unmasking_order": part.order})
     plan = Plan(max(part.samples, len(drawn.goals)), part.seeds, part.batch_size)
     parent, done = os.getppid(), 0
     for done, _ in enumerate(run(drawn, methods_of(part.methods), plan, folder / f"{name}-{wanted}.jsonl"), 1):  # noqa: B007
