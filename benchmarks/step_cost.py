@@ -25,6 +25,7 @@ from transformers import ModernBertConfig, ModernBertForMaskedLM, ModernBertForS
 
 from redge_guidance import GuidanceConfig, RelaxedTokens
 from redge_guidance.hosts import DenoisingStep
+from redge_guidance.strength import update_of
 from redge_guidance.tilting import guided_logits
 
 LENGTH, VOCABULARY = 128, 126_464
@@ -96,7 +97,7 @@ def times() -> dict[str, dict[str, float]]:
         def reward_alone(embeddings: Tensor = embeddings) -> None:
             torch.autograd.grad(classifier(inputs_embeds=embeddings).logits[:, 0].sum(), embeddings)
 
-        reward_seconds = settings.update.num_updates * seconds(reward_alone)
+        reward_seconds = update_of(reward, settings).num_updates * seconds(reward_alone)
         generator = torch.Generator().manual_seed(0)
         total = seconds(lambda s=settings, g=generator: guided_logits(step, reward, s, g))
         own = total - reward_seconds

@@ -18,9 +18,10 @@ from redge_guidance.config import GuidanceConfig
 from redge_guidance.divergence import tilt_along
 from redge_guidance.reward import AnyReward
 from redge_guidance.terms import terms_of, usual_target
-from redge_guidance.updates import LogProbs, row_chunks
+from redge_guidance.updates import LogProbs, Natural, Update, row_chunks
 
 USUAL_BUDGET, USUAL_IMAGE_BUDGET = 1.0, 2.0  # nats per free token
+USUAL_UPDATE, USUAL_IMAGE_UPDATE = Natural(), Natural(3, 1 / 3)
 USUAL_TILT = 7.0  # nats that a token may be tilted above the mean of its position, for rewards that are in nats
 
 _LOWEST, _HIGHEST = 1e-3, 1e3  # of s times the standard deviation of the reward under p, to first order
@@ -95,8 +96,7 @@ def strength_of(reward: AnyReward | None, config: GuidanceConfig) -> Strength:
             )
         return Strength("rewards that are automata are followed exactly", Strength.forms, None, budget)
     target, said = usual_target(reward)
-    kinds = [getattr(term.reward, "modality", None) for term in terms_of(reward)]
-    usual_budget = USUAL_IMAGE_BUDGET if "image" in kinds else USUAL_BUDGET
+    usual_budget = USUAL_IMAGE_BUDGET if _is_of_images(reward) else USUAL_BUDGET
     price = getattr(reward, "usual_scale", None)
     most = price if budget is None else None
     if config.target is not None:
@@ -113,6 +113,17 @@ def strength_of(reward: AnyReward | None, config: GuidanceConfig) -> Strength:
     if tilt is None and price is not None:
         tilt = USUAL_TILT
     return Strength(said, None, target, budget, most, tilt=tilt)
+
+
+def update_of(reward: AnyReward, config: GuidanceConfig) -> Update:
+    """How q is improved: what the config says, else what is usual for rewards of texts or of images."""
+    if config.update is not None:
+        return config.update
+    return USUAL_IMAGE_UPDATE if _is_of_images(reward) else USUAL_UPDATE
+
+
+def _is_of_images(reward: AnyReward) -> bool:
+    return any(getattr(term.reward, "modality", None) == "image" for term in terms_of(reward))
 
 
 def least_of(target: float) -> float:

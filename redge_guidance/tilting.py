@@ -14,7 +14,7 @@ from redge_guidance.precision import Autocast
 from redge_guidance.prediction import HostLogits, Moved, Prediction, distances
 from redge_guidance.reward import AnyReward, named_tokens
 from redge_guidance.step import DenoisingStep
-from redge_guidance.strength import Strength, strength_of
+from redge_guidance.strength import Strength, strength_of, update_of
 from redge_guidance.tilts import Kept, tilt_of
 from redge_guidance.trace import Figures, StepTrace
 from redge_guidance.updates import LogProbs, Start, project_to_budget
@@ -111,7 +111,7 @@ def tilted(
             _started(log_p, support, start, config.warm_start),
             ceilings,
         )
-        log_q = config.update(log_p, ascent, project)
+        log_q = update_of(reward, config)(log_p, ascent, project)
         trace = figures.step(step.progress, *distances(log_q, log_p, mass))
     return Tilted(Moved(step, log_q + log_z, support), log_q, log_p, support, *ascent.last, trace)
 

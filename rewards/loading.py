@@ -23,6 +23,7 @@ class LoadedReward:
     """
 
     auto_class: ClassVar[Any]
+    of_pipelines: ClassVar[bool] = False  # whether it can be made of the model of a pipeline
     unread_weights: ClassVar[tuple[str, ...]] = ()  # beginnings of names of weights that the reward does without
 
     @classmethod
@@ -41,7 +42,8 @@ class LoadedReward:
         """Load a model and its processors from a folder or a hub id, or an embedded checkpoint, `"builtin:..."`.
 
         Args:
-            name: embedded checkpoint, folder, or hub id.
+            name: embedded checkpoint, folder, or hub id; for `FluencyReward` also the folder of a pipeline that has a
+                `model` and a `tokenizer`, such as `"builtin:tatoeba-masked"`.
             *args, **kwargs: what the constructor takes after model and processors; `revision`, `token` and `cache_dir`
                 go to the hub, for the model and for the processors.
             device, dtype: of the model.
@@ -58,9 +60,10 @@ class LoadedReward:
         hub["trust_remote_code"] = trust_remote_code
         placed = {} if device_map is None else {"device_map": device_map}
         with _telling(cls, name, path), loading(name):
-            processors = cls.processors(path, hub)
-            model, found = cls.model_class(path, hub).from_pretrained(
-                path, dtype=dtype, output_loading_info=True, **hub, **placed, **(model_kwargs or {})
+            weights, reading = _parts_of(path) if cls.of_pipelines else (path, path)
+            processors = cls.processors(reading, hub)
+            model, found = cls.model_class(weights, hub).from_pretrained(
+                weights, dtype=dtype, output_loading_info=True, **hub, **placed, **(model_kwargs or {})
             )
             check_loaded(f"{name}", model, found, cls.unread_weights)
         make: Any = cls
@@ -83,6 +86,14 @@ class LoadedReward:
     def processors(cls, path: str, hub: dict[str, Any]) -> list[Any]:
         """What the constructor takes after the model: tokenizer, image processor; `path` and `hub` as above."""
         raise NotImplementedError
+
+
+def _parts_of(path: str) -> tuple[str, str]:
+    """Where the model is, and what prepares its input: in one place, or in two folders of a pipeline's."""
+    folder = Path(path)
+    if (folder / "model_index.json").is_file() and all((folder / one).is_dir() for one in ("model", "tokenizer")):
+        return str(folder / "model"), str(folder / "tokenizer")
+    return path, path
 
 
 def _kind_of(folder: Path) -> str:

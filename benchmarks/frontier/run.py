@@ -29,7 +29,7 @@ HERE, RESULTS = Path(__file__).parent, Path(__file__).parent.parent / "results" 
 
 @dataclass(frozen=True)
 class Part:
-    """Tasks by methods by seeds; each task is a process. `few` are methods for a smoke run; `order` is the sampler's."""
+    """Tasks by methods by seeds; each task is a process. `few`: methods of a smoke run; `order`: of the sampler."""
 
     tasks: tuple[str, ...]
     methods: tuple[str, ...]

@@ -4,7 +4,7 @@ import inspect
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from redge_guidance.generation import generate
 from redge_guidance.particles import ParticleConfig, best_of_n, search
 from redge_guidance.setups.documents import read_value
 from redge_guidance.setups.schema import MOST, nearest
+from redge_guidance.strength import update_of
 from redge_guidance.updates import UPDATES
 
 _NAME = re.compile(r"(?P<kind>[a-z_]+(?:-[a-z_]+)*?)(?:-(?P<n>\d+))?(?:\[(?P<settings>.*)\])?", re.DOTALL)
@@ -79,9 +80,11 @@ class Method:
         """Of its particles."""
         return ParticleConfig(num_particles=self.n, **{"temperature": temperature, **(self.particles or {})})
 
-    def to_dict(self, temperature: float) -> dict[str, Any]:
-        """All settings as plain values."""
-        guidance = None if self.guidance is None else json.loads(self.guidance.to_json())
+    def to_dict(self, temperature: float, reward: Any) -> dict[str, Any]:
+        """All settings as plain values, the update being that for `reward`."""
+        guidance = None
+        if self.guidance is not None:
+            guidance = json.loads(replace(self.guidance, update=update_of(reward, self.guidance)).to_json())
         particles = None if self.particles is None else asdict(self.config(temperature))
         return {"guidance": guidance, "particles": particles, "n": self.n, "sampler": dict(self.sampler)}
 

@@ -143,7 +143,7 @@ def cells(file: Path) -> dict[tuple[str, str, int], Cell]:
 
 
 def _told(task: Task, method: Method, plan: Plan, seed: int) -> Cell:
-    settings = method.to_dict(task.temperature) | {"pipeline": _plain(task.settings)}
+    settings = method.to_dict(task.temperature, rewarded(task.goals[0])) | {"pipeline": _plain(task.settings)}
     shared = {"samples": plan.samples, "batch_size": plan.batch_size, "threads": torch.get_num_threads()}
     shared["made_from"] = _plain(task.made_from)
     return {"task": task.name, "method": method.name, "seed": seed, "settings": settings, **shared}

@@ -114,7 +114,7 @@ _GUIDANCE = (
         "guidance",
         "value",
         "natural or adam; with settings as in 'natural: {num_updates: 4}'",
-        default="natural",
+        default="natural, of images with 3 updates",
     ),
     Option(
         "num_draws",

@@ -41,6 +41,7 @@ class FluencyReward(TextModelReward):
     """
 
     of_tokens: ClassVar[bool | None] = True
+    of_pipelines = True
 
     def __init__(
         self,

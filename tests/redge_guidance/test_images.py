@@ -323,3 +323,18 @@ def test_decode_chunk_size_of_guide_is_how_many_images_are_decoded_at_a_time(mon
         pipe("a")
     with guide(images, brightness, decode_chunk_size=0), pytest.raises(ValueError, match="must be an integer >= 1"):
         run()
+
+
+@pytest.mark.parametrize(("config", "asks"), [({}, 3), ({"update": "natural"}, 2), ({"update": Natural(4, 1 / 4)}, 4)])
+def test_a_step_asks_a_reward_of_images_once_an_update_of_which_there_are_three(config, asks):
+    asked = []
+
+    class Bright(ImageReward):
+        def of_pixels(self, pixels, prompts=None):
+            asked.append(len(pixels))
+            return brightness(pixels)
+
+    images, run = masked_image()
+    with guide(images, Bright(), GuidanceConfig(every=1, **config)) as handle:
+        run()
+    assert len(asked) == len(handle.trace) * asks

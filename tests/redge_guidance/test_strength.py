@@ -10,7 +10,8 @@ from scipy.special import logsumexp, softmax
 
 from redge_guidance import GuidanceConfig, guide
 from redge_guidance.reward import Reward
-from redge_guidance.strength import Slope, dearest, least_strengths, strength_of
+from redge_guidance.strength import Slope, dearest, least_strengths, strength_of, update_of
+from redge_guidance.updates import Adam, Natural
 
 WITHIN = 4e-3  # relative: what the bisection of s leaves open
 LENGTHS = (1, 3, 2, 5)
@@ -291,3 +292,14 @@ def test_the_cost_of_a_way_is_that_of_its_end():
             assert float(divergence[k]) == pytest.approx(kl(float(s[k])), rel=1e-6, abs=2e-6)
             moved = reward(float(s[k])) - reward(0.0)
             assert float(linear[k] - start[k]) == pytest.approx(moved, rel=1e-6, abs=2e-6)
+
+
+def test_the_update_that_is_meant_where_none_is_set():
+    texts, images = Reward(), Reward()
+    images.modality = "image"
+    of = lambda reward, **more: update_of(reward, GuidanceConfig(**more))  # noqa: E731
+    assert of(texts) == of(lambda tokens: tokens.weights.sum((1, 2))) == Natural(2, 1 / 2)
+    assert of(images) == of(images + 2 * Reward()) == Natural(3, 1 / 3)
+    for chosen in (Natural(), Adam(5)):
+        assert of(images, update=chosen) == of(texts, update=chosen) == chosen
+    assert of(images, update="natural") == Natural(2, 1 / 2)

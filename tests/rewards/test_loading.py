@@ -184,6 +184,8 @@ def folders(tmp_path_factory):
     ("kind", "settings"), [(TextClassifierReward, {"label": 0}), (TextPreferenceReward, {}), (FluencyReward, {})]
 )
 def test_a_wrong_folder_for_a_reward_of_texts(kind, settings, folder, message, folders, capsys):
+    if kind is FluencyReward and folder == "pipeline":
+        return  # which it can be made of
     start = "lacks" if folder == "encoder" else f"`name` must be a checkpoint that {kind.__name__} can read, got"
     with pytest.raises(ValueError, match=f"{start}.*{message}") as error:
         kind.from_pretrained(folders / folder, **settings)
@@ -196,6 +198,16 @@ def test_a_wrong_folder_for_a_reward_of_texts(kind, settings, folder, message, f
         assert said.count("\n") == 1
         assert message in said
         assert folder == "encoder" or "`--reward` must be a checkpoint" in said
+
+
+@pytest.mark.parametrize("name", ["builtin:tatoeba-masked", "builtin:tatoeba-uniform"])
+def test_fluency_by_the_model_of_a_pipeline(name, folders):
+    pipe, texts = TextPipeline.from_pretrained(name), ["I hate you.", "You hate. I"]
+    reward, made = FluencyReward.from_pretrained(name), FluencyReward(pipe.model, pipe.tokenizer)
+    torch.testing.assert_close(reward.score(texts), made.score(texts))
+    assert reward.score(texts).diff() < 0
+    with pytest.raises(ValueError, match="FluencyReward can read, got .*a pipeline of diffusers"):
+        FluencyReward.from_pretrained("builtin:mnist-masked")
 
 
 @pytest.mark.parametrize(

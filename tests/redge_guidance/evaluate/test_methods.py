@@ -1,6 +1,7 @@
 """Methods are what they are called: held against the public functions that they stand for."""
 
 import dataclasses
+import json
 
 import pytest
 import torch
@@ -11,8 +12,8 @@ from redge_guidance.evaluate import method, methods_of
 from redge_guidance.evaluate.methods import GROUPS
 from redge_guidance.particles import ParticleConfig, search
 from redge_guidance.pipelines import MaskedImagePipeline
-from redge_guidance.rewards import ImageClassifierReward
-from redge_guidance.updates import UPDATES, Adam
+from redge_guidance.rewards import ImageClassifierReward, LexicalReward
+from redge_guidance.updates import UPDATES, Adam, Natural
 
 HOW = {"seed": 3, "batch_size": 8, "temperature": 0.5, "settings": {"num_inference_steps": 3}}
 
@@ -64,7 +65,7 @@ def test_settings_of_the_sampler_are_those_of_its_call(pipe, reward):
     assert drawn("unguided[sampler: {temperature: 0}]", pipe, reward) == greedy
     one_step = [record.text for record in generate(pipe, ["", "", "a"], seed=3, num_inference_steps=1)]
     assert drawn("unguided[sampler: {num_inference_steps: 1}]", pipe, reward) == one_step
-    assert method("fk-2[sampler: {temperature: 2}]").to_dict(1.0)["sampler"] == {"temperature": 2}
+    assert method("fk-2[sampler: {temperature: 2}]").to_dict(1.0, reward)["sampler"] == {"temperature": 2}
 
 
 def test_an_estimator_may_be_spelled_with_its_name():
@@ -96,9 +97,17 @@ def test_groups_are_there_in_full_and_names_once():
 
 
 def test_all_settings_are_written_down():
-    told = method("guided-fk-2[scale: 2]").to_dict(0.25)
+    made = method("guided-fk-2[scale: 2]")
+    told = made.to_dict(0.25, LexicalReward("a"))
     assert told["particles"] == dataclasses.asdict(ParticleConfig(num_particles=2, temperature=0.25))
-    assert GuidanceConfig.from_json(__import__("json").dumps(told["guidance"])) == GuidanceConfig(scale=2.0)
+    assert GuidanceConfig.from_json(json.dumps(told["guidance"])) == GuidanceConfig(scale=2.0, update=Natural())
+    of_images = made.to_dict(0.25, ImageClassifierReward.from_pretrained("builtin:mnist-classifier", "7"))
+    assert of_images["guidance"]["update"] == {
+        "name": "natural",
+        "num_updates": 3,
+        "step_size": 1 / 3,
+        "damping": 0.001,
+    }
 
 
 @pytest.mark.parametrize(
