@@ -48,13 +48,13 @@ PLAIN = (30, 125, 500, 2000, 8000)
 FOOLED = ("unguided", *(f"guided[scale: {s}{more}]" for more in ("", ", kl_budget: 0.5") for s in PLAIN), "guided")
 GREEDY = "unguided[sampler: {temperature: 0}]"
 BOARDS = ("unguided", GREEDY, "guided", *RULES, "best-of-4", "fk-4", "guided-fk-4")
-FREE = ("unguided", "guided", "guided[every: 1]", *RULES, "best-of-4", "guided-best-of-4", "fk-4", "guided-fk-4")
+FREE = ("unguided", "guided", "guided[every: 1]", *RULES, "best-of-4", "guided-best-of-4")
 PARTS = {
-    "methods": Part(("sentiment", "rare", "two", "words", "digits"), ("main",), 24, few=("main",)),
-    "slower": Part(("uniform", "similarity"), ("main",), 8, few=("fk-4",)),
+    "methods": Part(("sentiment", "rare", "two", "digits"), ("main",), 24, few=("main",)),
+    "others": Part(("words", "uniform", "similarity"), ("main",), 8, few=("fk-4",)),
     "estimators": Part(("sentiment", "digits"), ("unguided", "estimators"), 20, few=("redge",), seeds=(0, 1)),
     "sudoku": Part(SUDOKUS, BOARDS, 64, few=("guided",), seeds=(0,)),
-    "ancestral": Part(("sudoku-medium", "sudoku-hard"), FREE, 64, few=("guided",), seeds=(0, 1, 2), order="ancestral"),
+    "ancestral": Part(("sudoku-medium", "sudoku-hard"), FREE, 64, few=("guided",), seeds=(0, 1), order="ancestral"),
     "hacking": Part(("sentiment",), ("strengths",), 20, few=("guided[scale: 2, kl_budget: 0.5]",)),
     "fooled": Part(("digits-plain",), FOOLED, 20, few=("guided[scale: 500]",)),
     "fluent": Part(("sentiment-fluent",), FLUENT, 8, few=("unguided",)),
