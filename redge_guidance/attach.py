@@ -233,7 +233,7 @@ def _guide_pipeline(pipe: Any, guidance: Guidance, chunk_size: int | None, for_m
         end=guidance.end,
         foresee=guidance.foresee,
         settle=settle,
-        came_to=None if guidance.strength.target is None else guidance.came_to,
+        came_to=guidance.came_to,
     )
     if for_models:
         attachment.remove()

@@ -126,11 +126,11 @@ class Account:
     fields: Mapping[str, Sequence[Any]]
 
     def of(self, ending: Ending) -> tuple[FinishedFigures, ...] | None:
-        """Figures of every finished sample; None where there is no target, or it is not known what was drawn."""
+        """Figures of every finished sample; None where it is not known what was drawn."""
         target, terms = self.strength.target, terms_of(self.reward)
         with gradients_allowed(), columns(self.fields):
-            sample = None if target is None else ending.sample()
-            if sample is None or target is None:
+            sample = ending.sample()
+            if sample is None:
                 return None
             by_term = {term.name: _values(term, sample) for term in terms}
         aimed = {term.name for term in terms if term.weight != 0 and not automata_of(term)}
@@ -138,8 +138,8 @@ class Account:
         for row in range(len(sample)):
             values = {name: several[row] for name, several in by_term.items()}
             worth = _total(terms, values, aimed)
-            reached = worth >= least_of(target)
-            why = None if reached else f"{self._why_not(row)}; in the end it is worth {worth:.3g}"
+            reached = None if target is None else worth >= least_of(target)
+            why = f"{self._why_not(row)}; in the end it is worth {worth:.3g}" if reached is False else None
             found.append(FinishedFigures(_total(terms, values, values), values, worth, reached, why))
         return tuple(found)
 

@@ -58,14 +58,15 @@ class FinishedFigures:
         reward: the weighted sum of all terms.
         rewards: the terms by name, without their weights.
         aimed: the part of `reward` that the target is of: without the terms that are automata.
-        target_reached: whether that is at least the target, but for rounding.
-        why: what is known to have kept it from its target, and what may help; None where it is reached.
+        target_reached: whether that is at least the target, but for rounding; None without a target.
+        why: what is known to have kept it from its target, and what may help; None where it is reached, or there
+            is none.
     """
 
     reward: float
     rewards: dict[str, float]
     aimed: float
-    target_reached: bool
+    target_reached: bool | None
     why: str | None = None
 
 

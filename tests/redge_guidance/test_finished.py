@@ -231,23 +231,34 @@ def test_it_goes_with_copies_of_the_trace():
     assert pickle.loads(pickle.dumps(handle.trace)).finished == copy.deepcopy(handle.trace).finished == handle.finished
 
 
+def test_without_a_target_samples_are_worth_what_they_are(endings):
+    pipe, run = masked()
+    with guide(pipe, Answer(), GuidanceConfig(scale=1.0)) as handle:
+        run()
+    texts = drawn_texts(pipe, endings[-1].result)
+    assert [one.reward for one in handle.finished] == Answer().score(texts).tolist()
+    assert {(one.target_reached, one.why) for one in handle.finished} == {(None, None)}
+
+
+def test_an_automaton_alone_has_no_target(endings):
+    pipe, run = masked(prompt=("", ""))
+    reward = LengthReward(2, 3)
+    with guide(pipe, reward) as handle:
+        run()
+    texts = drawn_texts(pipe, endings[-1].result)
+    assert [one.reward for one in handle.finished] == reward.score(texts).tolist()
+    assert {one.target_reached for one in handle.finished} == {None}
+
+
 # ---- where it is not known ----
 
 
-@pytest.mark.parametrize("config", [GuidanceConfig(scale=1.0), GuidanceConfig(scale=0.0)], ids=["scale", "off"])
-def test_without_a_target_there_is_none(config, endings):
+def test_what_guides_nothing_hears_nothing(endings):
     pipe, run = masked()
-    with guide(pipe, Answer(), config) as handle:
+    with guide(pipe, Answer(), GuidanceConfig(scale=0.0)) as handle:
         run()
     assert handle.finished is None
     assert not endings
-
-
-def test_an_automaton_alone_has_no_target():
-    pipe, run = masked(prompt=("", ""))
-    with guide(pipe, LengthReward(2, 3)) as handle:
-        run()
-    assert handle.finished is None
 
 
 @pytest.mark.parametrize("make", [tiny_pipeline, tiny_uniform], ids=["masked", "uniform"])
