@@ -16,7 +16,6 @@ def test_every_part_runs_in_small(tmp_path):
     assert process.returncode == 0, process.stderr
     assert [line.split("  ")[-1] for line in process.stdout.splitlines()] == [
         "methods, sentiment: 8 cells",
-        "others, words: 1 cells",
         "estimators, sentiment: 1 cells",
         "sudoku, sudoku-easy: 1 cells",
         "ancestral, sudoku-medium: 1 cells",

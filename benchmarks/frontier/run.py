@@ -16,8 +16,9 @@ import multiprocessing
 import os
 import tempfile
 import time
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -29,7 +30,10 @@ HERE, RESULTS = Path(__file__).parent, Path(__file__).parent.parent / "results" 
 
 @dataclass(frozen=True)
 class Part:
-    """Tasks by methods by seeds; each task is a process. `few`: methods of a smoke run; `order`: of the sampler."""
+    """Tasks by methods by seeds; each task is a process.
+
+    `few` are the methods of a smoke run, `fewer` the seeds of tasks that have others, `order` is the sampler's.
+    """
 
     tasks: tuple[str, ...]
     methods: tuple[str, ...]
@@ -39,8 +43,10 @@ class Part:
     batch_size: int = 64
     steps: int | None = None
     order: str | None = None
+    fewer: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
+TASKS = ("sentiment", "rare", "two", "words", "similarity", "uniform", "digits")
 SUDOKUS = tuple(f"sudoku-{kind}" for kind in ("easy", "medium", "hard", "expert"))
 FLUENT = ("unguided", *(f"guided[scale: {scale}]" for scale in (1, 4, 16)))
 RULES = ("straight_through", "gumbel_softmax", "reinmax", "redge", "guided[estimator: {redge: {hard: false}}]")
@@ -50,12 +56,13 @@ GREEDY = "unguided[sampler: {temperature: 0}]"
 BOARDS = ("unguided", GREEDY, "guided", *RULES, "best-of-4", "fk-4", "guided-fk-4")
 FREE = ("unguided", "guided", "guided[every: 1]", *RULES, "best-of-4", "guided-best-of-4")
 PARTS = {
-    "methods": Part(("sentiment", "rare", "two", "digits"), ("main",), 24, few=("main",)),
-    "others": Part(("words", "uniform", "similarity"), ("main",), 8, few=("fk-4",)),
+    "methods": Part(
+        TASKS, ("main",), 24, few=("main",), fewer={"words": (0, 1, 2), "uniform": (0,), "similarity": (0,)}
+    ),
     "estimators": Part(("sentiment", "digits"), ("unguided", "estimators"), 20, few=("redge",), seeds=(0, 1)),
     "sudoku": Part(SUDOKUS, BOARDS, 64, few=("guided",), seeds=(0,)),
     "ancestral": Part(("sudoku-medium", "sudoku-hard"), FREE, 64, few=("guided",), seeds=(0, 1), order="ancestral"),
-    "hacking": Part(("sentiment",), ("strengths",), 20, few=("guided[scale: 2, kl_budget: 0.5]",)),
+    "hacking": Part(("sentiment",), ("strengths", "best-of-2"), 20, few=("guided[scale: 2, kl_budget: 0.5]",)),
     "fooled": Part(("digits-plain",), FOOLED, 20, few=("guided[scale: 500]",)),
     "fluent": Part(("sentiment-fluent",), FLUENT, 8, few=("unguided",)),
 }
@@ -63,7 +70,7 @@ PARTS = {
 
 def small(part: Part) -> Part:
     """The same in seconds, on the first task alone."""
-    return replace(part, tasks=part.tasks[:1], methods=part.few, samples=2, seeds=(0,), steps=2)
+    return replace(part, tasks=part.tasks[:1], methods=part.few, samples=2, seeds=(0,), steps=2, fewer={})
 
 
 def draw(name: str, wanted: str, part: Part, folder: Path) -> str:
@@ -77,7 +84,7 @@ def draw(name: str, wanted: str, part: Part, folder: Path) -> str:
         scheduler = drawn.pipe.scheduler
         drawn.pipe.scheduler = scheduler.from_config(scheduler.config, unmasking_order=part.order)
         drawn = replace(drawn, made_from={"unmasking_order": part.order})
-    plan = Plan(max(part.samples, len(drawn.goals)), part.seeds, part.batch_size)
+    plan = Plan(max(part.samples, len(drawn.goals)), part.fewer.get(wanted, part.seeds), part.batch_size)
     parent, done = os.getppid(), 0
     for done, _ in enumerate(run(drawn, methods_of(part.methods), plan, folder / f"{name}-{wanted}.jsonl"), 1):  # noqa: B007
         if os.getppid() != parent:  # which was killed
@@ -103,7 +110,8 @@ def main() -> None:
     args = parser.parse_args()
     parts = {name: small(PARTS[name]) if args.smoke else PARTS[name] for name in args.parts}
     parts = {
-        name: part if args.seeds is None else replace(part, seeds=tuple(args.seeds)) for name, part in parts.items()
+        name: part if args.seeds is None else replace(part, seeds=tuple(args.seeds), fewer={})
+        for name, part in parts.items()
     }
     with tempfile.TemporaryDirectory() as thrown_away:
         folder = Path(thrown_away) if args.smoke else RESULTS

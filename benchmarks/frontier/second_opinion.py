@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from report import environment, save
 
 RESULTS = Path(__file__).parent.parent / "results"
-FILES = ("methods-sentiment", "hacking-sentiment", "others-uniform")
+FILES = ("methods-sentiment", "hacking-sentiment", "methods-uniform")
 SIGNS = {"negative": -1, "positive": 1}
 
 
