@@ -218,6 +218,7 @@ def test_fluency_by_the_model_of_a_pipeline(name, folders):
         ("model/config.json", "FluencyReward can read, got .*, a folder without config.json"),
         ("tokenizer/tokenizer.json", "FluencyReward can read, got .*, one without a tokenizer"),
         ("tokenizer", "FluencyReward can read, got .*, a pipeline of diffusers"),
+        ("model_index.json", "FluencyReward can read, got .*, a folder without config.json"),
     ],
 )
 def test_what_a_pipeline_lacks_for_fluency(missing, message, folders, tmp_path):
