@@ -222,8 +222,8 @@ class GuidanceConfig:
             if isinstance(values.get(name), dict):
                 settings = dict(values[name])
                 kind = settings.pop("name", None)
-                known = isinstance(kind, str) and kind in registry
-                values[name] = _made(name, registry[kind], settings) if known else kind  # which the config refuses
+                if isinstance(kind, str):  # what is nothing known the config refuses
+                    values[name] = _made(name, registry[kind], settings) if kind in registry else kind
         return cls(**values)
 
 

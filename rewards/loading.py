@@ -59,8 +59,8 @@ class LoadedReward:
         path = resolve(name, hub.get("revision"), hub.get("cache_dir"))
         hub["trust_remote_code"] = trust_remote_code
         placed = {} if device_map is None else {"device_map": device_map}
-        with _telling(cls, name, path), loading(name):
-            weights, reading = _parts_of(path) if cls.of_pipelines else (path, path)
+        weights, reading = _parts_of(path) if cls.of_pipelines else (path, path)
+        with _telling(cls, name, weights), loading(name):
             processors = cls.processors(reading, hub)
             model, found = cls.model_class(weights, hub).from_pretrained(
                 weights, dtype=dtype, output_loading_info=True, **hub, **placed, **(model_kwargs or {})

@@ -3,6 +3,7 @@ import dataclasses
 import json
 import math
 import pickle
+import re
 
 import pytest
 import torch
@@ -153,6 +154,15 @@ def test_any_json_is_a_config_or_a_valueerror(content):
         return
     assert GuidanceConfig.from_json(config.to_json()) == config
     assert config.scale is None or math.isfinite(config.scale)
+
+
+@pytest.mark.parametrize("update", [{}, {"name": None}, {"num_updates": 3}, 0, False, "", "none"])
+def test_only_null_leaves_the_update_to_the_reward(update):
+    with pytest.raises(
+        ValueError, match=re.escape(f"`update` must be one of adam, natural or an object, got {update!r}")
+    ):
+        GuidanceConfig.from_json(json.dumps({"update": update}))
+    assert GuidanceConfig.from_json('{"update": null}') == GuidanceConfig()
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1", "nul", "\ud800", b"\xff", None, 3, {"scale": 1}, "[" * 100_000])

@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 
 import pytest
 import torch
@@ -208,6 +209,25 @@ def test_fluency_by_the_model_of_a_pipeline(name, folders):
     assert reward.score(texts).diff() < 0
     with pytest.raises(ValueError, match="FluencyReward can read, got .*a pipeline of diffusers"):
         FluencyReward.from_pretrained("builtin:mnist-masked")
+
+
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [
+        ("model/model.safetensors", "could not be loaded: .*no file named model.safetensors"),
+        ("model/config.json", "FluencyReward can read, got .*, a folder without config.json"),
+        ("tokenizer/tokenizer.json", "FluencyReward can read, got .*, one without a tokenizer"),
+        ("tokenizer", "FluencyReward can read, got .*, a pipeline of diffusers"),
+        ("model_index.json", "FluencyReward can read, got .*, a folder without config.json"),
+    ],
+)
+def test_what_a_pipeline_lacks_for_fluency(missing, message, folders, tmp_path):
+    folder = shutil.copytree(folders / "pipeline", tmp_path / "pipeline")
+    wrong = folder / missing
+    shutil.rmtree(wrong) if wrong.is_dir() else wrong.unlink()
+    with pytest.raises((ValueError, OSError), match=message) as error:
+        FluencyReward.from_pretrained(folder)
+    assert str(folder) in str(error.value)
 
 
 @pytest.mark.parametrize(

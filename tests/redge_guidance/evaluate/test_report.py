@@ -119,6 +119,15 @@ def test_the_table_says_what_was_measured():
     assert lines[-1] == "2026-01-01; here, 1 threads, torch 9."
 
 
+def test_every_task_has_what_its_own_judge_says():
+    said = {"sad": "it is sad", "glad": "it is glad"}
+    shown = table([one | {"task": task, "judged": judged} for task, judged in said.items() for one in CELLS])
+    assert [line.split(". ")[0] for line in shown.splitlines() if line.startswith("Gold")] == [
+        "Gold: it is sad",
+        "Gold: it is glad",
+    ]
+
+
 def test_values_that_are_no_shares_are_shown_as_they_are():
     (line,) = [one for one in table([cell("unguided", 0, [0.25, 0.5], 1.0)]).splitlines() if "unguided" in one]
     assert "| 0.375 (0.250 to 0.500) |" in line

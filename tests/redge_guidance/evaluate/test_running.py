@@ -130,6 +130,14 @@ def test_more_seeds_and_methods_are_added(task, tmp_path):
     assert len(list(run(task, METHODS, PLAN, output))) == len(output.read_text().splitlines()) == 6
 
 
+def test_cells_say_the_update_that_is_usual_for_the_reward_of_the_task(task):
+    found = []
+    for modality in ("text", "image"):
+        task.goals[0].reward.modality = modality
+        found.append(module._told(task, METHODS[1], PLAN, 0)["settings"]["guidance"]["update"]["num_updates"])
+    assert found == [2, 3]
+
+
 @pytest.mark.parametrize(("plan", "name"), [(Plan(4, (0,), 4), "samples"), (Plan(5, (0,), 2), "batch_size")])
 def test_other_settings_under_one_name_are_an_error(task, tmp_path, plan, name):
     output = tmp_path / "out.jsonl"

@@ -51,8 +51,10 @@ def test_the_judge_of_digits_is_another_network_that_knows_them():
     assert "builtin:mnist-judge" in hub.builtin_names()
     swapped = task("digits-plain")
     assert swapped.goals[3].gold(list(pixels[2:5])) == [0.0, 1.0, 0.0]
-    judge, rewarding = (type(one.goals[0].reward.model).__name__ for one in (made, swapped))
-    assert judge != rewarding
+    assert swapped.name == "digits-plain"
+    nets = [[type(net.model) for net in (one.goals[0].reward, one.goals[0].gold.args[0])] for one in (made, swapped)]
+    assert nets[0] == nets[1][::-1]
+    assert nets[0] != nets[1]
 
 
 @pytest.mark.parametrize("kind", SUDOKUS)
