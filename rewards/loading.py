@@ -1,6 +1,7 @@
 """Models of transformers as rewards, loaded together with what prepares their input."""
 
 import inspect
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,8 +43,8 @@ class LoadedReward:
         """Load a model and its processors from a folder or a hub id, or an embedded checkpoint, `"builtin:..."`.
 
         Args:
-            name: embedded checkpoint, folder, or hub id; for `FluencyReward` also the folder of a pipeline that has a
-                `model` and a `tokenizer`, such as `"builtin:tatoeba-masked"`.
+            name: embedded checkpoint, folder, or hub id; for `FluencyReward` also the folder of a
+                `MaskedTextPipeline`, such as `"builtin:tatoeba-masked"`.
             *args, **kwargs: what the constructor takes after model and processors; `revision`, `token` and `cache_dir`
                 go to the hub, for the model and for the processors.
             device, dtype: of the model.
@@ -89,10 +90,17 @@ class LoadedReward:
 
 
 def _parts_of(path: str) -> tuple[str, str]:
-    """Where the model is, and what prepares its input: in one place, or in two folders of a pipeline's."""
-    folder = Path(path)
-    if (folder / "model_index.json").is_file() and all((folder / one).is_dir() for one in ("model", "tokenizer")):
-        return str(folder / "model"), str(folder / "tokenizer")
+    """Where the model is, and what prepares its input: in one place, or in two folders of a pipeline's.
+
+    The latter where a pipeline says that it calls a masked model as transformers does: no shift, no time.
+    """
+    folder, index = Path(path), Path(path) / "model_index.json"
+    if index.is_file() and not (folder / "config.json").is_file():
+        told = json.loads(index.read_text())
+        whole = (folder / "model").is_dir() and (folder / "tokenizer").is_dir()
+        plain = not told.get("shift_logits") and told.get("time_input") is None
+        if told.get("_class_name") == "MaskedTextPipeline" and plain and whole:
+            return str(folder / "model"), str(folder / "tokenizer")
     return path, path
 
 

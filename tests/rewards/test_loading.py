@@ -201,14 +201,24 @@ def test_a_wrong_folder_for_a_reward_of_texts(kind, settings, folder, message, f
         assert folder == "encoder" or "`--reward` must be a checkpoint" in said
 
 
-@pytest.mark.parametrize("name", ["builtin:tatoeba-masked", "builtin:tatoeba-uniform"])
-def test_fluency_by_the_model_of_a_pipeline(name, folders):
+def test_fluency_by_the_model_of_a_pipeline():
+    name = "builtin:tatoeba-masked"
     pipe, texts = TextPipeline.from_pretrained(name), ["I hate you.", "You hate. I"]
     reward, made = FluencyReward.from_pretrained(name), FluencyReward(pipe.model, pipe.tokenizer)
     torch.testing.assert_close(reward.score(texts), made.score(texts))
     assert reward.score(texts).diff() < 0
+    for other in ("mnist-masked", "tatoeba-uniform"):  # which knows no masks
+        with pytest.raises(ValueError, match="FluencyReward can read, got .*a pipeline of diffusers"):
+            FluencyReward.from_pretrained(f"builtin:{other}")
+
+
+@pytest.mark.parametrize("setting", [{"shift_logits": True}, {"time_input": "sigma"}])
+def test_fluency_takes_no_pipeline_that_calls_its_model_in_another_way(setting, folders, tmp_path):
+    folder = shutil.copytree(folders / "pipeline", tmp_path / "pipeline")
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | setting))
     with pytest.raises(ValueError, match="FluencyReward can read, got .*a pipeline of diffusers"):
-        FluencyReward.from_pretrained("builtin:mnist-masked")
+        FluencyReward.from_pretrained(folder)
 
 
 @pytest.mark.parametrize(
