@@ -1,6 +1,5 @@
 """The tasks of the embedded models."""
 
-import copy
 import functools
 import json
 import re
@@ -88,7 +87,7 @@ def _sentiment(model: str = MASKED, name: str = "sentiment") -> Task:
 def _fluent() -> Task:
     """As `sentiment`, the reward with a pull toward what the masked model itself finds likely."""
     pipe = _text(MASKED)
-    fluency = FluencyReward(copy.deepcopy(pipe.model), pipe.tokenizer, masked=True)  # whose calls are counted apart
+    fluency = FluencyReward.from_pretrained(MASKED)  # with a model of its own, whose calls are counted apart
     goals = [Goal(_classifier(label) + fluency, all_of(_vader(label))) for label in ("negative", "positive")]
     return Task("sentiment-fluent", "VADER finds the sentiment", pipe, goals, LABEL, other=_text(UNIFORM))
 
