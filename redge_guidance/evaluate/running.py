@@ -157,11 +157,18 @@ def _check_same(known: Cell | None, told: Cell, output: Path | None) -> None:
     if known is None:
         return
     for name in (*_MADE_OF, *(["made_from"] if "made_from" in known else [])):
-        if _digest(known[name]) != _digest(told[name]):
+        if _digest(known[name]) != _digest(_since(known[name], told[name])):
             raise ValueError(
                 f"`output` {output} has {told['method']} of {told['task']}, seed {told['seed']}, with another `{name}` "
                 f"({json.dumps(known[name])[:200]}); take another name."
             )
+
+
+def _since(known: Any, told: Any) -> Any:
+    """`told` without the settings that `known` has not heard of, being older, and that are None or empty."""
+    if not isinstance(known, dict) or not isinstance(told, dict):
+        return told
+    return {key: _since(known.get(key), one) for key, one in told.items() if key in known or one not in (None, {})}
 
 
 def _digest(value: Any) -> str:

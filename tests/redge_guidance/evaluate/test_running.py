@@ -9,6 +9,7 @@ import torch
 
 from redge_guidance.evaluate import Goal, Plan, Task, cells, methods_of, run
 from redge_guidance.evaluate import running as module
+from redge_guidance.evaluate.methods import Method
 from redge_guidance.generation.journal import Journal
 from redge_guidance.reward import Reward
 from tests.helpers.tiny import tiny_pipeline, tiny_reward
@@ -146,6 +147,19 @@ def test_other_settings_under_one_name_are_an_error(task, tmp_path, plan, name):
     with pytest.raises(ValueError, match=f"has unguided of tiny, seed 0, with another `{name}` .*; take another name"):
         list(run(task, METHODS, plan, output))
     assert output.read_bytes() == before
+
+
+@pytest.mark.parametrize(("value", "fits"), [(None, True), ({}, True), (0.5, False), ({"a": 1}, False)])
+def test_settings_that_came_later_are_as_they_were_where_they_are_none(task, tmp_path, value, fits, monkeypatch):
+    output, plan = tmp_path / "out.jsonl", Plan(2, (0,), 4)
+    (cell,) = run(task, METHODS[:1], plan, output)
+    older = Method.to_dict
+    monkeypatch.setattr(Method, "to_dict", lambda *args: older(*args) | {"later": value, "sampler": {"later": value}})
+    if fits:
+        assert list(run(task, METHODS[:1], plan, output)) == [cell]
+        return
+    with pytest.raises(ValueError, match="with another `settings`"):
+        list(run(task, METHODS[:1], plan, output))
 
 
 def test_another_file_is_left_alone(task, tmp_path):
