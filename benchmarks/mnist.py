@@ -8,6 +8,7 @@ column and best-of-N have the plain one. Best-of-N draws N unguided images for e
 that it takes no less time than guidance. Estimators are compared at equal numbers of reward gradients.
 
     python benchmarks/mnist.py --data mnist-8500.npz
+    python benchmarks/mnist.py --data mnist-8500.npz --methods main --output two.json --config '{"update": "natural"}'
 """
 
 import argparse
@@ -155,13 +156,15 @@ def main() -> None:
     parser.add_argument("--per-digit", type=int, default=64)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--scale", type=float, help="a fixed one, with 12 draws a step, instead of the defaults")
+    parser.add_argument("--config", default="{}", help="of guidance, in JSON, what is not said being the default")
     parser.add_argument("--estimator-scale", type=float, default=500.0, help="at which estimators are compared")
     parser.add_argument("--temperature", type=float, default=8.0, help="of the reward that guides")
     parser.add_argument("--methods", nargs="+", default=["main", "estimators"], choices=["main", "estimators"])
     parser.add_argument("--output", default="benchmarks/results/mnist.json")
     args = parser.parse_args()
     bench = Bench(args)
-    config = GuidanceConfig() if args.scale is None else GuidanceConfig(**PLAIN | {"scale": args.scale})
+    config = GuidanceConfig.from_json(args.config)
+    config = config if args.scale is None else GuidanceConfig(**PLAIN | {"scale": args.scale})
     plain = PLAIN | {"scale": args.estimator_scale}
     print("| method | on target | worst digit | reward | Frechet | diversity | least | ms an image |")
     print("|---|---|---|---|---|---|---|---|")

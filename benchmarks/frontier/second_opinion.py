@@ -1,9 +1,9 @@
 """What AFINN says of the texts that `run.py` drew toward a sentiment: a judge whose word list is another than VADER's.
 
-The classifier that guides learned from VADER, which is the gold judge of these texts. AFINN (Nielsen, 2011) is a list
-of words that one person rated; a text has the sentiment on whose side the sum of its words is. The two differ on real
-sentences as well: of sentences in which VADER finds a sentiment, AFINN finds it in `agreement`, and that share is what
-"both" divided by "VADER" is to be held against.
+The classifier that guides learned from VADER, which is the gold judge of these texts. AFINN (Nielsen, 2011) is another
+list of words with their valences; a text has the sentiment on whose side the sum of its words is. The two differ on
+real sentences as well: of sentences in which VADER finds a sentiment, AFINN finds it in `agreement`, and that share is
+what "both" divided by "VADER" is to be held against.
 
     pip install afinn                                     # its code is GPL; nothing else here needs it
     python benchmarks/frontier/second_opinion.py --sentences tatoeba-english.txt
