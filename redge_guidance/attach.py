@@ -15,7 +15,7 @@ from redge_guidance.hosts.attachment import Attachment
 from redge_guidance.hosts.base import Drawn
 from redge_guidance.hosts.calls import ForwardSettings
 from redge_guidance.hosts.forward import ForwardAttachment
-from redge_guidance.hosts.registry import supports
+from redge_guidance.hosts.registry import makes_images, supports
 from redge_guidance.loop import LogitsGuidance
 from redge_guidance.reward import Wanted
 from redge_guidance.step import DenoisingStep, Generators
@@ -204,7 +204,8 @@ def guide(
     said |= {"block_length": block_length, "prompts": prompts, "remasking": remasking or None}
     for_models = [name for name, value in said.items() if value is not None]
     for_models += [name for name, value in vars(settings).items() if not _is_default(name, value)]
-    return _guide_pipeline(pipe, Guidance(reward, config, seed, stop_when), decode_chunk_size, for_models)
+    guidance = Guidance(reward, config, seed, stop_when, images=makes_images(pipe))
+    return _guide_pipeline(pipe, guidance, decode_chunk_size, for_models)
 
 
 def _is_default(name: str, value: Any) -> bool:

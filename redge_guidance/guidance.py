@@ -52,6 +52,7 @@ class Guidance:
         seed: of guidance's own noise.
         stop_when: ends the guidance of a sequence, see `Stopping`; None: nothing does.
         weighed: whether `log_prob` will be asked for.
+        images: whether the sampler makes images, so that a plain function is a reward of them.
 
     Attributes:
         config: the settings in force.
@@ -71,6 +72,7 @@ class Guidance:
         seed: int = 0,
         stop_when: StopRule | None = None,
         weighed: bool = False,
+        images: bool = False,
     ):
         rewarding, constraint = parted(reward)
         wanted = None if rewarding is None else as_reward(rewarding)
@@ -82,7 +84,7 @@ class Guidance:
         if wanted is not None:
             routes(wanted, self.config)
         self._reward, self._seed, self._rule, self._weighed = wanted, check_seed(seed), stop_when, weighed
-        self.strength = strength_of(wanted, self.config)
+        self.strength = strength_of(wanted, self.config, images)
         self.trace = Trace(aim=str(self.strength), target=self.strength.target)
         self._told = set[str]()
         self.begin()

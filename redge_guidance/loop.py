@@ -91,7 +91,7 @@ class LogitsGuidance:
             raise ValueError(
                 "`tokenizer` must be given, got None; where tokens are those of images, `images=(codebook, decode)`."
             )
-        self._guidance = Guidance(reward, config, seed, stop_when)
+        self._guidance = Guidance(reward, config, seed, stop_when, images=images is not None)
         self._tokenizer, self._images = tokenizer, read_images(images)
         mask = getattr(tokenizer, "mask_token_id", None) if mask_token_id is None else mask_token_id
         self._mask = None if mask is None else whole_number("mask_token_id", mask, 0, "it is the id of a token")

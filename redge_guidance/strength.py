@@ -79,10 +79,10 @@ class Strength:
         return f"{', '.join(part for part in (goal, limit, tilt) if part)} ({self.why})"
 
 
-def strength_of(reward: AnyReward | None, config: GuidanceConfig) -> Strength:
+def strength_of(reward: AnyReward | None, config: GuidanceConfig, images: bool = False) -> Strength:
     """What guidance pursues: what the config says, else the usual target of the reward, else what a budget buys.
 
-    None for a reward is one that is followed exactly, as an automaton.
+    None for a reward is one that is followed exactly, as an automaton; `images` is as for `update_of`.
     """
     budget, tilt = config.kl_budget, config.max_tilt
     if config.scale is not None:
@@ -96,7 +96,7 @@ def strength_of(reward: AnyReward | None, config: GuidanceConfig) -> Strength:
             )
         return Strength("rewards that are automata are followed exactly", Strength.forms, None, budget)
     target, said = usual_target(reward)
-    usual_budget = USUAL_IMAGE_BUDGET if _is_of_images(reward) else USUAL_BUDGET
+    usual_budget = USUAL_IMAGE_BUDGET if _is_of_images(reward, images) else USUAL_BUDGET
     price = getattr(reward, "usual_scale", None)
     most = price if budget is None else None
     if config.target is not None:
@@ -115,15 +115,19 @@ def strength_of(reward: AnyReward | None, config: GuidanceConfig) -> Strength:
     return Strength(said, None, target, budget, most, tilt=tilt)
 
 
-def update_of(reward: AnyReward, config: GuidanceConfig) -> Update:
-    """How q is improved: what the config says, else what is usual for rewards of texts or of images."""
+def update_of(reward: AnyReward, config: GuidanceConfig, images: bool = False) -> Update:
+    """How q is improved: what the config says, else what is usual for rewards of texts or of images.
+
+    `images`: whether the sampler makes images, so that a plain function is a reward of them.
+    """
     if config.update is not None:
         return config.update
-    return USUAL_IMAGE_UPDATE if _is_of_images(reward) else USUAL_UPDATE
+    return USUAL_IMAGE_UPDATE if _is_of_images(reward, images) else USUAL_UPDATE
 
 
-def _is_of_images(reward: AnyReward) -> bool:
-    return any(getattr(term.reward, "modality", None) == "image" for term in terms_of(reward))
+def _is_of_images(reward: AnyReward, images: bool) -> bool:
+    kinds = [getattr(term.reward, "modality", None) for term in terms_of(reward)]
+    return "image" in kinds or (images and "text" not in kinds)
 
 
 def least_of(target: float) -> float:

@@ -111,7 +111,7 @@ def tilted(
             _started(log_p, support, start, config.warm_start),
             ceilings,
         )
-        log_q = update_of(reward, config)(log_p, ascent, project)
+        log_q = update_of(reward, config, step.images is not None)(log_p, ascent, project)
         trace = figures.step(step.progress, *distances(log_q, log_p, mass))
     return Tilted(Moved(step, log_q + log_z, support), log_q, log_p, support, *ascent.last, trace)
 
@@ -120,7 +120,7 @@ def guided_logits(
     step: DenoisingStep, reward: AnyReward, config: GuidanceConfig, noise: Noise, goals: Goals | None = None
 ) -> tuple[Tensor, StepTrace]:
     """Logits `(free positions, vocabulary)` for the host, moved by `tilted`, and the figures of the step."""
-    found = tilted(step, reward, config, strength_of(reward, config), noise, goals)
+    found = tilted(step, reward, config, strength_of(reward, config, step.images is not None), noise, goals)
     logits = found.moved.logits()
     return logits if step.temperature == 1 else logits.mul_(step.temperature), found.trace
 

@@ -80,11 +80,11 @@ class Method:
         """Of its particles."""
         return ParticleConfig(num_particles=self.n, **{"temperature": temperature, **(self.particles or {})})
 
-    def to_dict(self, temperature: float, reward: Any) -> dict[str, Any]:
-        """All settings as plain values, the update being that for `reward`."""
+    def to_dict(self, temperature: float, reward: Any, images: bool = False) -> dict[str, Any]:
+        """All settings as plain values, the update being that for `reward`, of a sampler that makes `images` or not."""
         guidance = None
         if self.guidance is not None:
-            guidance = json.loads(replace(self.guidance, update=update_of(reward, self.guidance)).to_json())
+            guidance = json.loads(replace(self.guidance, update=update_of(reward, self.guidance, images)).to_json())
         particles = None if self.particles is None else asdict(self.config(temperature))
         return {"guidance": guidance, "particles": particles, "n": self.n, "sampler": dict(self.sampler)}
 

@@ -23,6 +23,7 @@ from redge_guidance.evaluate.methods import Method, check_call
 from redge_guidance.evaluate.wanted import Goal, Task, rewarded
 from redge_guidance.generation.journal import Journal
 from redge_guidance.generation.judging import shown
+from redge_guidance.generation.sampler import Sampler
 from redge_guidance.pipelines import MaskedImagePipeline
 from redge_guidance.reward import RewardSum
 from redge_guidance.setups.schema import MOST
@@ -143,7 +144,9 @@ def cells(file: Path) -> dict[tuple[str, str, int], Cell]:
 
 
 def _told(task: Task, method: Method, plan: Plan, seed: int) -> Cell:
-    settings = method.to_dict(task.temperature, rewarded(task.goals[0])) | {"pipeline": _plain(task.settings)}
+    images = Sampler(task.pipe, {}).makes_images
+    settings = method.to_dict(task.temperature, rewarded(task.goals[0]), images)
+    settings |= {"pipeline": _plain(task.settings)}
     shared = {"samples": plan.samples, "batch_size": plan.batch_size, "threads": torch.get_num_threads()}
     shared["made_from"] = _plain(task.made_from)
     return {"task": task.name, "method": method.name, "seed": seed, "settings": settings, **shared}

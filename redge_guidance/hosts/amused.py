@@ -37,6 +37,7 @@ class AmusedHost(Host):
         "images, at scheduler.step"
     )
     tested_with: ClassVar[dict[str, str]] = {"diffusers": "0.40 to 0.42"}
+    makes_images = True
 
     @classmethod
     def matches(cls, pipe: Any) -> bool:

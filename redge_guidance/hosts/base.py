@@ -45,6 +45,7 @@ class Host(ABC):
         seams: names of the scheduler's methods that take `model_output` and are guided.
         entries: names of the pipeline's methods that draw samples. Guidance acts while one of them runs; for a pipeline
             that has none of them, whenever its scheduler is called, by whomever.
+        makes_images: whether what is drawn are images, where nothing that the reward says tells.
         tested_with: versions of libraries, by name, with which `read` was tested: what it cannot read is then reported
             as another version. Leave it empty for errors as they are.
         pipe: the pipeline.
@@ -54,6 +55,7 @@ class Host(ABC):
     description: ClassVar[str]
     seams: ClassVar[tuple[str, ...]] = ("step",)
     entries: ClassVar[tuple[str, ...]] = ("__call__",)
+    makes_images: ClassVar[bool] = False
     tested_with: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, pipe: Any, everywhere: bool = False):

@@ -17,6 +17,7 @@ class MaskedImageHost(Host):
     """Free are the hidden tokens; tokens that are visible, given ones among them, are as they are."""
 
     description = "MaskedImagePipeline with a MaskedDiffusionScheduler: hidden tokens of images, at scheduler.step"
+    makes_images = True
 
     @classmethod
     def matches(cls, pipe: Any) -> bool:

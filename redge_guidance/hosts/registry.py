@@ -41,6 +41,11 @@ def supports(pipe: Any) -> str | None:
     return next((host.description for host in _HOSTS if host.matches(pipe)), None)
 
 
+def makes_images(pipe: Any) -> bool:
+    """Whether the adapter for `pipe` says so; False where there is none."""
+    return next((host.makes_images for host in _HOSTS if host.matches(pipe)), False)
+
+
 def find_host(pipe: Any) -> type[Host]:
     """The adapter for `pipe`.
 

@@ -11,6 +11,7 @@ from redge_guidance.guidance import Guidance
 from redge_guidance.handle import Handle
 from redge_guidance.hosts.attachment import Attachment
 from redge_guidance.hosts.base import Drawn
+from redge_guidance.hosts.registry import makes_images
 from redge_guidance.particles.population import Outcome, ParticleStep, Population
 from redge_guidance.particles.settings import ParticleConfig
 from redge_guidance.randomness import check_seed
@@ -121,7 +122,7 @@ def particles(
         raise ValueError(f"`guidance` must be a GuidanceConfig or None, got {type(guidance).__name__}.")
     wanted, constraint = parted(reward)
     asked = None if wanted is None else as_reward(wanted)
-    guiding = _guiding(asked, constraint, guidance, seed)
+    guiding = _guiding(asked, constraint, guidance, seed, makes_images(pipe))
     if config.intermediate == "guidance" and (guidance is None or asked is None or guidance.scale == 0):
         raise ValueError(
             '`intermediate` "guidance" takes the rewards that guidance asks for, and no reward guides here; pass '
@@ -147,10 +148,12 @@ def particles(
     return ParticleHandle(pipe, population, guiding, attachment)
 
 
-def _guiding(asked: Any, constraint: Constraint | None, config: GuidanceConfig | None, seed: int) -> Guidance | None:
+def _guiding(
+    asked: Any, constraint: Constraint | None, config: GuidanceConfig | None, seed: int, images: bool
+) -> Guidance | None:
     """What moves the logits: a constraint always does, a reward where there is a config; None: nothing."""
     if config is None:
         return None if constraint is None else Guidance(constraint, None, seed, weighed=True)
     if constraint is None:
-        return Guidance(asked, config, seed, weighed=True)
+        return Guidance(asked, config, seed, weighed=True, images=images)
     return Guidance(constraint if asked is None else Constrained(asked, constraint), config, seed, weighed=True)

@@ -3,14 +3,16 @@
 import pytest
 import torch
 
-from redge_guidance import GuidanceConfig, RelaxedTokens, guide
+from redge_guidance import GuidanceConfig, LogitsGuidance, RelaxedTokens, guide
 from redge_guidance.guidance import Guidance
 from redge_guidance.hosts import DenoisingStep, supports
 from redge_guidance.hosts.attachment import Attachment
+from redge_guidance.particles import ParticleConfig, particles
 from redge_guidance.pipelines.image.vq_tokens import codebook_of, to_pixels
-from redge_guidance.reward import ImageReward, RewardSum
+from redge_guidance.reward import ImageReward, Reward, RewardSum
 from redge_guidance.rewards import BlackBoxReward
 from redge_guidance.samples.images import ImageDecoder, RelaxedImages
+from redge_guidance.strength import strength_of, update_of
 from redge_guidance.tilting import guided_logits
 from redge_guidance.updates import Natural
 from tests.helpers.hosts import IMAGES, amused_inpaint, brightness, inpainting, masked_image, seeded, spied, state_of
@@ -338,3 +340,52 @@ def test_a_step_asks_a_reward_of_images_once_an_update_of_which_there_are_three(
     with guide(images, Bright(), GuidanceConfig(every=1, **config)) as handle:
         run()
     assert len(asked) == len(handle.trace) * asks
+
+
+@pytest.mark.parametrize("name", list(IMAGES))
+def test_a_plain_function_of_pixels_has_the_defaults_of_rewards_of_images(name):
+    asked = []
+
+    def bright(pixels):
+        asked.append(len(pixels))
+        return brightness(pixels)
+
+    pipe, run = IMAGES[name]()
+    with guide(pipe, bright, GuidanceConfig(every=1)) as handle:
+        run()
+    assert "at most 2 nats" in handle.trace.aim
+    assert len(asked) == 3 * len(handle.trace) > 0
+    asked.clear()
+    with guide(pipe, bright, GuidanceConfig(every=1, kl_budget=0.5, update="natural")) as handle:
+        run()
+    assert "at most 0.5 nats" in handle.trace.aim
+    assert len(asked) == 2 * len(handle.trace)
+
+
+def test_in_a_loop_and_among_particles_a_plain_function_of_pixels_is_one_of_images_too():
+    config, asked = GuidanceConfig(every=1), []
+    codes = (torch.rand(CODES, 3), lambda found: found.mean(1)[:, :, None, None].expand(-1, 3, 1, 1))
+    loop = LogitsGuidance(brightness, config, images=codes, mask_token_id=CODES)
+    assert "at most 2 nats" in loop.trace.aim
+    assert "at most 1 nats" in Guidance(lambda tokens: tokens.weights.sum((1, 2))).trace.aim
+
+    def bright(pixels):
+        asked.append(len(pixels))
+        return brightness(pixels)
+
+    pipe = masked_image()[0]
+    settings = {"num_images_per_prompt": 2, "num_inference_steps": 4, "output_type": "latent"}
+    with particles(pipe, bright, ParticleConfig(2, intermediate="guidance"), config) as handle:
+        pipe([1], **settings, generator=seeded())
+    assert len(asked) >= 3 * len(handle.trace) > 0
+
+
+def test_a_reward_of_texts_has_their_defaults_where_a_pipeline_makes_images_too():
+    class OfTexts(Reward):
+        modality = "text"
+
+        def __call__(self, sample):
+            return sample.weights.sum((1, 2))
+
+    assert "at most 1 nats" in str(strength_of(OfTexts(), GuidanceConfig(), images=True))
+    assert update_of(OfTexts(), GuidanceConfig(), images=True) == Natural(2, 1 / 2)

@@ -96,6 +96,12 @@ def test_groups_are_there_in_full_and_names_once():
     assert [one.name for one in methods_of([*GROUPS])] == list(dict.fromkeys(sum(GROUPS.values(), ())))
 
 
+def test_the_update_of_a_plain_function_is_that_of_what_the_pipeline_makes():
+    made = method("guided")
+    assert made.to_dict(1.0, len)["guidance"]["update"]["num_updates"] == 2
+    assert made.to_dict(1.0, len, images=True)["guidance"]["update"]["num_updates"] == 3
+
+
 def test_all_settings_are_written_down():
     made = method("guided-fk-2[scale: 2]")
     told = made.to_dict(0.25, LexicalReward("a"))

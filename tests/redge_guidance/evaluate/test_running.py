@@ -12,6 +12,7 @@ from redge_guidance.evaluate import running as module
 from redge_guidance.evaluate.methods import Method
 from redge_guidance.generation.journal import Journal
 from redge_guidance.reward import Reward
+from tests.helpers.images import tiny_image_pipeline
 from tests.helpers.tiny import tiny_pipeline, tiny_reward
 
 METHODS = methods_of(["unguided", "guided[scale: 4]", "fk-2"])
@@ -136,7 +137,9 @@ def test_cells_say_the_update_that_is_usual_for_the_reward_of_the_task(task):
     for modality in ("text", "image"):
         task.goals[0].reward.modality = modality
         found.append(module._told(task, METHODS[1], PLAN, 0)["settings"]["guidance"]["update"]["num_updates"])
-    assert found == [2, 3]
+    digits = Task("digits", "bright", tiny_image_pipeline(), [Goal(lambda pixels: pixels.mean((1, 2, 3)), has_a)])
+    found.append(module._told(digits, METHODS[1], PLAN, 0)["settings"]["guidance"]["update"]["num_updates"])
+    assert found == [2, 3, 3]
 
 
 @pytest.mark.parametrize(("plan", "name"), [(Plan(4, (0,), 4), "samples"), (Plan(5, (0,), 2), "batch_size")])
