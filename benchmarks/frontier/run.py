@@ -32,7 +32,8 @@ HERE, RESULTS = Path(__file__).parent, Path(__file__).parent.parent / "results" 
 class Part:
     """Tasks by methods by seeds; each task is a process.
 
-    `few` are the methods of a smoke run, `fewer` the seeds of tasks that have others, `order` is the sampler's.
+    `few` are the methods of a smoke run, `longer` what a task has besides, so that a best-of-n took as long as anything
+    else there; `order` is the sampler's.
     """
 
     tasks: tuple[str, ...]
@@ -43,7 +44,7 @@ class Part:
     batch_size: int = 64
     steps: int | None = None
     order: str | None = None
-    fewer: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    longer: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 TASKS = ("sentiment", "rare", "two", "words", "similarity", "uniform", "digits")
@@ -57,7 +58,11 @@ BOARDS = ("unguided", GREEDY, "guided", *RULES, "best-of-4", "fk-4", "guided-fk-
 FREE = ("unguided", "guided", "guided[every: 1]", *RULES, "best-of-4", "guided-best-of-4")
 PARTS = {
     "methods": Part(
-        TASKS, ("main",), 24, few=("main",), fewer={"words": (0, 1, 2), "uniform": (0,), "similarity": (0,)}
+        TASKS,
+        ("main",),
+        24,
+        few=("main",),
+        longer={"similarity": ("best-of-16",), "digits": ("best-of-16", "best-of-32")},
     ),
     "estimators": Part(("sentiment", "digits"), ("unguided", "estimators"), 20, few=("redge",), seeds=(0, 1)),
     "sudoku": Part(SUDOKUS, BOARDS, 64, few=("guided",), seeds=(0,)),
@@ -70,7 +75,7 @@ PARTS = {
 
 def small(part: Part) -> Part:
     """The same in seconds, on the first task alone."""
-    return replace(part, tasks=part.tasks[:1], methods=part.few, samples=2, seeds=(0,), steps=2, fewer={})
+    return replace(part, tasks=part.tasks[:1], methods=part.few, samples=2, seeds=(0,), steps=2, longer={})
 
 
 def draw(name: str, wanted: str, part: Part, folder: Path) -> str:
@@ -84,9 +89,10 @@ def draw(name: str, wanted: str, part: Part, folder: Path) -> str:
         scheduler = drawn.pipe.scheduler
         drawn.pipe.scheduler = scheduler.from_config(scheduler.config, unmasking_order=part.order)
         drawn = replace(drawn, made_from={"unmasking_order": part.order})
-    plan = Plan(max(part.samples, len(drawn.goals)), part.fewer.get(wanted, part.seeds), part.batch_size)
+    plan = Plan(max(part.samples, len(drawn.goals)), part.seeds, part.batch_size)
     parent, done = os.getppid(), 0
-    for done, _ in enumerate(run(drawn, methods_of(part.methods), plan, folder / f"{name}-{wanted}.jsonl"), 1):  # noqa: B007
+    methods = methods_of([*part.methods, *part.longer.get(wanted, ())])
+    for done, _ in enumerate(run(drawn, methods, plan, folder / f"{name}-{wanted}.jsonl"), 1):  # noqa: B007
         if os.getppid() != parent:  # which was killed
             raise SystemExit(1)
     return f"{name}, {wanted}: {done} cells"
@@ -110,8 +116,7 @@ def main() -> None:
     args = parser.parse_args()
     parts = {name: small(PARTS[name]) if args.smoke else PARTS[name] for name in args.parts}
     parts = {
-        name: part if args.seeds is None else replace(part, seeds=tuple(args.seeds), fewer={})
-        for name, part in parts.items()
+        name: part if args.seeds is None else replace(part, seeds=tuple(args.seeds)) for name, part in parts.items()
     }
     with tempfile.TemporaryDirectory() as thrown_away:
         folder = Path(thrown_away) if args.smoke else RESULTS
