@@ -199,7 +199,7 @@ class GuidanceConfig:
         return factor
 
     def to_json(self) -> str:
-        """One line of JSON; `GuidanceConfig.from_json` gives an equal config back."""
+        """One line of JSON, in which infinity is `"inf"`; `GuidanceConfig.from_json` gives an equal config back."""
         return json.dumps({f.name: _to_plain(getattr(self, f.name), f.name) for f in fields(self)})
 
     @classmethod
@@ -218,6 +218,7 @@ class GuidanceConfig:
         unknown = set(values) - {f.name for f in fields(cls)}
         if unknown:
             raise ValueError(f"GuidanceConfig has no field `{sorted(unknown)[0]}`; it has {', '.join(_names(cls))}.")
+        values |= {name: float("inf") for name in ("kl_budget", "max_tilt") if values.get(name) == "inf"}
         for name, registry in (("estimator", ESTIMATORS), ("update", UPDATES)):
             if isinstance(values.get(name), dict):
                 settings = dict(values[name])
@@ -244,7 +245,7 @@ def _to_plain(value: Any, name: str) -> Any:
     if not is_dataclass(value) or isinstance(value, type):
         if callable(value):
             raise ValueError(f"`{name}` is a custom object and cannot be written as JSON; use a registered one.")
-        return value
+        return "inf" if value == float("inf") else value
     names = {kind: key for registry in (ESTIMATORS, UPDATES) for key, kind in registry.items()}
     if type(value) not in names:
         raise ValueError(f"`{name}` is {type(value).__name__}, which is not registered and cannot be written as JSON.")
