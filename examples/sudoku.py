@@ -23,6 +23,10 @@ from redge_guidance.rewards.text.all_different import violations
 MODEL = "builtin:sudoku-masked"
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Defaults, and the text above as it is."""
+
+
 def load_puzzles(difficulty: str) -> list[str]:
     """Puzzles of a class that come with the model, 81 characters each, `.` for an empty cell."""
     made = json.loads((Path(hub.resolve(MODEL)) / "puzzles.json").read_text(encoding="utf-8"))
@@ -30,13 +34,19 @@ def load_puzzles(difficulty: str) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=_Help)
     parser.add_argument("--difficulty", choices=("easy", "medium", "hard", "expert"), default="hard")
-    parser.add_argument("--number", type=int, default=16, help="puzzles, at most 64")
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--number", type=int, choices=range(1, 65), metavar="1 to 64", default=16, help="of puzzles")
+    parser.add_argument("--steps", type=int, default=20, help="calls of the model for a board")
     parser.add_argument("--scale", type=float, default=2.0, help="nats that a unit of the penalty is worth")
-    parser.add_argument("--particles", type=int, default=8)
+    parser.add_argument("--particles", type=int, default=8, help="that compete for a board, drawn at temperature 1")
     args = parser.parse_args()
+    try:
+        settings, config = GuidanceConfig(scale=args.scale), ParticleConfig(num_particles=args.particles)
+    except ValueError as error:
+        parser.error(str(error))
+    if args.steps < 1:
+        parser.error(f"--steps must be at least 1, got {args.steps}")
     pipe = MaskedTextPipeline.from_pretrained(MODEL)
     pipe.set_progress_bar_config(disable=True)
     rules = AllDifferentReward("sudoku")
@@ -47,18 +57,19 @@ def main() -> None:
         return pipe(prompts, num_inference_steps=args.steps, generator=generators).texts
 
     def guided() -> list[str]:
-        with guide(pipe, rules, GuidanceConfig(scale=args.scale)):
+        with guide(pipe, rules, settings):
             return draw()
 
     def compete() -> list[str]:
-        config = ParticleConfig(num_particles=args.particles)
         found = search(pipe, prompts, rules, config, num_inference_steps=args.steps, temperature=1.0)
         return [one.best for one in found]
 
     report("bare", draw)
     boards = report("guided", guided)
     report(f"best of {args.particles} particles", compete)
-    print("\n".join(boards[0][9 * k : 9 * k + 9] for k in range(9)))
+    best = min(boards, key=violations)
+    print(f"\na guided board with {violations(best)} violations:")
+    print("\n".join(best[9 * k : 9 * k + 9] for k in range(9)))
 
 
 def report(name: str, solve: Callable[[], list[str]]) -> list[str]:
@@ -67,7 +78,9 @@ def report(name: str, solve: Callable[[], list[str]]) -> list[str]:
     boards = solve()
     wrong = [violations(board) for board in boards]
     solved, mean = sum(n == 0 for n in wrong), sum(wrong) / len(wrong)
-    print(f"{name}: {solved} of {len(boards)} solved, {mean:.1f} violations, {time.perf_counter() - start:.1f} s")
+    print(
+        f"{name}: {solved} of {len(boards)} solved, {mean:.1f} violations a board, {time.perf_counter() - start:.1f} s"
+    )
     return boards
 
 

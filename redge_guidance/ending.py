@@ -163,7 +163,16 @@ class Account:
         if last.reached:
             how = " without being moved" if last.at_rest else ""
             return f"step {at.step + 1} of {self.taken} expected it to be reached{how}, {self._expected(last)}"
-        return f"at step {at.step + 1} of {self.taken}, the last that asked, {self._short(last, at)}"
+        return f"at step {at.step + 1} of {self.taken}, the last that asked, {self._short(last, at)}{self._ended()}"
+
+    def _ended(self) -> str:
+        """That guidance was over before the end, if it was."""
+        after = self.taken - 1 - max(step.step for step in self.steps)
+        return (
+            f"; guidance ended {after} step{'s' * (after > 1)} before the end: look at `stop` and `schedule`"
+            if after
+            else ""
+        )
 
     def _expected(self, last: SequenceFigures) -> str:
         after = self.taken - 1 - max(step.step for step in self.steps)
@@ -183,7 +192,8 @@ class Account:
         strength, factor = self.strength, self.config.factor(at.progress)
         ceiling, limit = last.ceiling, strength.times(factor).limit
         if ceiling is not None and last.strength >= _IN_FULL * factor * ceiling:
-            where = f"{last.strength:.3g} nats a unit of reward, {_at(last)}"
+            scheduled = "" if factor == 1 else f", of which `schedule` left {factor:.3g}"
+            where = f"{last.strength:.3g} nats a unit of reward{scheduled}, {_at(last)}"
             if strength.most is not None:
                 return (
                     f"it paid the most that `usual_scale` of the reward allows, {where}: take {self._oftener()}a "

@@ -1,7 +1,10 @@
 """How a reward is asked for its value, and what is checked of the answer."""
 
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -23,6 +26,24 @@ class WrongKind(ValueError):  # noqa: N818 - it says what a reward is
     def __init__(self, message: str, reward: Any, told: bool = True, took: bool = False):
         super().__init__(message)
         self.reward, self.told, self.took = reward, told, took
+
+
+_MAY_BE_INFINITE: ContextVar[bool] = ContextVar("may_be_infinite", default=False)
+
+
+@contextmanager
+def infinite_allowed() -> Iterator[None]:
+    """Functions of finished samples may say -inf, or NaN, of one: where several compete it is out, and no error."""
+    token = _MAY_BE_INFINITE.set(True)
+    try:
+        yield
+    finally:
+        _MAY_BE_INFINITE.reset(token)
+
+
+def is_allowed(value: float) -> bool:
+    """Whether a function of a finished sample may say so."""
+    return math.isfinite(value) or _MAY_BE_INFINITE.get()
 
 
 def of_pixels(reward: Any, pixels: Tensor, prompts: Sequence[Prompt] | None) -> Tensor:
@@ -110,7 +131,7 @@ def checked(rewards: Any, batch: int, name: str) -> Tensor:
     if rewards.shape != (batch,):
         hint = "do not sum or average over the batch" if rewards.ndim == 0 else "return one number a sequence"
         raise ValueError(f"`{name}` must return shape ({batch},), got {tuple(rewards.shape)}; {hint}.")
-    if not rewards.isfinite().all():
+    if not (rewards.isfinite().all() or _MAY_BE_INFINITE.get()):
         raise ValueError(f"`{name}` returned NaN or infinity; make it finite for every sequence.")
     return rewards
 

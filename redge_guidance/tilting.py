@@ -91,7 +91,9 @@ def tilted(
             if strength.budget is None or strength.scale is None:  # its strengths keep within the budget
                 return log_q
             budget = strength.budget * step.free.sum(-1).to(log_q.dtype)
-            return project_to_budget(log_q, log_p, budget, draws.sequence, mass)
+            projected = project_to_budget(log_q, log_p, budget, draws.sequence, mass)
+            figures.keep(projected.shares)
+            return projected.log_q
 
         def along(log_q: Tensor, count: int) -> Tensor:
             assert form is not None

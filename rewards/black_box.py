@@ -1,6 +1,5 @@
 """Any function of finished texts or images as a reward."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
@@ -8,6 +7,7 @@ import torch
 from torch import Tensor
 
 from redge_guidance.chats import Prompt, key_of
+from redge_guidance.evaluation import is_allowed
 from redge_guidance.finished import to_judge
 from redge_guidance.reward import Reward
 from redge_guidance.sample import Sample
@@ -30,8 +30,9 @@ class BlackBoxReward(Reward):
         name: in the trace of a sum; None: the function's.
 
     Raises:
-        ValueError: a function that is not callable. When called: what is no finite number, or not as many; no prompts
-            for a function that takes them.
+        ValueError: a function that is not callable. When called: what is no finite number (among particles, and in
+            `best_of_n`, -inf or NaN is a sample that is out), or not as many; no prompts for a function that takes
+            them.
         RuntimeError: when called, with the text, where the function raises.
 
     >>> BlackBoxReward(lambda text: text.count("e")).score(["e", "feed"])
@@ -124,11 +125,12 @@ def numbers_of(result: Any, samples: Sequence[Any], name: str, missing: float | 
 
 
 def _number(value: Any, sample: Any, name: str) -> float:
+    number: float | None
     try:
         number = float(value)
     except (TypeError, ValueError, RuntimeError):
-        number = math.nan
-    if isinstance(value, str) or not math.isfinite(number):
+        number = None
+    if isinstance(value, str) or number is None or not is_allowed(number):
         raise ValueError(f"`{name}` must return a finite number, got {value!r}, on {_shown(sample)}.")
     return number
 

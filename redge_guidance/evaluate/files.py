@@ -14,6 +14,7 @@ from redge_guidance.constraints.constraint import parted
 from redge_guidance.evaluate.wanted import Goal, Task
 from redge_guidance.reward import Reward
 from redge_guidance.setups.rewards import make, read_entries
+from redge_guidance.setups.schema import OPTIONS, nearest
 from redge_guidance.setups.setup import assemble, model_makes_images, options_of, read_document
 from redge_guidance.terms import terms_of
 
@@ -40,6 +41,10 @@ def task_of(file: str | os.PathLike[str], trust_remote_code: bool = False) -> Ta
     document = read_document(file)
     own = {name: document.values[name] for name in _OWN if name in document.values}
     rest = replace(document, values={name: value for name, value in document.values.items() if name not in _OWN})
+    for name in rest.values:
+        if name not in OPTIONS:
+            told = nearest(name.replace("-", "_"), [*_OWN, *sorted(OPTIONS)])
+            raise ValueError(f"{document.place(name)}: there is no setting `{name}`; {told}")
     options = options_of(rest)
     for name in ("gold_at_least", "particle_temperature"):
         number = as_real(own.get(name, 1.0))

@@ -107,6 +107,8 @@ def method(name: str) -> Method:
     """
     found = _NAME.fullmatch(name.strip())
     kind = "" if found is None else found["kind"]
+    if "[" in name and not name.strip().endswith("]"):
+        raise ValueError(f"the settings of `{name}` must end with `]`, which is missing.")
     if found is None or kind not in (*_KINDS, *ESTIMATORS):
         known = [*(f"{one}-8" if one in _SEVERAL else one for one in _KINDS), *ESTIMATORS]
         raise ValueError(f"there is no method `{name}`; {nearest(name, known)}")

@@ -19,8 +19,10 @@ def plot(cells: Sequence[Cell], kind: str = "png") -> bytes:
 
     Raises:
         RuntimeError: matplotlib is not installed.
-        ValueError: a kind that matplotlib does not know.
+        ValueError: no cells; a kind that matplotlib does not know.
     """
+    if not cells:
+        raise ValueError("`cells` must be at least one, as of `run`, got none.")
     try:
         from matplotlib.figure import Figure
     except ImportError as error:

@@ -19,8 +19,9 @@ import torch
 from redge_guidance.checks import as_real, as_whole, plain, whole_number
 from redge_guidance.evaluate.costs import Meter
 from redge_guidance.evaluate.judges import Grammar, distinct, distinct_n, image_nats, nats_and_tokens
-from redge_guidance.evaluate.methods import Method, check_call
+from redge_guidance.evaluate.methods import Method, check_call, methods_of
 from redge_guidance.evaluate.wanted import Goal, Task, rewarded
+from redge_guidance.generation.differences import differences
 from redge_guidance.generation.journal import Journal
 from redge_guidance.generation.judging import shown
 from redge_guidance.generation.sampler import Sampler
@@ -67,7 +68,7 @@ class Plan:
         object.__setattr__(self, "seeds", tuple(seeds))
 
 
-def run(task: Task, methods: Sequence[Method], plan: Plan, output: str | Path | None = None) -> Iterator[Cell]:
+def run(task: Task, methods: Sequence[Method | str], plan: Plan, output: str | Path | None = None) -> Iterator[Cell]:
     """Every method with every seed, seed by seed and method by method, so that what slows the machine slows them all.
 
     A cell is a mapping of plain values, one line of `output`: what was drawn (`task`, `method`, `settings`, `seed`,
@@ -77,20 +78,24 @@ def run(task: Task, methods: Sequence[Method], plan: Plan, output: str | Path | 
     `reward_backwards`), judging left out; `judged` is what the gold judge says. Cells that `output` has already are
     given back as they are.
 
+    `methods` are `Method`s, or their names, see `method`.
+
     Raises:
-        ValueError: fewer samples than the task has goals; `output` has a cell of the same task, method and seed with
-            other settings; what sampling raises.
+        ValueError: no such method; fewer samples than the task has goals; `output` has a cell of the same task, method
+            and seed with other settings; what sampling raises.
+        RuntimeError: the judge raises.
         OSError: `output` cannot be written.
     """
     if plan.samples < len(task.goals):
         raise ValueError(f"`samples` must be at least the {len(task.goals)} goals of {task.name}, got {plan.samples}.")
-    names = [method.name for method in methods]
+    made = [one for given in methods for one in ([given] if isinstance(given, Method) else methods_of([given]))]
+    names = [method.name for method in made]
     if len(set(names)) < len(names):
         raise ValueError(f"`methods` must be different ones, got {names!r:.200}; leave out the second of two.")
     check_call(f"`settings` of {task.name}", task.settings)
     output = None if output is None else Path(output)
     known = {} if output is None else cells(output)
-    wanted = [(method, seed) for seed in plan.seeds for method in methods]
+    wanted = [(method, seed) for seed in plan.seeds for method in made]
     told = [_told(task, method, plan, seed) for method, seed in wanted]
     for one in told:
         _check_same(known.get(_key(one)), one, output)
@@ -163,7 +168,7 @@ def _check_same(known: Cell | None, told: Cell, output: Path | None) -> None:
         if _digest(known[name]) != _digest(_since(known[name], told[name])):
             raise ValueError(
                 f"`output` {output} has {told['method']} of {told['task']}, seed {told['seed']}, with another `{name}` "
-                f"({json.dumps(known[name])[:200]}); take another name."
+                f"({'; '.join(differences(known[name], _since(known[name], told[name])))}); take another name."
             )
 
 
@@ -258,7 +263,12 @@ class _Judges:
 
 
 def _gold(task: Task, goal: Goal, samples: list[Any]) -> list[float | None]:
-    given = plain(goal.gold(samples))
+    try:
+        given = plain(goal.gold(samples))
+    except Exception as error:
+        raise RuntimeError(
+            f"`gold` of {task.name} raised {type(error).__name__}: {error}; on a list of {len(samples)} samples."
+        ) from error
     values = [as_real(int(one) if isinstance(one, bool) else one) for one in given] if isinstance(given, list) else []
     if len(values) != len(samples) or not all(value is not None and 0 <= value <= 1 for value in values):
         told = f"{given!r:.80}" + (f", {len(given)} of them" if isinstance(given, list) else "")

@@ -1,5 +1,6 @@
 """What finished samples are worth: rewards by term, the likelihood bound, and what guidance noted on the way."""
 
+import contextlib
 import warnings
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from redge_guidance.chats import is_conversation
 from redge_guidance.constraints.constraint import Constraint
+from redge_guidance.evaluation import infinite_allowed
 from redge_guidance.form import automata_of
 from redge_guidance.generation.requests import Prompt, Request
 from redge_guidance.generation.sampler import Drawn
@@ -33,7 +35,8 @@ class Judge:
     """Scores finished samples by every term of a reward, and asks a constraint whether it accepts them.
 
     A term that has no `score` of finished samples, such as a lambda of relaxed tokens, is None, with one warning.
-    Whether samples are as their rewards want them, `reached`, costs a second look at them, and can be left out.
+    Of `competing` samples it is not said whether they are as their rewards want them, `reached`, which costs a second
+    look at them, and one may be worth -inf.
     """
 
     def __init__(
@@ -41,11 +44,11 @@ class Judge:
         reward: AnyReward | None,
         chat: bool = False,
         constraint: Constraint | None = None,
-        says_reached: bool = True,
+        competing: bool = False,
     ):
         self._terms = [] if reward is None else terms_of(reward)
         self._aimed = {term.name for term in self._terms if term.weight != 0 and not automata_of(term)}
-        self._reward, self._chat, self._constraint, self._says_reached = reward, chat, constraint, says_reached
+        self._reward, self._chat, self._constraint, self._competing = reward, chat, constraint, competing
         self._told: set[str] = set()
 
     def __call__(self, requests: Sequence[Request], drawn: Sequence[Drawn]) -> list[Judgement]:
@@ -53,8 +56,9 @@ class Judge:
         if not self._terms:
             return [Judgement(None, {}, None, one) for one in accepted]
         prompts: list[Any] = [shown(request.line.prompt) for request in requests]
-        by_term = {term.name: self._values(term, requests, drawn, prompts) for term in self._terms}
-        reached = self._reached(requests, drawn, prompts) if self._says_reached else None
+        with infinite_allowed() if self._competing else contextlib.nullcontext():
+            by_term = {term.name: self._values(term, requests, drawn, prompts) for term in self._terms}
+        reached = None if self._competing else self._reached(requests, drawn, prompts)
         judged = []
         for i in range(len(drawn)):
             values = {name: None if found is None else found[i] for name, found in by_term.items()}

@@ -103,7 +103,7 @@ class Run:
         nats: bool,
         settings: dict[str, Any],
         enforced: bool = True,
-        says_reached: bool = True,
+        competing: bool = False,
     ):
         self.batch_size, self.seed = whole_number("batch_size", batch_size, 1), check_seed(seed)
         self._pipe, self._nats = pipe, nats
@@ -116,7 +116,7 @@ class Run:
             self._steered = constraint if self._reward is None else Constrained(self._reward, constraint)
         self.config = GuidanceConfig() if config is None else config
         self._sampler = Sampler(pipe, settings)
-        self._judge = Judge(self._reward, self._sampler.is_chat, constraint, says_reached)
+        self._judge = Judge(self._reward, self._sampler.is_chat, constraint, competing)
         self._halving = Halving(self.batch_size if self._sampler.together else 1)
         self._first, self._seen = True, dict[int, tuple[str | None, int]]()
         self._handle: GuidanceHandle | None = None

@@ -164,7 +164,8 @@ def _as_class(prompt: Prompt) -> int:
 def _check_names(settings: dict[str, Any], known: dict[str, Any], pipeline: str) -> None:
     for name in settings:
         if name in _TAKEN:
-            raise ValueError(f"`{name}` cannot be passed to the pipeline here; every sample is given its own.")
+            hint = "; pass `seed`" if name == "generator" else ""
+            raise ValueError(f"`{name}` cannot be passed to the pipeline here, every sample is given its own{hint}.")
         if name not in known and not any(p.kind is p.VAR_KEYWORD for p in known.values()):
             near = difflib.get_close_matches(name, [other for other in known if other not in _TAKEN], 1)
             hint = (

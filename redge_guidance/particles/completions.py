@@ -10,7 +10,7 @@ from torch import Tensor
 from redge_guidance.accepting import as_reward, as_strings
 from redge_guidance.draws import Draws, Noise
 from redge_guidance.estimators import Pathwise, Soft
-from redge_guidance.evaluation import WrongKind
+from redge_guidance.evaluation import WrongKind, infinite_allowed
 from redge_guidance.goals import exchanged
 from redge_guidance.inference import gradients_allowed, outside_inference_mode
 from redge_guidance.precision import Autocast
@@ -66,7 +66,7 @@ class Completions:
         if self._reward is None:
             return torch.zeros(len(ids), dtype=torch.float64)
         open_step = replace(step, ids=ids, free=remaining, attention_mask=step.attention_mask | remaining)
-        with gradients_allowed(), torch.no_grad():
+        with gradients_allowed(), torch.no_grad(), infinite_allowed():
             here = outside_inference_mode(open_step)
             while True:
                 try:

@@ -212,7 +212,8 @@ class Population:
         size, batch = self.config.num_particles, len(step.ids)
         if step.greedy and size > 1:
             raise ValueError(
-                "`temperature` 0 makes all particles of a prompt the same; raise it, such as to 1, or draw one."
+                "`temperature` 0 draws the likeliest token everywhere: particles of a prompt hardly differ, and copies "
+                "go on alike; raise it, such as to 1, or draw one."
             )
         if self._weights is not None and self._weights.log.numel() == batch:
             return

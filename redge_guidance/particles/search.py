@@ -1,23 +1,27 @@
 """Prompts in, for each the best of several samples out: by particles, or by best-of-N."""
 
+import contextlib
 import itertools
 import math
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from redge_guidance.accepting import as_reward
+from redge_guidance.accepting import as_reward, as_strings
 from redge_guidance.checks import as_real, whole_number
 from redge_guidance.config import GuidanceConfig
 from redge_guidance.constraints.constraint import Constrained, parted
+from redge_guidance.evaluation import WrongKind
 from redge_guidance.generation.many import Run
 from redge_guidance.generation.record import Record
 from redge_guidance.generation.requests import Prompt, Request, as_lines, requests_of
 from redge_guidance.generation.sampler import Drawn, Sampler
+from redge_guidance.goals import exchanged
 from redge_guidance.particles.attached import particles
 from redge_guidance.particles.settings import ParticleConfig
 from redge_guidance.randomness import check_seed
-from redge_guidance.reward import Reward, Wanted
+from redge_guidance.reward import Reward, Term, Wanted
 from redge_guidance.strength import least_of
 from redge_guidance.terms import terms_of
 
@@ -144,15 +148,19 @@ def best_of_n(
     """Draw n samples of every prompt, and give them with their rewards as they are ready.
 
     Args:
-        pipe, prompts, reward: as for `generate`.
+        pipe, prompts, reward: as for `generate`; a function that may be one of strings is tried on two, once. A sample
+            whose reward is -inf or NaN is never the best, which is said once.
         n: samples of a prompt.
         guidance: how the reward also guides; None: it does not.
-        target: a reward with which a sample is good enough: of its prompt no more are drawn. None: all n are.
-        batch_size: samples that are drawn together, of one prompt or several.
+        target: a reward with which a sample is good enough: of its prompt no more are drawn after the batch that has
+            it. None: all n are.
+        batch_size: samples that are drawn together, of one prompt or several; of few prompts take it smaller than n for
+            `target` to save anything.
         seed, **settings: as for `generate`.
 
     Raises:
-        ValueError: an argument out of range; a reward that judges no finished texts; what `generate` raises; a prompt
+        ValueError: an argument out of range; a reward that judges no finished texts; a prompt none of whose samples has
+            a finite reward; what `generate` raises; a prompt
             that cannot be drawn.
     """
     if guidance is not None and not isinstance(guidance, GuidanceConfig):
@@ -162,11 +170,11 @@ def best_of_n(
         raise ValueError(f"`target` must be a number, in units of the reward, or None, got {target!r}.")
     config = GuidanceConfig(scale=0.0) if guidance is None else guidance
     wanted, constraint = parted(reward)
-    asked = None if wanted is None else as_reward(wanted)
+    asked = None if wanted is None else _judging(pipe, as_reward(wanted))
     check_judges(pipe, asked)
     steered = asked if constraint is None else constraint if asked is None else Constrained(asked, constraint)
     how: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "nats": False, "settings": settings}
-    run = Run(pipe, steered, config, says_reached=False, **how)
+    run = Run(pipe, steered, config, competing=True, **how)
     return _best(run, requests_of(as_lines(prompts), n, run.seed), enough)
 
 
@@ -174,19 +182,38 @@ def check_judges(pipe: Any, reward: Any) -> None:
     """A ValueError for a reward that judges no finished samples; of texts, for pixels are what functions are shown."""
     if reward is None:
         raise ValueError("`reward` must judge samples, got a constraint alone; pass `reward & constraint`.")
+    for term in _judging_nothing(pipe, reward):
+        raise ValueError(
+            f"`reward` {term.name} judges no finished texts, of which the best is wanted; name the parameter of a "
+            "function of strings `text`, or make it a `BlackBoxReward`, or write `score` in a class derived from "
+            "`Reward`."
+        )
+
+
+def _judging_nothing(pipe: Any, reward: Any) -> list[Term]:
+    """The terms that judge no finished samples."""
     if getattr(pipe, "tokenizer", None) is None or getattr(pipe, "vqvae", None) is not None:
-        return
-    for term in terms_of(reward):
-        score = getattr(type(term.reward), "score", None) or getattr(term.reward, "score", None)
-        if score is None or score is Reward.score:
-            raise ValueError(
-                f"`reward` {term.name} judges no finished texts, of which the best is wanted; make a function of "
-                "strings a `BlackBoxReward`, or write `score` in a class derived from `Reward`."
-            )
+        return []
+    scores = (
+        (term, getattr(type(term.reward), "score", None) or getattr(term.reward, "score", None))
+        for term in terms_of(reward)
+    )
+    return [term for term, score in scores if score is None or score is Reward.score]
+
+
+def _judging(pipe: Any, reward: Any) -> Any:
+    """The same reward, with functions that may be of strings taken for that where they take two of them."""
+    for term in _judging_nothing(pipe, reward):
+        if not isinstance(term.reward, Reward):
+            with contextlib.suppress(WrongKind):
+                strings = as_strings(WrongKind(f"`reward` {term.name} takes no strings", term.reward))
+                reward = exchanged(reward, term.reward, strings)
+    return reward
 
 
 def _best(run: Run, requests: Iterable[Request], target: float | None) -> Iterator[Found]:
     of_prompts = (list(some) for _, some in itertools.groupby(requests, key=lambda request: request.line.number))
+    told = False
     with run.guiding():
         while window := list(itertools.islice(of_prompts, run.batch_size)):
             waiting = {some[0].line.number: some for some in window}
@@ -207,8 +234,27 @@ def _best(run: Run, requests: Iterable[Request], target: float | None) -> Iterat
                 }
             for number, found in records.items():
                 found.sort(key=lambda record: record.sample)
+                rewards = [math.nan if record.reward is None else float(record.reward) for record in found]
+                told = _check_finite(rewards, number, told)
                 samples = [record.image if record.text is None else record.text for record in found]
-                yield Found(number, found[0].prompt, samples, [float(record.reward or 0.0) for record in found])
+                yield Found(number, found[0].prompt, samples, rewards)
+
+
+def _check_finite(rewards: Sequence[float], prompt: int, told: bool) -> bool:
+    """Whether it was said, once, that some samples are worth nothing; a ValueError where all of a prompt are."""
+    out = sum(not math.isfinite(reward) for reward in rewards)
+    if out == len(rewards):
+        raise ValueError(
+            f"all {out} samples of prompt {prompt} have a reward that is NaN or infinite, so that none is the best; "
+            "make it finite, or draw more."
+        )
+    if out and not told:
+        warnings.warn(
+            f"`reward` is not finite for {out} of {len(rewards)} samples of prompt {prompt}, which are never the best; "
+            "make it finite for every sample, or be sure that this is meant.",
+            stacklevel=2,
+        )
+    return told or out > 0
 
 
 def _has(records: Sequence[Record], target: float | None) -> bool:

@@ -40,7 +40,11 @@ def violations(board: str | Sequence[int]) -> int:
     >>> violations("123456789" * 9)  # the rows are right, of a column 8 digits are missing, of a box 6
     126
     """
-    cells = list("".join(board.split())) if isinstance(board, str) else [str(int(cell)) for cell in board]
+    cells = (
+        list("".join(board.split()))
+        if isinstance(board, str)
+        else [one if isinstance(one, str) else str(as_whole(one)) for one in board]
+    )
     if len(cells) != 81:
         raise ValueError(f"`board` must have 81 cells, got {len(cells)} in {board!r:.100}; write empty ones as '.'.")
     return sum(9 - len({cells[i] for i in unit} & set(_DIGITS)) for unit in SUDOKU)

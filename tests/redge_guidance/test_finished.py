@@ -394,6 +394,11 @@ def test_what_was_stopped_is_said():
 def test_guidance_that_ended_or_never_was_is_said():
     why, _ = missed(Answer(), GuidanceConfig(target=1.0, kl_budget=3.0, stop=0.3), prompts=["b"] * 16, steps=6)
     assert any("expected it to be reached" in one and "take a later `stop`" in one for one in why)
+    why, _ = missed(Answer(), GuidanceConfig(target=9.0, kl_budget=0.2, schedule="early", every=1), steps=6)
+    assert all(one.startswith("at step 3 of 6, the last that asked") for one in why)
+    assert all("; guidance ended 3 steps before the end: look at `stop` and `schedule`" in one for one in why)
+    why, _ = missed(tiny_reward(), GuidanceConfig(target=-1e-6, schedule="linear", every=1), steps=4)
+    assert any("nats a unit of reward, of which `schedule` left 0.25" in one for one in why)
     why, _ = missed(Answer(), GuidanceConfig(target=9.0, kl_budget=3.0, start=0.9), steps=2)
     assert all("since there were none; look at `start`" in one for one in why)
     assert len(why) == 3

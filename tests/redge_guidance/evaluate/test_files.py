@@ -50,6 +50,11 @@ def test_a_threshold_judges_by_the_value(tmp_path):
         (HEAD + GOLD + "gold_at_least: .nan\n", r"line 4: `gold_at_least` must be a number, got nan"),
         (HEAD + GOLD + "prompt: []\n", r"line 4: `prompt` must be a text or texts, at least one, got none"),
         (HEAD + GOLD + "particle_temperature: 0\n", r"`particle_temperature` must be a finite number > 0, got 0"),
+        (
+            HEAD + GOLD + "gold_at_lest: 1\n",
+            "line 4: there is no setting `gold_at_lest`; did you mean `gold_at_least`?",
+        ),
+        (HEAD + "goold: 1\n", "there is no setting `goold`; did you mean `gold`?"),
         (HEAD + GOLD + "sed: 3\n", "line 4: there is no setting `sed`"),
     ],
 )

@@ -119,6 +119,7 @@ def test_all_settings_are_written_down():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
+        ("guided[scale: 2", "the settings of `guided[scale: 2` must end with `]`, which is missing"),
         ("guidd", "there is no method `guidd`; did you mean `guided`?"),
         ("best-of", "the method `best-of` has a number, as `best-of-8`, got `best-of`."),
         ("best-of-0", "must have a number from 1 to 1,000,000"),

@@ -152,6 +152,31 @@ def test_other_settings_under_one_name_are_an_error(task, tmp_path, plan, name):
     assert output.read_bytes() == before
 
 
+def test_what_differs_is_told_by_its_place(task, tmp_path):
+    output = tmp_path / "out.jsonl"
+    list(run(task, ["unguided"], Plan(2), output))
+    other = Task(**{**vars(task), "settings": {"num_inference_steps": 4}})
+    with pytest.raises(
+        ValueError, match=r"another `settings` \(pipeline.num_inference_steps: 3, now 4\); take another"
+    ):
+        list(run(other, ["unguided"], Plan(2), output))
+
+
+def test_methods_may_be_named(task):
+    assert [cell["method"] for cell in run(task, ["unguided", METHODS[1]], Plan(5, (0,), 4))] == [
+        "unguided",
+        "guided[scale: 4]",
+    ]
+    with pytest.raises(ValueError, match="there is no method `guide`"):
+        list(run(task, ["guide"], Plan(2)))
+
+
+def test_a_judge_that_raises_is_named(task):
+    task.goals[1].__dict__["gold"] = lambda texts: 1 / 0
+    with pytest.raises(RuntimeError, match="`gold` of tiny raised ZeroDivisionError: division by zero; on a list of 2"):
+        list(run(task, ["unguided"], Plan(4)))
+
+
 @pytest.mark.parametrize(("value", "fits"), [(None, True), ({}, True), (0.5, False), ({"a": 1}, False)])
 def test_settings_that_came_later_are_as_they_were_where_they_are_none(task, tmp_path, value, fits, monkeypatch):
     output, plan = tmp_path / "out.jsonl", Plan(2, (0,), 4)
@@ -204,7 +229,7 @@ def test_what_another_process_wrote_meanwhile_is_not_drawn_again(task, tmp_path,
 def test_an_error_while_drawing_leaves_what_is_done(task, tmp_path):
     output = tmp_path / "out.jsonl"
     greedy = Task(**{**vars(task), "settings": {"num_inference_steps": 3, "temperature": 0.0}})
-    with pytest.raises(ValueError, match="`temperature` 0 makes all particles"):
+    with pytest.raises(ValueError, match="`temperature` 0 draws the likeliest token"):
         list(run(greedy, METHODS, PLAN, output))
     assert [cell["method"] for cell in cells(output).values()] == ["unguided", "guided[scale: 4]"]
 

@@ -224,6 +224,49 @@ def test_rewards_that_judge_no_texts_are_refused_before_anything_is_drawn():
         best_of_n(pipe, "a", RegexConstraint("a*"), 2)
 
 
+def test_best_of_n_takes_functions_that_generate_takes():
+    lengths = [lambda t: -float(len(t.split())), lambda t: [-float(len(one.split())) for one in t]]
+    of_one = BlackBoxReward(lambda text: -float(len(text.split())))
+    (wanted,) = best_of_n(tiny_pipeline(), "a", of_one, 4)
+    for length in lengths:
+        with pytest.warns(UserWarning, match="is taken for a function of strings"):
+            (found,) = best_of_n(tiny_pipeline(), "a", length, 4)
+        assert found == wanted
+
+
+def veto(text):
+    return -float("inf") if "b" in text.split() else float(len(text))
+
+
+@pytest.mark.parametrize(
+    "reward",
+    [
+        veto,
+        BlackBoxReward(veto),
+        BlackBoxReward(lambda text: float("nan") if "b" in text.split() else float(len(text))),
+    ],
+)
+def test_a_function_of_texts_may_rule_one_out(reward):
+    pipe = tiny_pipeline()
+    with pytest.warns(UserWarning, match="`reward` is not finite for"):
+        (found,) = search(pipe, "", reward, ParticleConfig(8, every=99), seed=3)
+    out = ["b" in text.split() for text in found.samples]
+    assert 0 < sum(out) < 8
+    assert [weight == -np.inf for weight in found.log_weights] == out
+    assert "b" not in found.best.split()
+    with pytest.warns(UserWarning, match="`reward` is not finite for .* of 8 samples of prompt 0, which are never"):
+        (found,) = best_of_n(pipe, "", reward, 8, seed=3)
+    assert [not np.isfinite(one) for one in found.rewards] == ["b" in text.split() for text in found.samples]
+    assert found.reward == max(float(len(text)) for text in found.samples if "b" not in text.split())
+    with pytest.raises(ValueError, match="must return a finite number"):  # where none competes it is an error
+        list(generate(pipe, "b", reward, GuidanceConfig(scale=0.0)))
+
+
+def test_a_prompt_none_of_whose_samples_is_worth_anything_is_an_error():
+    with pytest.raises(ValueError, match="all 3 samples of prompt 0 have a reward that is NaN or infinite"):
+        list(best_of_n(tiny_pipeline(), "b", veto, 3))
+
+
 def test_greedy_sampling_has_no_ratio(reward):
     pipe = tiny_pipeline()
     with particles(pipe, reward, ParticleConfig(num_particles=1), GUIDED) as handle:
@@ -248,7 +291,7 @@ def test_of_a_prompt_that_has_its_target_no_more_are_drawn(reward):
     [
         (["a"] * 6, {}, "`num_particles` must divide the batch, got 4 for 6"),
         (["a", "a", "b", "b"], {}, "must be of one prompt"),
-        (["a"] * 4, {"temperature": 0.0}, "`temperature` 0 makes all particles"),
+        (["a"] * 4, {"temperature": 0.0}, "`temperature` 0 draws the likeliest token everywhere"),
     ],
 )
 def test_what_cannot_be_a_group(prompts, settings, words, reward):
