@@ -30,6 +30,7 @@ class Reward(Noted):
     Attributes:
         differentiable: False for a reward without gradient, which guidance then climbs by the score function.
         name: what the trace calls it in a sum.
+        highest: the most that it can be, as 0 of a log-probability, which no target may be above; None: not known.
         modality: `"text"`, `"image"`, or None for a reward that takes either: what it is asked about.
         answer_only: whether the prompt in front is left out of what is judged; None: in a chat it is, elsewhere not.
         whole_batch: True for a reward that knows the sequences of a batch by their place, as one with a target for each
@@ -37,6 +38,7 @@ class Reward(Noted):
     """
 
     differentiable: bool = True
+    highest: float | None = None
     modality: str | None = None
     answer_only: bool | None = None
     whole_batch: bool = False

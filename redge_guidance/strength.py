@@ -17,7 +17,7 @@ from torch import Tensor
 from redge_guidance.config import GuidanceConfig
 from redge_guidance.divergence import tilt_along
 from redge_guidance.reward import AnyReward
-from redge_guidance.terms import terms_of, usual_target
+from redge_guidance.terms import check_target, terms_of, usual_target
 from redge_guidance.updates import LogProbs, Natural, Update, row_chunks
 
 USUAL_BUDGET, USUAL_IMAGE_BUDGET = 1.0, 2.0  # nats per free token
@@ -100,6 +100,7 @@ def strength_of(reward: AnyReward | None, config: GuidanceConfig, images: bool =
     price = getattr(reward, "usual_scale", None)
     most = price if budget is None else None
     if config.target is not None:
+        check_target(config.target, reward)
         if target is None and budget is None and most is None:
             warnings.warn(
                 f"`target` {config.target:g} is for a reward whose range is unknown ({said}), and no `kl_budget` is "

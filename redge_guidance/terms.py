@@ -2,6 +2,9 @@
 
 from redge_guidance.evaluation import name_of
 from redge_guidance.reward import AnyReward, RewardSum, Term
+from redge_guidance.usual import highest_of
+
+_ROUNDING = 1e-5  # units of reward
 
 
 def terms_of(reward: AnyReward) -> list[Term]:
@@ -41,3 +44,14 @@ def usual_target(reward: AnyReward) -> tuple[float | None, str]:
         if getattr(term.reward, "usual_target", None) is None:
             return None, f"{term.name} names no usual target"
     return None, "nothing is wanted"
+
+
+def check_target(target: float, reward: AnyReward) -> None:
+    """A ValueError for a target above all that a reward can be, as far as it says what that is."""
+    highest = highest_of(terms_of(reward))
+    if highest is not None and target > highest + _ROUNDING:
+        names = " + ".join(term.name for term in terms_of(reward))
+        raise ValueError(
+            f"`target` must be at most {highest:g}, the most that {names} can be, got {target:g}; it is in units of the "
+            "reward, of a label its log-probability."
+        )

@@ -13,6 +13,15 @@ def target_of(terms: Sequence[Any]) -> float | None:
     return float(sum(term.weight * target for term, target in zip(wanted, targets, strict=True)))
 
 
+def highest_of(terms: Sequence[Any]) -> float | None:
+    """`sum_k weight_k highest_k` of `Term`s; None where one is not known, or is to be low."""
+    wanted = [term for term in terms if term.weight != 0]
+    highest: list[Any] = [getattr(term.reward, "highest", None) for term in wanted]
+    if None in highest or any(term.weight < 0 for term in wanted):
+        return None
+    return float(sum(term.weight * most for term, most in zip(wanted, highest, strict=True)))
+
+
 def scale_of(terms: Sequence[Any]) -> float | None:
     """The least of `scale_k / |weight_k|` of `Term`s; None where one names none."""
     wanted = [term for term in terms if term.weight != 0]

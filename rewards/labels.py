@@ -70,6 +70,11 @@ class Label:
         odds = (_SURE * others) ** (1 / self.temperature) / others
         return math.log(odds) if self._against is not None else -math.log1p(1 / odds)
 
+    @property
+    def highest(self) -> float | None:
+        """0 of a log-probability; None of a margin, and of one output."""
+        return None if self._against is not None or self.usual_target is None else 0.0
+
     def names(self, logits: Tensor) -> list[str]:
         """Of the likeliest labels, `(batch, labels)` to `batch` names."""
         return [self._names[i] for i in logits.argmax(-1).tolist()]

@@ -17,6 +17,7 @@ from redge_guidance.particles.settings import ParticleConfig
 from redge_guidance.randomness import check_seed
 from redge_guidance.reward import Wanted
 from redge_guidance.step import DenoisingStep
+from redge_guidance.terms import check_target
 from redge_guidance.trace import Trace
 
 
@@ -122,6 +123,8 @@ def particles(
         raise ValueError(f"`guidance` must be a GuidanceConfig or None, got {type(guidance).__name__}.")
     wanted, constraint = parted(reward)
     asked = None if wanted is None else as_reward(wanted)
+    if config.target is not None and asked is not None:
+        check_target(config.target, asked)
     guiding = _guiding(asked, constraint, guidance, seed, makes_images(pipe))
     if config.intermediate == "guidance" and (guidance is None or asked is None or guidance.scale == 0):
         raise ValueError(

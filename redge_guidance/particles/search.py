@@ -23,7 +23,7 @@ from redge_guidance.particles.settings import ParticleConfig
 from redge_guidance.randomness import check_seed
 from redge_guidance.reward import Reward, Term, Wanted
 from redge_guidance.strength import least_of
-from redge_guidance.terms import terms_of
+from redge_guidance.terms import check_target, terms_of
 
 
 @dataclass(frozen=True)
@@ -172,6 +172,8 @@ def best_of_n(
     wanted, constraint = parted(reward)
     asked = None if wanted is None else _judging(pipe, as_reward(wanted))
     check_judges(pipe, asked)
+    if enough is not None and asked is not None:
+        check_target(enough, asked)
     steered = asked if constraint is None else constraint if asked is None else Constrained(asked, constraint)
     how: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "nats": False, "settings": settings}
     run = Run(pipe, steered, config, competing=True, **how)

@@ -38,6 +38,7 @@ class ImageClassifierReward(ImageModelReward):
     ):
         super().__init__(model, processor)
         self._label = Label(model.config, label, against, temperature)
+        self.highest = self._label.highest
 
     @property
     def label_name(self) -> str:

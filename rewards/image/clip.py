@@ -29,6 +29,8 @@ class CLIPReward(EmbeddingReward):
     Source: CLIPScore, arXiv 2104.08718, without its factor 2.5 and its floor at 0; SigLIP, arXiv 2303.15343.
     """
 
+    highest = 1.0
+
     def __init__(self, model: Any, processor: Any, tokenizer: Any, target: Any = None):
         super().__init__(model, processor, tokenizer)
         targets = list(target) if isinstance(target, list | tuple) else [target]

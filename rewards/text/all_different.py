@@ -88,7 +88,7 @@ class AllDifferentReward(Reward):
     """
 
     modality = "text"
-    usual_target = 0.0
+    usual_target, highest = 0.0, 0.0
     usual_scale = 2.0  # nats a unit; more makes a sampler decide too early
 
     def __init__(

@@ -44,6 +44,7 @@ class TextClassifierReward(TextModelReward):
     ):
         super().__init__(model, tokenizer, padding_side, max_length, answer_only)
         self._label = Label(model.config, label, against, temperature)
+        self.highest = self._label.highest
 
     @classmethod
     def from_pipeline(cls, pipe: Any, label: str | int | None = None, **settings: Any) -> "TextClassifierReward":

@@ -45,7 +45,7 @@ class SentenceSimilarityReward(TextModelReward):
 
     auto_class: ClassVar[Any] = AutoModel
     of_tokens: ClassVar[bool | None] = True
-    usual_target = 0.5
+    usual_target, highest = 0.5, 1.0
     unread_weights: ClassVar[tuple[str, ...]] = ("pooler.",)  # embeddings are made of the tokens' states
 
     def __init__(

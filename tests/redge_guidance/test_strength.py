@@ -9,9 +9,12 @@ from scipy.optimize import brentq, minimize
 from scipy.special import logsumexp, softmax
 
 from redge_guidance import GuidanceConfig, guide
+from redge_guidance.particles import ParticleConfig, best_of_n, search
 from redge_guidance.reward import Reward
+from redge_guidance.rewards import AllDifferentReward, BlackBoxReward, TextClassifierReward
 from redge_guidance.strength import Slope, dearest, least_strengths, strength_of, update_of
 from redge_guidance.updates import Adam, Natural
+from tests.helpers.tiny import tiny_pipeline, tiny_reward
 
 WITHIN = 4e-3  # relative: what the bisection of s leaves open
 LENGTHS = (1, 3, 2, 5)
@@ -292,6 +295,39 @@ def test_the_cost_of_a_way_is_that_of_its_end():
             assert float(divergence[k]) == pytest.approx(kl(float(s[k])), rel=1e-6, abs=2e-6)
             moved = reward(float(s[k])) - reward(0.0)
             assert float(linear[k] - start[k]) == pytest.approx(moved, rel=1e-6, abs=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("reward", "highest"),
+    [
+        (tiny_reward(), 0),
+        (-1 * tiny_reward(), None),
+        (2 * tiny_reward() + AllDifferentReward("sudoku"), 0),
+        (tiny_reward() + BlackBoxReward(len), None),
+    ],
+    ids=["label", "low", "sum", "unknown term"],
+)
+def test_a_target_above_all_that_a_reward_can_be_is_an_error(reward, highest):
+    pipe, above = tiny_pipeline(), GuidanceConfig(target=0.5, kl_budget=1.0)
+    if highest is None:
+        assert strength_of(reward, above).target == 0.5
+        return
+    assert strength_of(reward, GuidanceConfig(target=highest)).target == highest
+    asked = [
+        lambda: guide(pipe, reward, above),
+        lambda: search(pipe, "a", reward, ParticleConfig(2, target=0.5)),
+        lambda: best_of_n(pipe, "a", reward, 2, target=0.5),
+    ]
+    for ask in asked:
+        with pytest.raises(ValueError, match="`target` must be at most 0, the most that .* can be, got 0.5"):
+            ask()
+    assert len(pipe(["a"]).texts) == 1
+
+
+def test_what_a_label_can_be():
+    of = TextClassifierReward.from_pretrained
+    assert of("builtin:sentiment", label="positive").highest == 0
+    assert of("builtin:sentiment", label="positive", against="negative").highest is None
 
 
 def test_the_update_that_is_meant_where_none_is_set():
