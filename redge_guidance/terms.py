@@ -52,6 +52,6 @@ def check_target(target: float, reward: AnyReward) -> None:
     if highest is not None and target > highest + _ROUNDING:
         names = " + ".join(term.name for term in terms_of(reward))
         raise ValueError(
-            f"`target` must be at most {highest:g}, the most that {names} can be, got {target:g}; it is in units of the "
-            "reward, of a label its log-probability."
+            f"`target` must be at most {highest:g}, the most that {names} can be, got {target:g}; it is in units of "
+            "the reward, of a label its log-probability."
         )
