@@ -141,7 +141,7 @@ def _tried(arranged: Arranged, takes_prompt: bool) -> tuple[Arranged, bool, bool
         except Exception:  # whatever it makes of what it does not take
             continue
         is_text = isinstance(result, str)
-        if not is_text and len(numbers) == (2 if batched else 1) and all(map(math.isfinite, numbers)):
+        if not is_text and len(numbers) == (2 if batched else 1) and not any(map(math.isnan, numbers)):
             return arranged, batched, takes_prompt
     return None
 

@@ -167,16 +167,19 @@ class Account:
 
     def _ended(self) -> str:
         """That guidance was over before the end, if it was."""
-        after = self.taken - 1 - max(step.step for step in self.steps)
-        return (
-            f"; guidance ended {after} step{'s' * (after > 1)} before the end: look at `stop` and `schedule`"
-            if after
-            else ""
-        )
+        after = self._after()
+        steps = f"{after} step{'s' * (after > 1)}"
+        return f"; guidance ended {steps} before the end: look at `stop` and `schedule`" if after else ""
+
+    def _after(self) -> int:
+        """Steps after those that the settings let guidance act in; others had nothing to draw."""
+        if self.config.stop == 1 and self.config.schedule == "constant":
+            return 0
+        return self.taken - 1 - max(step.step for step in self.steps)
 
     def _expected(self, last: SequenceFigures) -> str:
-        after = self.taken - 1 - max(step.step for step in self.steps)
-        if after > 0:
+        after = self._after()
+        if after:
             return (
                 f"{_at(last)}, and guidance ended {after} step{'s' * (after > 1)} before the end; take a later `stop`"
             )

@@ -91,9 +91,7 @@ def tilted(
             if strength.budget is None or strength.scale is None:  # its strengths keep within the budget
                 return log_q
             budget = strength.budget * step.free.sum(-1).to(log_q.dtype)
-            projected = project_to_budget(log_q, log_p, budget, draws.sequence, mass)
-            figures.keep(projected.shares)
-            return projected.log_q
+            return project_to_budget(log_q, log_p, budget, draws.sequence, mass)
 
         def along(log_q: Tensor, count: int) -> Tensor:
             assert form is not None

@@ -130,7 +130,7 @@ def carried(step: DenoisingStep, found: Tensor, kept: Kept, budget: float | None
     mass = (within - log_z[found]).exp()[:, 0]
     if budget is not None:
         most = budget * torch.bincount(sequence, minlength=len(step.ids)).to(log_q.dtype)
-        log_q = project_to_budget(log_q, log_p, most, sequence[found], mass).log_q
+        log_q = project_to_budget(log_q, log_p, most, sequence[found], mass)
     divergence, entropy = (torch.zeros_like(log_z[:, 0]) for _ in range(2))
     divergence[found], entropy[found] = distances(log_q, log_p, mass)
     likeliest[found] = (log_q + within).where(usable, likeliest[found])

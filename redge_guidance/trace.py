@@ -26,7 +26,8 @@ class SequenceFigures:
         free: number of its free positions.
         stopped: whether `stop_when` had ended its guidance before this step. Its `reward` and `entropy` are then those
             of the last step in which it was guided, `kl` and `grad_norm` are 0.
-        strength: nats that one unit of reward was worth, after the last update; of a `scale` what `kl_budget` has left.
+        strength: nats that one unit of reward was worth, in the last update; of a `scale` that, though `kl_budget` may
+            have moved q back since, which `kl` shows.
         ceiling: the most that it may be until guidance of this sequence begins anew: what the budget bought when its
             reward was first asked; None where a scale is set.
         reached: the step's guess whether the target will be reached: by each of the samples that were last drawn, and,
@@ -241,10 +242,6 @@ class Figures:
         """Of one update, as `SequenceFigures` has them, `(batch,)` each; None: there are none."""
         columns = {"strength": strengths, "ceiling": ceilings, "reached": reached, "at_rest": at_rest}
         self._pushed = {name: values for name, values in columns.items() if values is not None}
-
-    def keep(self, shares: Tensor) -> None:
-        """A budget has left these shares `(batch,)` of the tilts of the update pushed last, and so of the strengths."""
-        self._pushed["strength"] = self._pushed["strength"] * shares
 
     def add(self, reward: Tensor, squared_norms: Tensor) -> None:
         """Of one update: the reward of every sequence, `(batch,)`, the squared norm of every row's gradient."""

@@ -7,7 +7,7 @@ whole batch as rows: `log_p` and `log_q` are `(rows, S)`, normalised log-probabi
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -224,14 +224,7 @@ def row_chunks(shape: Sequence[int], device: torch.device | None = None) -> Iter
 UPDATES: dict[str, Any] = {"adam": Adam, "natural": Natural}
 
 
-class Projected(NamedTuple):
-    """`log_q` `(rows, S)`, and of every group the share of its tilt that is left, `(groups,)` in [0, 1]."""
-
-    log_q: Tensor
-    shares: Tensor
-
-
-def project_to_budget(log_q: Tensor, log_p: LogProbs, budget: Tensor, groups: Tensor, weights: Tensor) -> Projected:
+def project_to_budget(log_q: Tensor, log_p: LogProbs, budget: Tensor, groups: Tensor, weights: Tensor) -> Tensor:
     """Move q back along `log q_s = (1 - s) log p + s log q + const` until every group's KL(q_s || p) is within budget.
 
     The KL grows with s, so s is found by bisection, from below: the result never exceeds the budget.
@@ -243,7 +236,7 @@ def project_to_budget(log_q: Tensor, log_p: LogProbs, budget: Tensor, groups: Te
         weights: `(rows,)`, what a row's KL counts.
 
     Returns:
-        q_s and s; groups within their budget come back as they were, log_q itself where all are.
+        `(rows, S)`; groups within their budget come back as they were, log_q itself where all are.
     """
 
     def path(s: Tensor, rows: slice, p: Tensor) -> Tensor:
@@ -260,7 +253,7 @@ def project_to_budget(log_q: Tensor, log_p: LogProbs, budget: Tensor, groups: Te
 
     inside = fits(None)
     if bool(inside.all()):
-        return Projected(log_q, torch.ones_like(budget))
+        return log_q
     low, high = inside.to(log_q.dtype), torch.ones_like(budget, dtype=log_q.dtype)
     for _ in range(20):
         middle = (low + high) / 2
@@ -269,7 +262,7 @@ def project_to_budget(log_q: Tensor, log_p: LogProbs, budget: Tensor, groups: Te
     result = torch.empty_like(log_q)
     for rows in row_chunks(log_q.shape, log_q.device):
         result[rows] = torch.where(inside[groups[rows], None], log_q[rows], path(low, rows, log_p[rows]))
-    return Projected(result, low)
+    return result
 
 
 def _mean(log_q: Tensor, log_p: LogProbs, strengths: Tensor) -> Tensor:

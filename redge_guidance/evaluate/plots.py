@@ -21,6 +21,7 @@ def plot(cells: Sequence[Cell], kind: str = "png") -> bytes:
         RuntimeError: matplotlib is not installed.
         ValueError: no cells; a kind that matplotlib does not know.
     """
+    cells = list(cells)
     if not cells:
         raise ValueError("`cells` must be at least one, as of `run`, got none.")
     try:

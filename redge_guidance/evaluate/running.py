@@ -88,7 +88,8 @@ def run(task: Task, methods: Sequence[Method | str], plan: Plan, output: str | P
     """
     if plan.samples < len(task.goals):
         raise ValueError(f"`samples` must be at least the {len(task.goals)} goals of {task.name}, got {plan.samples}.")
-    made = [one for given in methods for one in ([given] if isinstance(given, Method) else methods_of([given]))]
+    given_all = [methods] if isinstance(methods, str) else methods
+    made = [one for given in given_all for one in ([given] if isinstance(given, Method) else methods_of([given]))]
     names = [method.name for method in made]
     if len(set(names)) < len(names):
         raise ValueError(f"`methods` must be different ones, got {names!r:.200}; leave out the second of two.")
@@ -166,9 +167,10 @@ def _check_same(known: Cell | None, told: Cell, output: Path | None) -> None:
         return
     for name in (*_MADE_OF, *(["made_from"] if "made_from" in known else [])):
         if _digest(known[name]) != _digest(_since(known[name], told[name])):
+            what = "; ".join(differences(known[name], _since(known[name], told[name]))).removeprefix(": ")
             raise ValueError(
                 f"`output` {output} has {told['method']} of {told['task']}, seed {told['seed']}, with another `{name}` "
-                f"({'; '.join(differences(known[name], _since(known[name], told[name])))}); take another name."
+                f"({what}); take another name."
             )
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from redge_guidance.accepting import as_reward
 from redge_guidance.constraints.constraint import parted
 from redge_guidance.particles.search import check_judges
 
@@ -25,6 +26,9 @@ class Goal:
     def __post_init__(self) -> None:
         if isinstance(self.prompts, str) or not len(self.prompts):
             raise ValueError(f"`prompts` must be a list of prompts, at least one, got {self.prompts!r:.80}.")
+        rewarding, constraint = parted(self.reward)
+        if constraint is None and rewarding is not None:
+            object.__setattr__(self, "reward", as_reward(rewarding))
         if not callable(self.gold):
             raise ValueError(f"`gold` must be a function of finished samples, got {self.gold!r:.80}.")
 

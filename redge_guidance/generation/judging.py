@@ -69,7 +69,7 @@ class Judge:
     def _total(self, values: dict[str, float | None], names: Collection[str]) -> float | None:
         """The weighted sum of some terms; None where one has no value, or there are none."""
         pairs = [(term.weight, values[term.name]) for term in self._terms if term.name in names]
-        known = [weight * value for weight, value in pairs if value is not None]
+        known = [weight * value if weight != 0 else 0.0 for weight, value in pairs if value is not None]
         return sum(known) if known and len(known) == len(pairs) else None
 
     def _accepted(self, requests: Sequence[Request], drawn: Sequence[Drawn]) -> Sequence[bool | None]:

@@ -100,5 +100,6 @@ class Completions:
             if not isinstance(value, Tensor) or value.shape != (len(sample),):
                 shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
                 raise ValueError(f"`reward` must return shape ({len(sample)},), got {shape}; one number a sequence.")
-            total += term.weight * value.detach().cpu().double()
+            if term.weight != 0:  # else one that rules a sample out would
+                total += term.weight * value.detach().cpu().double()
         return total.view(count, -1).mean(0)

@@ -236,10 +236,16 @@ def _best(run: Run, requests: Iterable[Request], target: float | None) -> Iterat
                 }
             for number, found in records.items():
                 found.sort(key=lambda record: record.sample)
-                rewards = [math.nan if record.reward is None else float(record.reward) for record in found]
+                rewards = [
+                    math.nan if not _is_finite(record.reward) else float(record.reward or 0.0) for record in found
+                ]
                 told = _check_finite(rewards, number, told)
                 samples = [record.image if record.text is None else record.text for record in found]
                 yield Found(number, found[0].prompt, samples, rewards)
+
+
+def _is_finite(reward: float | None) -> bool:
+    return reward is not None and math.isfinite(reward)
 
 
 def _check_finite(rewards: Sequence[float], prompt: int, told: bool) -> bool:
@@ -260,7 +266,8 @@ def _check_finite(rewards: Sequence[float], prompt: int, told: bool) -> bool:
 
 
 def _has(records: Sequence[Record], target: float | None) -> bool:
-    return target is not None and any((record.reward or 0.0) >= least_of(target) for record in records)
+    rewards = (record.reward for record in records if record.reward is not None)
+    return target is not None and any(math.isfinite(one) and one >= least_of(target) for one in rewards)
 
 
 def _good(request: Request) -> Request:

@@ -1,6 +1,7 @@
 """A set-up: pipeline, reward, settings of guidance and of the call, loaded from a file and saved to one."""
 
 import json
+import math
 import os
 import re
 import tempfile
@@ -218,7 +219,8 @@ def config_of(options: Options) -> GuidanceConfig:
 def plain_config(config: GuidanceConfig) -> dict[str, Any]:
     """What differs from the defaults, `estimator` and `update` as a name, or a name with its settings."""
     values, default = json.loads(config.to_json()), json.loads(GuidanceConfig().to_json())
-    found = {name: value for name, value in values.items() if value != default[name]}
+    differing = {name: value for name, value in values.items() if value != default[name]}
+    found: dict[str, Any] = {name: math.inf if value == "inf" else value for name, value in differing.items()}
     for name in ("estimator", "update"):
         if name in found:
             settings = dict(found[name])

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from redge_guidance.chats import Prompt
-from redge_guidance.checks import as_whole
+from redge_guidance.checks import as_real, as_whole
 from redge_guidance.finished import to_judge
 from redge_guidance.reward import Reward
 from redge_guidance.rewards.reading.alignment import token_texts
@@ -35,19 +35,24 @@ def violations(board: str | Sequence[int]) -> int:
             empty cell, is none.
 
     Raises:
-        ValueError: another number of cells.
+        ValueError: another number of cells, or one that is neither a text nor a whole number.
 
     >>> violations("123456789" * 9)  # the rows are right, of a column 8 digits are missing, of a box 6
     126
     """
-    cells = (
-        list("".join(board.split()))
-        if isinstance(board, str)
-        else [one if isinstance(one, str) else str(as_whole(one)) for one in board]
-    )
+    cells = list("".join(board.split())) if isinstance(board, str) else [_cell(one) for one in board]
     if len(cells) != 81:
         raise ValueError(f"`board` must have 81 cells, got {len(cells)} in {board!r:.100}; write empty ones as '.'.")
     return sum(9 - len({cells[i] for i in unit} & set(_DIGITS)) for unit in SUDOKU)
+
+
+def _cell(given: Any) -> str:
+    number = as_real(given)
+    if isinstance(given, str):
+        return given.strip()
+    if number is None or number != int(number):
+        raise ValueError(f"`board` must have digits as cells, texts or whole numbers, got {given!r:.80}.")
+    return str(int(number))
 
 
 class AllDifferentReward(Reward):

@@ -338,22 +338,11 @@ def test_kl_budget_holds_for_every_sequence(support):
     logits, table = torch.randn(3, 4, 8), torch.randn(8)
     free = torch.tensor([[1, 1, 1, 1], [0, 1, 0, 0], [0, 1, 1, 0]]).bool()
     config = GuidanceConfig(scale=20.0, update=JUMP, kl_budget=0.3, support=support)
-    new, trace = guided_logits(step_of(logits, free), table_reward(table), config, seeded())
+    new, _ = guided_logits(step_of(logits, free), table_reward(table), config, seeded())
     spent = kl(new.log_softmax(-1), logits[free].log_softmax(-1))
-    for figures, rows in zip(trace.sequences, (slice(0, 4), slice(4, 5), slice(5, 7)), strict=True):
+    for rows in (slice(0, 4), slice(4, 5), slice(5, 7)):
         assert spent[rows].mean() <= 0.3 * (1 + 1e-5)
         assert spent[rows].mean() > 0.29
-        likeliest = logits[free][rows].topk(2).indices  # within any support
-        moved = (new - logits[free])[rows].gather(-1, likeliest).diff()
-        torch.testing.assert_close(moved, figures.strength * table[likeliest].diff(), atol=1e-4, rtol=1e-4)
-        assert 0 < figures.strength < 20
-
-
-def test_a_budget_that_is_not_spent_leaves_the_scale(reward):
-    pipe = tiny_pipeline()
-    with guide(pipe, reward, GuidanceConfig(scale=0.5, kl_budget=50.0)) as handle:
-        pipe(["a"], generator=seeded())
-    assert {one.strength for step in handle.trace for one in step.sequences} == {0.5}
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)

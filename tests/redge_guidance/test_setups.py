@@ -3,6 +3,7 @@
 import ast
 import copy
 import inspect
+import math
 import pickle
 
 import diffusers
@@ -163,7 +164,9 @@ def test_settings_of_a_model_are_kept(folders, tmp_path):
 
 
 def test_settings_of_call_and_run(pipe, tmp_path):
-    config = GuidanceConfig(scale=2e-3, estimator=ReDGE(num_steps=8), update=Adam(), kl_budget=0.5, support=None)
+    config = GuidanceConfig(
+        scale=2e-3, estimator=ReDGE(num_steps=8), update=Adam(), kl_budget=0.5, support=None, max_tilt=math.inf
+    )
     given = {"num_inference_steps": 3, "temperature": 0.7, "prompt": ["a", "on"], "seed": 5, "samples_per_prompt": 2}
     setup = round_trip(tmp_path, pipe, LengthReward(1), config, **given)
     assert setup.config == config

@@ -11,9 +11,17 @@ from scipy.special import logsumexp, softmax
 from redge_guidance import GuidanceConfig, guide
 from redge_guidance.particles import ParticleConfig, best_of_n, search
 from redge_guidance.reward import Reward
-from redge_guidance.rewards import AllDifferentReward, BlackBoxReward, TextClassifierReward
+from redge_guidance.rewards import (
+    AllDifferentReward,
+    BlackBoxReward,
+    CLIPReward,
+    ImageClassifierReward,
+    SentenceSimilarityReward,
+    TextClassifierReward,
+)
 from redge_guidance.strength import Slope, dearest, least_strengths, strength_of, update_of
 from redge_guidance.updates import Adam, Natural
+from redge_guidance.usual import highest_of
 from tests.helpers.tiny import tiny_pipeline, tiny_reward
 
 WITHIN = 4e-3  # relative: what the bisection of s leaves open
@@ -328,6 +336,17 @@ def test_what_a_label_can_be():
     of = TextClassifierReward.from_pretrained
     assert of("builtin:sentiment", label="positive").highest == 0
     assert of("builtin:sentiment", label="positive", against="negative").highest is None
+    assert ImageClassifierReward.from_pretrained("builtin:mnist-classifier", "7").highest == 0
+    assert CLIPReward.highest == SentenceSimilarityReward.highest == 1
+
+
+def test_the_most_of_a_sum_is_that_of_its_terms():
+    cosine, unknown = Reward(), Reward()
+    cosine.highest = 1
+    assert highest_of((2 * cosine + 0.5 * cosine + 0 * unknown).terms) == 2.5
+    for strange in ("3", lambda: 1.0, 1j, float("nan"), None):
+        unknown.highest = strange
+        assert highest_of((cosine + unknown).terms) is None
 
 
 def test_the_update_that_is_meant_where_none_is_set():

@@ -148,7 +148,7 @@ def test_projection_stops_at_the_budget_of_each_group():
         return torch.zeros(3, dtype=torch.float64).index_add_(0, groups, weights * kl(candidate, log_p))
 
     budget = spent(log_q) * torch.tensor([0.3, 2.0, 0.01], dtype=torch.float64)
-    projected, shares = project_to_budget(log_q, log_p, budget, groups, weights)
+    projected = project_to_budget(log_q, log_p, budget, groups, weights)
     after = spent(projected)
     assert (after <= budget).all()
     torch.testing.assert_close(after[[0, 2]], budget[[0, 2]], rtol=1e-4, atol=0)
@@ -157,8 +157,6 @@ def test_projection_stops_at_the_budget_of_each_group():
     moved, full = (x - x[..., :1] for x in ((projected - log_p)[:2], (log_q - log_p)[:2]))
     ratio = moved[:, 1:] / full[:, 1:]
     torch.testing.assert_close(ratio, ratio[0, 0].expand_as(ratio))
-    assert float(shares[0]) == pytest.approx(float(ratio[0, 0]), rel=1e-5)  # what is left of the tilt
-    assert float(shares[1]) == 1 > float(shares[2]) > 0
 
 
 class OnDemand:
@@ -179,7 +177,7 @@ def test_rows_on_demand_and_in_chunks_give_what_a_tensor_gives(update, monkeypat
     budget = torch.full((3,), 0.05, dtype=torch.float64)
 
     def run(log_p):
-        return update(log_p, ascent, lambda log_q: project_to_budget(log_q, log_p, budget, groups, weights).log_q)
+        return update(log_p, ascent, lambda log_q: project_to_budget(log_q, log_p, budget, groups, weights))
 
     whole = run(log_p)
     assert torch.equal(log_p, before)  # p is the caller's

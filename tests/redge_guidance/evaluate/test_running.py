@@ -147,7 +147,9 @@ def test_other_settings_under_one_name_are_an_error(task, tmp_path, plan, name):
     output = tmp_path / "out.jsonl"
     list(run(task, METHODS, Plan(5, (0,), 4), output))
     before = output.read_bytes()
-    with pytest.raises(ValueError, match=f"has unguided of tiny, seed 0, with another `{name}` .*; take another name"):
+    with pytest.raises(
+        ValueError, match=f"has unguided of tiny, seed 0, with another `{name}` \\(\\d+, now \\d+\\); take another name"
+    ):
         list(run(task, METHODS, plan, output))
     assert output.read_bytes() == before
 
@@ -167,6 +169,7 @@ def test_methods_may_be_named(task):
         "unguided",
         "guided[scale: 4]",
     ]
+    assert [cell["method"] for cell in run(task, "unguided", Plan(2))] == ["unguided"]
     with pytest.raises(ValueError, match="there is no method `guide`"):
         list(run(task, ["guide"], Plan(2)))
 

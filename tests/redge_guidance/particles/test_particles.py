@@ -11,6 +11,7 @@ from redge_guidance import GuidanceConfig, generate, guide
 from redge_guidance.constraints import RegexConstraint
 from redge_guidance.course import Course
 from redge_guidance.particles import Found, ParticleConfig, best_of_n, particles, search
+from redge_guidance.reward import Reward
 from redge_guidance.rewards import BlackBoxReward, LexicalReward, TextClassifierReward
 from redge_guidance.tilts import Kept, Tilts
 from redge_guidance.trace import SequenceFigures, of_sequences
@@ -260,6 +261,39 @@ def test_a_function_of_texts_may_rule_one_out(reward):
     assert found.reward == max(float(len(text)) for text in found.samples if "b" not in text.split())
     with pytest.raises(ValueError, match="must return a finite number"):  # where none competes it is an error
         list(generate(pipe, "b", reward, GuidanceConfig(scale=0.0)))
+
+
+def test_what_is_infinite_is_no_target_and_a_weight_of_0_rules_nothing_out(reward):
+    pipe, endless = tiny_pipeline(), BlackBoxReward(lambda text: float("inf") if "b" in text.split() else 0.0)
+    with pytest.warns(UserWarning, match="not finite"):
+        (found,) = best_of_n(pipe, "", endless, 8, seed=3, target=5.0, batch_size=8)
+    assert len(found.samples) == 8
+    assert found.reward == 0
+    unweighted = reward + 0 * BlackBoxReward(veto)
+    (found,) = best_of_n(pipe, "", unweighted, 8, seed=3)
+    assert np.isfinite(found.rewards).all()
+    (found,) = search(pipe, "", unweighted, ParticleConfig(8), seed=3)
+    assert np.isfinite(found.rewards).all()
+
+
+def test_what_is_ruled_out_is_said_once_and_a_veto_may_fall_on_any_text():
+    pipe = tiny_pipeline()
+    with pytest.warns(UserWarning, match="never the best") as told:
+        assert len(list(best_of_n(pipe, ["", "a", "c"], BlackBoxReward(veto), 8, seed=3))) == 3
+    assert sum("never the best" in str(one.message) for one in told) == 1
+    with pytest.warns(UserWarning, match="is taken for a function of strings"):
+        (found,) = best_of_n(pipe, "", lambda t: -float("inf") if len(t) == len("Nothing much.") else 1.0, 2)
+    assert found.reward == 1
+
+
+def test_a_reward_without_score_is_refused(reward):
+    class OfTokens(Reward):
+        def __call__(self, tokens):
+            return tokens.weights.sum((1, 2))
+
+    for one in (OfTokens(), reward + OfTokens()):
+        with pytest.raises(ValueError, match="OfTokens judges no finished texts"):
+            best_of_n(tiny_pipeline(), "a", one, 2)
 
 
 def test_a_prompt_none_of_whose_samples_is_worth_anything_is_an_error():

@@ -2,6 +2,7 @@ import itertools
 import random
 import re
 
+import numpy as np
 import pytest
 import torch
 
@@ -61,6 +62,17 @@ def test_a_solved_board_is_worth_0_and_every_exchange_less():
         text = "".join(changed)
         assert violations(text) == 0 if text == PUZZLE else violations(text) > 0
         assert reward.score(text).item() == plain_value(changed, SUDOKU, "123456789")
+
+
+def test_boards_may_be_numbers_of_any_kind():
+    digits = [int(digit) for digit in PUZZLE]
+    for board in (digits, [float(d) for d in digits], np.array(digits, np.float32), torch.tensor(digits), list(PUZZLE)):
+        assert violations(board) == 0
+    for wrong in (None, 1.5, [1]):
+        with pytest.raises(ValueError, match="`board` must have digits as cells, texts or whole numbers"):
+            violations([wrong] * 81)
+    with pytest.raises(ValueError, match="must have 81 cells, got 1 in"):
+        violations([PUZZLE])
 
 
 def test_violations_counts_missing_digits():
