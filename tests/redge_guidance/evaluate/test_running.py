@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import statistics
 
 import pytest
 import torch
@@ -162,6 +163,13 @@ def test_what_differs_is_told_by_its_place(task, tmp_path):
         ValueError, match=r"another `settings` \(pipeline.num_inference_steps: 3, now 4\); take another"
     ):
         list(run(other, ["unguided"], Plan(2), output))
+
+
+def test_a_reward_may_be_a_function_of_texts(task):
+    goal = Goal(lambda text: -float(len(text)), has_a)
+    made = Task("short", "there is an a", task.pipe, [goal], 0.5, {"num_inference_steps": 3})
+    bare, best = run(made, ["unguided", "best-of-4"], Plan(3))
+    assert statistics.mean(best["reward"]) > statistics.mean(bare["reward"])
 
 
 def test_methods_may_be_named(task):
