@@ -28,7 +28,7 @@ from redge_guidance.records import columns_now
 from redge_guidance.reward import Wanted
 from redge_guidance.step import DenoisingStep, rows_of, without_others
 from redge_guidance.stopping import StopRule
-from redge_guidance.strength import Strength, strength_of
+from redge_guidance.strength import Strength, strength_of, update_of
 from redge_guidance.terms import asks_for_whole_batch
 from redge_guidance.tilting import tilted
 from redge_guidance.tilts import Tilts, carried
@@ -85,6 +85,8 @@ class Guidance:
             routes(wanted, self.config)
         self._reward, self._seed, self._rule, self._weighed = wanted, check_seed(seed), stop_when, weighed
         self.strength = strength_of(wanted, self.config, images)
+        update = self.config.update if wanted is None else update_of(wanted, self.config, images)
+        self._resolved = replace(self.config, update=update)
         self.trace = Trace(aim=str(self.strength), target=self.strength.target)
         self._told = set[str]()
         self.begin()
@@ -235,7 +237,7 @@ class Guidance:
             form = None if self._form is None else FormOfStep(self._form, part)
             try:
                 noise = noise_of(part, self._seed, index)
-                found = tilted(part, self._reward, config, strength, noise, self._goals, form, start, ceilings)
+                found = tilted(part, self._reward, self._resolved, strength, noise, self._goals, form, start, ceilings)
                 break
             except WrongKind as error:
                 strings = as_strings(error)

@@ -1,5 +1,6 @@
 """One denoising step moved toward a reward: from what the model says to q, and how far that is."""
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -111,7 +112,7 @@ def tilted(
             _started(log_p, support, start, config.warm_start),
             ceilings,
         )
-        log_q = update_of(reward, config, step.images is not None)(log_p, ascent, project)
+        log_q = update_of(reward, config)(log_p, ascent, project)
         trace = figures.step(step.progress, *distances(log_q, log_p, mass))
     return Tilted(Moved(step, log_q + log_z, support), log_q, log_p, support, *ascent.last, trace)
 
@@ -120,7 +121,9 @@ def guided_logits(
     step: DenoisingStep, reward: AnyReward, config: GuidanceConfig, noise: Noise, goals: Goals | None = None
 ) -> tuple[Tensor, StepTrace]:
     """Logits `(free positions, vocabulary)` for the host, moved by `tilted`, and the figures of the step."""
-    found = tilted(step, reward, config, strength_of(reward, config, step.images is not None), noise, goals)
+    images = step.images is not None
+    config = replace(config, update=update_of(reward, config, images))
+    found = tilted(step, reward, config, strength_of(reward, config, images), noise, goals)
     logits = found.moved.logits()
     return logits if step.temperature == 1 else logits.mul_(step.temperature), found.trace
 

@@ -19,7 +19,12 @@ def highest_of(terms: Sequence[Any]) -> float | None:
     """`sum_k weight_k highest_k` of `Term`s; None where one is not known, or is to be low."""
     wanted = [term for term in terms if term.weight != 0]
     highest: list[Any] = [as_real(getattr(term.reward, "highest", None)) for term in wanted]
-    if None in highest or any(most != most for most in highest) or any(term.weight < 0 for term in wanted):
+    if (
+        not wanted
+        or None in highest
+        or any(most != most for most in highest)
+        or any(term.weight < 0 for term in wanted)
+    ):
         return None
     return float(sum(term.weight * most for term, most in zip(wanted, highest, strict=True)))
 

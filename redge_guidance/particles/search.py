@@ -160,8 +160,7 @@ def best_of_n(
 
     Raises:
         ValueError: an argument out of range; a reward that judges no finished texts; a prompt none of whose samples has
-            a finite reward; what `generate` raises; a prompt
-            that cannot be drawn.
+            a finite reward; what `generate` raises; a prompt that cannot be drawn.
     """
     if guidance is not None and not isinstance(guidance, GuidanceConfig):
         raise ValueError(f"`guidance` must be a GuidanceConfig or None, got {type(guidance).__name__}.")
@@ -236,16 +235,15 @@ def _best(run: Run, requests: Iterable[Request], target: float | None) -> Iterat
                 }
             for number, found in records.items():
                 found.sort(key=lambda record: record.sample)
-                rewards = [
-                    math.nan if not _is_finite(record.reward) else float(record.reward or 0.0) for record in found
-                ]
+                rewards = [_worth(record) for record in found]
                 told = _check_finite(rewards, number, told)
                 samples = [record.image if record.text is None else record.text for record in found]
                 yield Found(number, found[0].prompt, samples, rewards)
 
 
-def _is_finite(reward: float | None) -> bool:
-    return reward is not None and math.isfinite(reward)
+def _worth(record: Record) -> float:
+    """The reward; NaN, which is below nothing and above nothing, of a sample that is out."""
+    return math.nan if record.reward is None or not math.isfinite(record.reward) else record.reward
 
 
 def _check_finite(rewards: Sequence[float], prompt: int, told: bool) -> bool:
@@ -266,8 +264,7 @@ def _check_finite(rewards: Sequence[float], prompt: int, told: bool) -> bool:
 
 
 def _has(records: Sequence[Record], target: float | None) -> bool:
-    rewards = (record.reward for record in records if record.reward is not None)
-    return target is not None and any(math.isfinite(one) and one >= least_of(target) for one in rewards)
+    return target is not None and any(_worth(record) >= least_of(target) for record in records)
 
 
 def _good(request: Request) -> Request:

@@ -344,6 +344,7 @@ def test_the_most_of_a_sum_is_that_of_its_terms():
     cosine, unknown = Reward(), Reward()
     cosine.highest = 1
     assert highest_of((2 * cosine + 0.5 * cosine + 0 * unknown).terms) == 2.5
+    assert highest_of((0 * cosine + 0 * unknown).terms) is None
     for strange in ("3", lambda: 1.0, 1j, float("nan"), None):
         unknown.highest = strange
         assert highest_of((cosine + unknown).terms) is None
